@@ -1,0 +1,90 @@
+// Which instruction set the kernels use: decided once, outside of all loops.
+
+#include <cstdio>
+#include <cstring>
+
+#include "kernels/kernels.h"
+
+#if defined(ONNXPQ_COMPILE_AVX2)
+#if defined(_MSC_VER)
+#include <immintrin.h>
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace onnxpq {
+namespace {
+
+#if defined(ONNXPQ_COMPILE_AVX2)
+
+struct Registers {
+  unsigned eax, ebx, ecx, edx;
+};
+
+Registers cpuid(unsigned leaf) {
+  Registers r = {0, 0, 0, 0};
+#if defined(_MSC_VER)
+  int values[4];
+  __cpuid(values, 0);
+  if (static_cast<unsigned>(values[0]) < leaf) return r;
+  __cpuidex(values, static_cast<int>(leaf), 0);
+  r = {static_cast<unsigned>(values[0]), static_cast<unsigned>(values[1]), static_cast<unsigned>(values[2]),
+       static_cast<unsigned>(values[3])};
+#else
+  if (__get_cpuid_max(0, nullptr) >= leaf) __cpuid_count(leaf, 0, r.eax, r.ebx, r.ecx, r.edx);
+#endif
+  return r;
+}
+
+unsigned enabled_register_state() {
+#if defined(_MSC_VER)
+  return static_cast<unsigned>(_xgetbv(0));
+#else
+  unsigned eax, edx;
+  // The intrinsic would need this file to be compiled with -mxsave.
+  __asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  return eax;
+#endif
+}
+
+bool has_avx2() {
+  constexpr unsigned kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29, kAvx2 = 1u << 5;
+  constexpr unsigned kXmmAndYmm = 6;
+  const unsigned needed = kOsxsave | kAvx | kF16c;
+  // The processor may have the registers while the operating system does not save them.
+  return (cpuid(1).ecx & needed) == needed && (enabled_register_state() & kXmmAndYmm) == kXmmAndYmm &&
+         (cpuid(7).ebx & kAvx2) != 0;
+}
+
+#endif
+
+}  // namespace
+
+KernelList available_kernels() {
+  KernelList list = {{&kScalarKernels}, 1};
+#if defined(ONNXPQ_COMPILE_AVX2)
+  if (has_avx2()) list.levels[list.count++] = &kAvx2Kernels;
+#endif
+  return list;
+}
+
+const Kernels* choose_kernels(const char* wanted, char* refusal, size_t capacity) {
+  const KernelList list = available_kernels();
+  if (wanted == nullptr || *wanted == '\0') return list.levels[list.count - 1];
+  for (size_t i = 0; i < list.count; ++i) {
+    if (std::strcmp(wanted, list.levels[i]->name) == 0) return list.levels[i];
+  }
+  int length = std::snprintf(refusal, capacity,
+                             "onnxpq: the environment variable ONNXPQ_SIMD is '%.40s'; this library on this processor "
+                             "has:",
+                             wanted);
+  for (size_t i = 0; i < list.count && length > 0 && static_cast<size_t>(length) < capacity; ++i) {
+    length += std::snprintf(refusal + length, capacity - static_cast<size_t>(length), "%s %s", i == 0 ? "" : ",",
+                            list.levels[i]->name);
+  }
+  return nullptr;
+}
+
+}  // namespace onnxpq

@@ -1,0 +1,103 @@
+// What a kernel computes, as plain pointers: one set of functions per instruction set.
+//
+// Letters: `out`, `in` sizes of the layer; d sub-vector length; M = ceil(in/d) sub-vectors; K codewords; G codebook
+// groups; R stages; S = R*M units, unit s = r*M + m. The format of the operator's inputs: onnxpq/opschema.py.
+//
+// ADDING AN INSTRUCTION SET
+//   1. src/kernels/<name>.cpp defines `const Kernels k<Name>Kernels`, with the semantics of scalar.cpp: equal bit for bit.
+//   2. CMakeLists.txt lists it, with its own compiler flags and a COMPILE definition for dispatch.cpp.
+//   3. dispatch.cpp names it and says when a processor has it.
+//   tests/test_kernels.cpp then compares it with the scalar one of its own accord.
+//   Include no inline function or template that other files use too: the linker keeps one copy, perhaps yours, and
+//   older processors would then run your instructions.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace onnxpq {
+
+constexpr size_t kUnitBytes = 16;         // bytes of a unit of codes
+constexpr size_t kNibbleCodewords = 16;   // K up to which two codes share a byte
+constexpr size_t kNibbleOutputs = 32;     // outputs of a block of codes, K <= 16
+constexpr size_t kByteOutputs = 16;       // outputs of a block of codes, K > 16
+constexpr size_t kCodewordAlignment = 8;  // rows of a codebook are padded to a multiple of so many codewords
+
+enum class Element { kFloat32, kFloat16 };
+
+// A layer's weight. Padding never reaches a result.
+struct Weight {
+  size_t out, in;
+  size_t d, M, R, G;
+  size_t group_width;     // ceil(M/G): sub-vector m uses codebook group m / group_width
+  size_t codewords;       // K
+  size_t codebook_width;  // K rounded up; 16 where K <= 16. Entries past K repeat the last codeword
+  Element codebook_element;
+  const void* codebooks;  // [R*G][d][codebook_width], any alignment
+  const uint8_t* codes;   // [blocks][S][16], any alignment
+  const float* scales;    // [blocks * outputs of a block], padded
+  const float* bias;      // [blocks * outputs of a block], padded
+};
+
+// ---- K <= 16: int16 tables --------------------------------------------------------------------------------------
+//
+// T[s][k] = < x_m, C[r, g(m), :, k] >, summed in float32 over the elements in order, product rounded before the sum.
+// Units are taken in groups of 64. With centre c = mid-range and h = half-span of a unit's table,
+//     span = sum of h over the group, centre = sum of c over the group (both in order of the units),
+//     scale = 32700 / span, step = span / 32700, q[s][k] = round_to_even((T[s][k] - c[s]) * scale).
+// |sum of q| <= 32700 + 64/2 whatever the codes: int16 cannot overflow. A group with span < 1e-30 counts as constant
+// (q = 0, step = 0); one with a NaN or an infinity has q = 0 and step = NaN, so that its row becomes NaN, never a finite wrong number.
+//     y[o] = (sum of centres + sum over groups of (sum over units of q) * step) * scales[o] + bias[o]
+// in float32, sums over groups in order, each product rounded before its sum.
+
+constexpr size_t kGroupUnits = 64;
+constexpr float kTableRange = 32700.0f;
+constexpr float kMinSpan = 1e-30f;
+constexpr size_t kPairBytes = 64;  // two units: low bytes of both tables (2 x 16), high bytes of both (2 x 16)
+
+// The tables of one row of X.
+struct NibbleTables {
+  uint8_t* planes;  // [ceil(S/2)][kPairBytes], 64-byte aligned; where S is odd, the last half is zero
+  float* steps;     // [ceil(S/64)]
+  float* centres;   // [ceil(S/64)]
+};
+
+// ---- K > 16: float tables ---------------------------------------------------------------------------------------
+//
+// T as above, [S][codebook_width] float32. y[o] = (sum over units in order of T[s][code[o, s]]) * scales[o] + bias[o].
+
+struct Kernels {
+  const char* name;
+
+  // Tables of one group of units. `x` is a row of X [in].
+  void (*build_nibble_tables)(const Weight& weight, const float* x, size_t group, const NibbleTables& tables);
+
+  // Outputs of one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out]; next row `out` further.
+  void (*scan_nibbles)(const Weight& weight, const NibbleTables* tables, size_t rows, size_t block, float* y);
+  size_t scan_rows;
+
+  // Tables [codebook_width] of units [begin, end), at tables + s * codebook_width.
+  void (*build_byte_tables)(const Weight& weight, const float* x, size_t begin, size_t end, float* tables);
+
+  // Outputs of the blocks [begin, end) of one row; `y` is the row's output [out].
+  void (*scan_bytes)(const Weight& weight, const float* tables, size_t begin, size_t end, float* y);
+};
+
+extern const Kernels kScalarKernels;
+#if defined(ONNXPQ_COMPILE_AVX2)
+extern const Kernels kAvx2Kernels;
+#endif
+
+// All levels that this binary holds and this processor has, slowest first.
+struct KernelList {
+  const Kernels* levels[4];
+  size_t count;
+};
+KernelList available_kernels();
+
+// The fastest level, or the one that the environment variable ONNXPQ_SIMD names. Null where that one is unknown or absent; `refusal`
+// [capacity] then says so.
+const Kernels* choose_kernels(const char* wanted, char* refusal, size_t capacity);
+
+}  // namespace onnxpq

@@ -1,0 +1,128 @@
+// The reference: defines what every other level must compute, bit for bit. See kernels.h for the formulas.
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/half.h"
+#include "kernels/kernels.h"
+
+namespace onnxpq {
+namespace {
+
+float load(const Weight& weight, size_t index) {
+  if (weight.codebook_element == Element::kFloat16) {
+    uint16_t half;
+    std::memcpy(&half, static_cast<const char*>(weight.codebooks) + index * sizeof half, sizeof half);
+    return half_to_float(half);
+  }
+  float value;
+  std::memcpy(&value, static_cast<const char*>(weight.codebooks) + index * sizeof value, sizeof value);
+  return value;
+}
+
+// Table [codebook_width] of unit s.
+void build_table(const Weight& weight, const float* x, size_t s, float* table) {
+  const size_t m = s % weight.M;
+  const size_t codebook = s / weight.M * weight.G + m / weight.group_width;
+  const size_t first = m * weight.d;
+  const size_t length = weight.in - first < weight.d ? weight.in - first : weight.d;
+  for (size_t k = 0; k < weight.codebook_width; ++k) table[k] = 0.0f;
+  for (size_t i = 0; i < length; ++i) {
+    const size_t row = (codebook * weight.d + i) * weight.codebook_width;
+    for (size_t k = 0; k < weight.codebook_width; ++k) table[k] += x[first + i] * load(weight, row + k);
+  }
+}
+
+void build_nibble_tables(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
+  const size_t S = weight.R * weight.M;
+  const size_t begin = group * kGroupUnits;
+  const size_t count = S - begin < kGroupUnits ? S - begin : kGroupUnits;
+  float values[kGroupUnits][kNibbleCodewords];
+  float centres[kGroupUnits];
+  float span = 0.0f, centre = 0.0f;
+  bool finite = true;
+  for (size_t j = 0; j < count; ++j) {
+    build_table(weight, x, begin + j, values[j]);
+    float low = values[j][0], high = values[j][0];
+    for (const float value : values[j]) {
+      low = value < low ? value : low;
+      high = value > high ? value : high;
+      finite = finite && std::isfinite(value);
+    }
+    low *= 0.5f;
+    high *= 0.5f;
+    centres[j] = low + high;
+    span += high - low;
+    centre += centres[j];
+  }
+  finite = finite && std::isfinite(span);
+  const bool usable = finite && span >= kMinSpan;
+  const float scale = usable ? kTableRange / span : 0.0f;
+  tables.steps[group] = usable ? span / kTableRange : finite ? 0.0f : NAN;
+  tables.centres[group] = finite ? centre : 0.0f;
+  uint8_t* planes = tables.planes + begin / 2 * kPairBytes;
+  std::memset(planes, 0, (count + 1) / 2 * kPairBytes);
+  if (!usable) return;
+  for (size_t j = 0; j < count; ++j) {
+    uint8_t* low_bytes = planes + j / 2 * kPairBytes + j % 2 * kNibbleCodewords;
+    for (size_t k = 0; k < kNibbleCodewords; ++k) {
+      const auto q = static_cast<uint16_t>(std::lrintf((values[j][k] - centres[j]) * scale));
+      low_bytes[k] = static_cast<uint8_t>(q & 0xff);
+      low_bytes[k + 2 * kNibbleCodewords] = static_cast<uint8_t>(q >> 8);
+    }
+  }
+}
+
+int table_entry(const uint8_t* planes, size_t s, unsigned code) {
+  const uint8_t* low_bytes = planes + s / 2 * kPairBytes + s % 2 * kNibbleCodewords;
+  return static_cast<int16_t>(low_bytes[code] | low_bytes[code + 2 * kNibbleCodewords] << 8);
+}
+
+void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, size_t block, float* y) {
+  const size_t S = weight.R * weight.M;
+  const size_t first = block * kNibbleOutputs;
+  const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
+  const uint8_t* codes = weight.codes + block * S * kUnitBytes;
+  for (size_t row = 0; row < rows; ++row) {
+    float centre = 0.0f;
+    for (size_t group = 0; group * kGroupUnits < S; ++group) centre += tables[row].centres[group];
+    for (size_t i = 0; i < count; ++i) {
+      const unsigned shift = i < kUnitBytes ? 0 : 4;
+      float sum = centre;
+      for (size_t group = 0; group * kGroupUnits < S; ++group) {
+        const size_t end = (group + 1) * kGroupUnits < S ? (group + 1) * kGroupUnits : S;
+        int integer_sum = 0;
+        for (size_t s = group * kGroupUnits; s < end; ++s) {
+          const unsigned code = codes[s * kUnitBytes + i % kUnitBytes] >> shift & 15u;
+          integer_sum += table_entry(tables[row].planes, s, code);
+        }
+        sum += static_cast<float>(integer_sum) * tables[row].steps[group];
+      }
+      y[row * weight.out + first + i] = sum * weight.scales[first + i] + weight.bias[first + i];
+    }
+  }
+}
+
+void build_byte_tables(const Weight& weight, const float* x, size_t begin, size_t end, float* tables) {
+  for (size_t s = begin; s < end; ++s) build_table(weight, x, s, tables + s * weight.codebook_width);
+}
+
+void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t end, float* y) {
+  const size_t S = weight.R * weight.M;
+  for (size_t block = begin; block < end; ++block) {
+    const size_t first = block * kByteOutputs;
+    const size_t count = weight.out - first < kByteOutputs ? weight.out - first : kByteOutputs;
+    const uint8_t* codes = weight.codes + block * S * kUnitBytes;
+    for (size_t i = 0; i < count; ++i) {
+      float sum = 0.0f;
+      for (size_t s = 0; s < S; ++s) sum += tables[s * weight.codebook_width + codes[s * kUnitBytes + i]];
+      y[first + i] = sum * weight.scales[first + i] + weight.bias[first + i];
+    }
+  }
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {"scalar", build_nibble_tables, scan_nibbles, 1, build_byte_tables, scan_bytes};
+
+}  // namespace onnxpq

@@ -1,0 +1,187 @@
+#include "pq_weight.h"
+
+#include <cstring>
+
+#include "kernels/half.h"
+
+namespace onnxpq {
+namespace {
+
+constexpr int64_t kMaxCodewords = 256;
+
+const char* name_of(TensorType type) {
+  switch (type) {
+    case TensorType::kFloat32:
+      return "float32";
+    case TensorType::kFloat16:
+      return "float16";
+    case TensorType::kUint8:
+      return "uint8";
+    default:
+      return "of another type";
+  }
+}
+
+[[noreturn]] void refuse(const std::string& node, const char* input, const std::string& problem) {
+  throw Refusal("onnxpq::PQMatMul node '" + node + "': input '" + input + "' " + problem);
+}
+
+void check_float(const std::string& node, const char* input, const TensorView& tensor) {
+  if (tensor.type != TensorType::kFloat32 && tensor.type != TensorType::kFloat16) {
+    refuse(node, input, std::string("is ") + name_of(tensor.type) + "; expected float16 or float32.");
+  }
+}
+
+void check_rank(const std::string& node, const char* input, const TensorView& tensor, size_t rank, const char* layout) {
+  bool usable = tensor.shape.size() == rank;
+  for (const int64_t size : tensor.shape) usable = usable && size > 0;
+  if (!usable) {
+    refuse(node, input, "has shape " + to_string(tensor.shape) + "; expected " + layout + ", no size zero.");
+  }
+}
+
+void check_codebooks(const std::string& node, const TensorView& codebooks) {
+  check_float(node, "codebooks", codebooks);
+  check_rank(node, "codebooks", codebooks, 4, "[R, G, d, K]");
+  if (codebooks.shape[3] < 2 || codebooks.shape[3] > kMaxCodewords) {
+    refuse(node, "codebooks",
+           "has shape " + to_string(codebooks.shape) + ", " + std::to_string(codebooks.shape[3]) +
+               " codewords; expected 2 to 256.");
+  }
+}
+
+void check_codes_shape(const std::string& node, const TensorView& codes, const TensorView& codebooks, int64_t out) {
+  if (codes.type != TensorType::kUint8) {
+    refuse(node, "codes", std::string("is ") + name_of(codes.type) + "; expected uint8.");
+  }
+  check_rank(node, "codes", codes, 3, "[B, R*M, 16]");
+  const int64_t codewords = codebooks.shape[3];
+  const auto block = static_cast<int64_t>(codewords <= static_cast<int64_t>(kNibbleCodewords) ? kNibbleOutputs
+                                                                                             : kByteOutputs);
+  const int64_t blocks = (out - 1) / block + 1;
+  if (codes.shape[0] != blocks || codes.shape[2] != static_cast<int64_t>(kUnitBytes) ||
+      codes.shape[1] % codebooks.shape[0] != 0) {
+    refuse(node, "codes",
+           "has shape " + to_string(codes.shape) + "; expected [" + std::to_string(blocks) + ", a multiple of " +
+               std::to_string(codebooks.shape[0]) + ", 16] for " + std::to_string(out) + " outputs (the size of 'scales'), " +
+               std::to_string(codewords) + " codewords and " + std::to_string(codebooks.shape[0]) + " stages.");
+  }
+  const int64_t sub_vectors = codes.shape[1] / codebooks.shape[0];
+  if (codebooks.shape[1] > sub_vectors) {
+    refuse(node, "codebooks",
+           "has shape " + to_string(codebooks.shape) + ", " + std::to_string(codebooks.shape[1]) +
+               " groups; expected at most one for each of the " + std::to_string(sub_vectors) +
+               " sub-vectors that 'codes' " + to_string(codes.shape) + " has.");
+  }
+}
+
+// A code that points past the codebook would make the kernel read past a table.
+void check_code_values(const std::string& node, const TensorView& codes, size_t codewords) {
+  const auto* bytes = static_cast<const uint8_t*>(codes.data);
+  const auto count = static_cast<size_t>(codes.shape[0] * codes.shape[1]) * kUnitBytes;
+  for (size_t i = 0; i < count; ++i) {
+    unsigned code = bytes[i];
+    if (codewords <= kNibbleCodewords) {
+      const unsigned low = code & 15u, high = code >> 4;
+      code = low > high ? low : high;
+    }
+    if (code >= codewords) {
+      refuse(node, "codes",
+             "holds the code " + std::to_string(code) + " in byte " + std::to_string(i) +
+                 ", past the end of its codebook; expected codes below " + std::to_string(codewords) + ".");
+    }
+  }
+}
+
+void check_per_output(const std::string& node, const char* input, const TensorView& tensor) {
+  check_float(node, input, tensor);
+  check_rank(node, input, tensor, 1, "[out]");
+}
+
+std::vector<float> widened(const TensorView& tensor, size_t padded_size) {
+  std::vector<float> result(padded_size, 0.0f);
+  const auto count = static_cast<size_t>(tensor.shape[0]);
+  if (tensor.type == TensorType::kFloat32) {
+    std::memcpy(result.data(), tensor.data, count * sizeof(float));
+    return result;
+  }
+  const auto* bytes = static_cast<const unsigned char*>(tensor.data);
+  for (size_t i = 0; i < count; ++i) {
+    uint16_t half;
+    std::memcpy(&half, bytes + i * sizeof half, sizeof half);
+    result[i] = half_to_float(half);
+  }
+  return result;
+}
+
+// Rows of `codewords` elements of `element_size` bytes to rows of `width`, the last one repeated: it moves neither the
+// smallest nor the largest entry of a table.
+std::vector<unsigned char> padded_rows(const TensorView& codebooks, size_t rows, size_t codewords, size_t width,
+                                       size_t element_size) {
+  std::vector<unsigned char> result(rows * width * element_size);
+  const auto* source = static_cast<const unsigned char*>(codebooks.data);
+  for (size_t row = 0; row < rows; ++row) {
+    unsigned char* target = result.data() + row * width * element_size;
+    std::memcpy(target, source + row * codewords * element_size, codewords * element_size);
+    for (size_t k = codewords; k < width; ++k) {
+      std::memcpy(target + k * element_size, target + (codewords - 1) * element_size, element_size);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+std::string to_string(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs) : shape_{} {
+  check_codebooks(node, inputs.codebooks);
+  check_per_output(node, "scales", inputs.scales);
+  check_per_output(node, "bias", inputs.bias);
+  const int64_t out = inputs.scales.shape[0];
+  if (inputs.bias.shape[0] != out) {
+    refuse(node, "bias", "has shape " + to_string(inputs.bias.shape) + "; expected [" + std::to_string(out) +
+                             "], the shape of 'scales'.");
+  }
+  check_codes_shape(node, inputs.codes, inputs.codebooks, out);
+
+  const std::vector<int64_t>& codebooks = inputs.codebooks.shape;
+  const auto S = static_cast<size_t>(inputs.codes.shape[1]);
+  shape_.out = static_cast<size_t>(out);
+  shape_.R = static_cast<size_t>(codebooks[0]);
+  shape_.G = static_cast<size_t>(codebooks[1]);
+  shape_.d = static_cast<size_t>(codebooks[2]);
+  shape_.codewords = static_cast<size_t>(codebooks[3]);
+  shape_.M = S / shape_.R;
+  shape_.group_width = (shape_.M - 1) / shape_.G + 1;
+  check_code_values(node, inputs.codes, shape_.codewords);
+
+  const bool nibbles = shape_.codewords <= kNibbleCodewords;
+  shape_.codebook_width = nibbles ? kNibbleCodewords
+                                  : (shape_.codewords + kCodewordAlignment - 1) / kCodewordAlignment * kCodewordAlignment;
+  shape_.codebook_element = inputs.codebooks.type == TensorType::kFloat16 ? Element::kFloat16 : Element::kFloat32;
+  if (shape_.codebook_width != shape_.codewords) {
+    const size_t element_size = shape_.codebook_element == Element::kFloat16 ? sizeof(uint16_t) : sizeof(float);
+    padded_codebooks_ = padded_rows(inputs.codebooks, shape_.R * shape_.G * shape_.d, shape_.codewords,
+                                    shape_.codebook_width, element_size);
+  }
+  const size_t padded_out = static_cast<size_t>(inputs.codes.shape[0]) * (nibbles ? kNibbleOutputs : kByteOutputs);
+  scales_ = widened(inputs.scales, padded_out);
+  bias_ = widened(inputs.bias, padded_out);
+}
+
+Weight PQWeight::view(size_t in, const void* codebooks, const void* codes) const {
+  Weight weight = shape_;
+  weight.in = in;
+  weight.codebooks = padded_codebooks_.empty() ? codebooks : padded_codebooks_.data();
+  weight.codes = static_cast<const uint8_t*>(codes);
+  weight.scales = scales_.data();
+  weight.bias = bias_.data();
+  return weight;
+}
+
+}  // namespace onnxpq

@@ -1,0 +1,60 @@
+// From the operator's constant inputs to a validated weight that the kernels can trust.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace onnxpq {
+
+// An input that cannot be used; the text is a whole sentence that names node and input.
+class Refusal : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+enum class TensorType { kFloat32, kFloat16, kUint8, kOther };
+
+// A tensor that somebody else owns.
+struct TensorView {
+  TensorType type;
+  std::vector<int64_t> shape;
+  const void* data;
+};
+
+struct ConstantInputs {
+  TensorView codebooks;  // [R, G, d, K]
+  TensorView codes;      // [B, S, 16]
+  TensorView scales;     // [out]
+  TensorView bias;       // [out]
+};
+
+std::string to_string(const std::vector<int64_t>& shape);
+
+// A checked weight. Holds what the kernels need in another form than the file has it: scales and bias (a few bytes per
+// output), and the codebooks where K is no multiple of 8 or below 16. Everything else stays where it is.
+class PQWeight {
+ public:
+  // Throws Refusal, with `node` in the sentence, where the inputs contradict each other or a code points past the codebook.
+  PQWeight(const std::string& node, const ConstantInputs& inputs);
+
+  // Sub-vectors hold (M-1)*d + 1 to M*d inputs; how many there are is for X to say.
+  size_t min_in() const { return (shape_.M - 1) * shape_.d + 1; }
+  size_t max_in() const { return shape_.M * shape_.d; }
+  size_t out() const { return shape_.out; }
+
+  // For the kernels. `codes` and `codebooks` are the inputs' data, which must outlive the result.
+  Weight view(size_t in, const void* codebooks, const void* codes) const;
+
+ private:
+  Weight shape_;  // without pointers and `in`
+  std::vector<float> scales_, bias_;
+  std::vector<unsigned char> padded_codebooks_;  // empty where the input serves as it is
+};
+
+}  // namespace onnxpq

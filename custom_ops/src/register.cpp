@@ -1,0 +1,68 @@
+// The one function that this library exports.
+
+#include <cstdlib>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "kernels/kernels.h"
+#include "ort_abi.h"
+#include "pq_matmul_op.h"
+
+namespace onnxpq {
+namespace {
+
+using namespace abi;
+
+constexpr const char* kDomain = "onnxpq";  // onnxpq/opschema.py
+
+// The operator and its domain for one runtime. Sessions keep referring to both and onnxruntime does not say when they
+// are done, so that they live as long as the process.
+struct Registration {
+  PQMatMulOp op;
+  OrtCustomOpDomain* domain = nullptr;
+};
+
+OrtStatus* refuse_old_runtime(const OrtApiBase& base) {
+  const OrtApi* oldest = base.GetApi(1);
+  if (oldest == nullptr) return nullptr;  // no way to say it: the model's own function body stays in use
+  const std::string text = std::string("onnxpq: this is onnxruntime ") + base.GetVersionString() +
+                           "; the operator library needs 1." + std::to_string(kApiVersion) +
+                           " or newer. Upgrade onnxruntime, or run the model without the library.";
+  return oldest->CreateStatus(ORT_FAIL, text.c_str());
+}
+
+OrtStatus* add_operators(const OrtApi& api, OrtSessionOptions* options) {
+  static char refusal[256];
+  static const Kernels* const kernels = choose_kernels(std::getenv("ONNXPQ_SIMD"), refusal, sizeof refusal);
+  if (kernels == nullptr) return api.CreateStatus(ORT_INVALID_ARGUMENT, refusal);
+
+  // A process may hold several runtimes, for instance Python's and another library's own.
+  static std::mutex mutex;
+  static auto& registrations = *new std::map<const OrtApi*, Registration>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Registration& registration =
+      registrations.try_emplace(&api, Registration{PQMatMulOp(&api, kernels), nullptr}).first->second;
+  if (registration.domain == nullptr) {
+    OrtCustomOpDomain* domain = nullptr;
+    if (OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain)) return status;
+    if (OrtStatus* status = api.CustomOpDomain_Add(domain, &registration.op)) return status;
+    registration.domain = domain;
+  }
+  return api.AddCustomOpDomain(options, registration.domain);
+}
+
+}  // namespace
+}  // namespace onnxpq
+
+extern "C" ONNXPQ_EXPORT onnxpq::abi::OrtStatus* ONNXPQ_ORT_CALL
+RegisterCustomOps(onnxpq::abi::OrtSessionOptions* options, const onnxpq::abi::OrtApiBase* base) {
+  const onnxpq::abi::OrtApi* api = base->GetApi(onnxpq::abi::kApiVersion);
+  try {
+    return api == nullptr ? onnxpq::refuse_old_runtime(*base) : onnxpq::add_operators(*api, options);
+  } catch (const std::exception& error) {
+    if (api == nullptr) return nullptr;
+    return api->CreateStatus(onnxpq::abi::ORT_FAIL, error.what());
+  }
+}

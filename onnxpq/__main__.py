@@ -1,0 +1,7 @@
+"""`python -m onnxpq`."""
+
+import sys
+
+from onnxpq.cli import main
+
+sys.exit(main())

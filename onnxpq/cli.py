@@ -1,0 +1,157 @@
+"""The command line: flags -> Config -> a call -> printed report -> exit code.
+
+Exit codes: 0 written and verified; 1 an error that the message explains; 2 wrong usage; 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from onnxpq.config import CODEBOOKS, LOSSES, REGULARIZERS, Config
+from onnxpq.errors import ConfigError, OnnxpqError
+
+
+def _count_or_name(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+_SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
+    ("--sub-vector", "pq.sub_vector", int, "weights that share one code"),
+    ("--codewords", "pq.codewords", int, "codewords of a codebook; up to 16 is fastest"),
+    ("--codebooks", "pq.codebooks", _count_or_name, f"codebooks of a layer: {', '.join(CODEBOOKS)} or a number"),
+    ("--loss", "training.loss", str, f"{', '.join(LOSSES)}"),
+    ("--epochs", "training.epochs", int, "passes over the training data; 0 for plain product quantization"),
+    ("--regularizer", "training.regularizer", str, f"{', '.join(REGULARIZERS)}"),
+    ("--alpha", "training.alpha", float, "final weight of the regularization term"),
+    ("--alpha-growth", "training.alpha_growth", float, "factor by which that weight grows while training"),
+    ("--learning-rate", "training.learning_rate", float, "peak learning rate"),
+    ("--batch-size", "training.batch_size", int, "samples per training step"),
+    ("--min-weights", "min_weights", int, "leave layers with fewer weights alone"),
+    ("--output-name", "output", str, "the model's output that loss and accuracy look at"),
+    ("--seed", "seed", int, "seed of every random choice"),
+)
+"""Flag, setting, type, help; the rest of the settings is reached through --config."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except OnnxpqError as error:
+        print(f"onnxpq: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("onnxpq: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "rich"):
+            raise
+        print(f'onnxpq: error: compressing needs {error.name}: pip install "onnxpq[compress]".', file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="onnxpq", description="Make a trained ONNX model small and fast.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    compress = commands.add_parser("compress", help="compress a model and verify the result")
+    compress.add_argument("model", help="the ONNX model")
+    compress.add_argument("-o", "--output", dest="target", required=True, metavar="FILE", help="file to write")
+    compress.add_argument("--data", help=".npz file of training samples: one array per input of the model, samples first")
+    compress.add_argument("--test", help=".npz file of samples to verify on; by default a part of --data is set aside")
+    compress.add_argument("--labels", help="key of the labels in the data; without it the original is the teacher")
+    compress.add_argument("--report", help="also write the report as JSON to this file")
+    compress.add_argument("--cache-dir", help="keep what was computed from the data here, for a second run")
+    _add_settings(compress)
+    compress.set_defaults(run=_compress)
+
+    inspect = commands.add_parser("inspect", help="list what can be compressed, and what cannot and why")
+    inspect.add_argument("model", help="the ONNX model")
+    _add_settings(inspect)
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("settings")
+    group.add_argument("--config", help="TOML file of settings; flags win over it")
+    for flag, setting, kind, text in _SETTINGS:
+        group.add_argument(flag, dest=setting, type=kind, help=text)
+    group.add_argument("--include", action="append", metavar="GLOB", help="compress only the nodes that match")
+    group.add_argument("--exclude", action="append", metavar="GLOB", help="leave the nodes that match alone")
+
+
+def _config(options: argparse.Namespace) -> Config:
+    settings: dict[str, Any] = (Config.from_toml(options.config) if options.config else Config()).to_dict()
+    given = {setting: getattr(options, setting) for _, setting, _, _ in _SETTINGS}
+    given |= {"include": options.include, "exclude": options.exclude}
+    for setting, value in given.items():
+        if value is not None:
+            table, _, name = setting.rpartition(".")
+            (settings[table] if table else settings)[name] = value
+    return Config.from_dict(settings)
+
+
+def _compress(options: argparse.Namespace) -> int:
+    config = _config(options)
+    if options.labels is not None and options.data is None and options.test is None:
+        raise ConfigError("--labels names a key of the data, and no --data was given.")
+    from onnxpq import modelio, pipeline  # noqa: PLC0415 -- torch and onnxruntime take seconds to load
+
+    modelio.check_output_path(options.target, options.model)
+    with _progress() as progress:
+        result = pipeline.compress(
+            options.model,
+            options.data,
+            test=options.test,
+            labels=options.labels,
+            config=config,
+            cache_dir=options.cache_dir,
+            progress=progress,
+        )
+    result.save(options.target)
+    if options.report is not None:
+        modelio.write_text(options.report, result.report.to_json())
+    print(result.report.to_text())
+    print(f"\nWrote {options.target}.")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from onnxpq import inspection  # noqa: PLC0415 -- onnx takes a while to load
+
+    print(inspection.describe(options.model, _config(options)))
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Progress bars on standard error; none where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415 -- only where bars are shown
+    from rich.progress import Progress, TaskID  # noqa: PLC0415
+
+    with Progress(console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+

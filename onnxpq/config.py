@@ -1,0 +1,215 @@
+"""Settings: frozen, checked once when they are made, and the same from Python, the command line and a TOML file."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+from onnxpq.errors import ConfigError
+
+REGULARIZERS: Final = ("codebook", "murray-ng", "l1", "l2", "quartic", "none")
+LOSSES: Final = ("auto", "cross-entropy", "mse", "distillation")
+AUTO_STEPS: Final = 4000
+"""Training steps where the user does not say how many epochs."""
+
+CODEBOOKS: Final = ("auto", "layer", "position")
+
+
+@dataclass(frozen=True)
+class PQConfig:
+    """How weights are cut and how many codewords they get.
+
+    Attributes:
+        sub_vector: d, how many neighbouring weights of a row share one code.
+        codewords: K; up to 16 a code takes half a byte and the kernel is several times faster, up to 256 a byte.
+        codebooks: G per layer. "position": one codebook per sub-vector position; "layer": one for the whole layer;
+            a number: that many; "auto": "position" unless its codebooks would take more bytes than half the codes, and then as
+            many as take that.
+    """
+
+    sub_vector: int = 8
+    codewords: int = 16
+    codebooks: str | int = "auto"
+
+    def __post_init__(self) -> None:
+        _integer(self, "sub_vector", 1, 64)
+        _integer(self, "codewords", 2, 256)
+        if isinstance(self.codebooks, str):
+            _choice(self, "codebooks", CODEBOOKS)
+        else:
+            _integer(self, "codebooks", 1, 2**20)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the model is fine-tuned.
+
+    Attributes:
+        epochs: passes over the training data in all; 0 is plain product quantization, None as many as make about
+            `AUTO_STEPS` steps (at least 4, at most 500).
+        regularized: share of the epochs that trains the float weights under the regularization term, before the codes are
+            fixed; the rest trains codebooks, scales and biases with the codes in place.
+        regularizer: the term of `onnxpq.regularizers`, or "none".
+        alpha: weight of the term at the end of its epochs.
+        alpha_growth: factor by which the weight grows, geometrically, from its start to `alpha`.
+        loss: "cross-entropy" or "mse" against labels, "distillation" against the original model's outputs; "auto": labels
+            where there are any (integers: cross-entropy, floats: mse), else distillation.
+        distillation: share of the original model's outputs in the loss when there are labels too, in [0, 1].
+        temperature: softens both distributions in the distillation of class scores (Hinton et al. 2015).
+        learning_rate: AdamW's, at its peak.
+        batch_size: samples per step.
+        validation: share of the training data that is held out to choose the best epoch.
+        patience: epochs without a better validation loss after which the training stops.
+    """
+
+    epochs: int | None = None
+    regularized: float = 0.5
+    regularizer: str = "codebook"
+    alpha: float = 10.0
+    alpha_growth: float = 100.0
+    loss: str = "auto"
+    distillation: float = 0.7
+    temperature: float = 2.0
+    learning_rate: float = 2e-3
+    straight_through: bool = True
+    latent_rate: float = 2.0
+    mixup: float = 1.0
+    batch_size: int = 256
+    validation: float = 0.1
+    patience: int = 8
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            _integer(self, "epochs", 0, 100_000)
+        _integer(self, "batch_size", 1, 2**20)
+        _integer(self, "patience", 1, 100_000)
+        _choice(self, "regularizer", REGULARIZERS)
+        _choice(self, "loss", LOSSES)
+        _real(self, "regularized", 0, 1)
+        _real(self, "distillation", 0, 1)
+        _real(self, "alpha", 0, 1e9)
+        _real(self, "alpha_growth", 1, 1e9)
+        _real(self, "temperature", 0.01, 1000)
+        _real(self, "learning_rate", 1e-9, 10)
+        _real(self, "latent_rate", 0, 1e6)
+        _real(self, "mixup", 0, 100)
+        _real(self, "validation", 0.001, 0.9)
+
+    def epochs_for(self, steps_per_epoch: int) -> int:
+        """The number of epochs for a data set that takes so many steps to go through."""
+        if self.epochs is not None:
+            return self.epochs
+        return min(500, max(4, round(AUTO_STEPS / steps_per_epoch)))
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run.
+
+    Attributes:
+        pq: see `PQConfig`.
+        training: see `TrainingConfig`.
+        include: globs over node names; only layers that match one are compressed.
+        exclude: globs over node names; layers that match one are left alone.
+        min_weights: layers with fewer weights are left alone.
+        held_out: share of the data that is set aside for verification where no test data is given.
+        output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
+        seed: of every random choice; the same seed gives the same result on the same machine.
+    """
+
+    pq: PQConfig = field(default_factory=PQConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    min_weights: int = 1024
+    held_out: float = 0.1
+    output: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _integer(self, "min_weights", 1, 2**40)
+        _real(self, "held_out", 0.001, 0.9)
+        _integer(self, "seed", 0, 2**32 - 1)
+        for name in ("include", "exclude"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(glob, str) for glob in value):
+                raise ConfigError(_sentence(self, name, "a tuple of strings", value))
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Config":
+        """Settings from plain values, tables `pq` and `training` nested; what is absent keeps its default.
+
+        Raises:
+            ConfigError: an unknown name, or a value that a setting cannot have.
+        """
+        values: dict[str, Any] = dict(settings)
+        for name, kind in (("pq", PQConfig), ("training", TrainingConfig)):
+            if name in values:
+                values[name] = _build(kind, values[name])
+        for name in ("include", "exclude"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
+        return _build(cls, values)
+
+    @classmethod
+    def from_toml(cls, path: str | PathLike[str]) -> "Config":
+        """Settings from a TOML file as `to_toml` writes it.
+
+        Raises:
+            ConfigError: no such file, no TOML, an unknown name, or a value that a setting cannot have.
+        """
+        try:
+            settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"Settings file '{path}' cannot be read: {error}.") from error
+        return cls.from_dict(settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values; `from_dict` reads them again."""
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        """The settings as TOML."""
+        top, tables = [], []
+        for name, value in self.to_dict().items():
+            if isinstance(value, dict):
+                tables += ["", f"[{name}]", *(f"{key} = {json.dumps(v)}" for key, v in value.items() if v is not None)]
+            elif value is not None:
+                top.append(f"{name} = {json.dumps(value)}")
+        return "\n".join([*top, *tables, ""])
+
+
+def _build(kind: Callable[..., Any], values: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{kind.__name__} must be a table of settings. Got {values!r} instead.")
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise ConfigError(f"{kind.__name__} has no setting '{unknown[0]}'. Its settings are: {', '.join(known)}.")
+    return kind(**values)
+
+
+def _sentence(owner: object, name: str, wanted: str, value: object) -> str:
+    return f"The '{name}' parameter of {type(owner).__name__} must be {wanted}. Got {value!r} instead."
+
+
+def _integer(owner: object, name: str, low: int, high: int) -> None:
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(_sentence(owner, name, f"an integer in [{low}, {high}]", value))
+
+
+def _real(owner: object, name: str, low: float, high: float) -> None:
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ConfigError(_sentence(owner, name, f"a number in [{low:g}, {high:g}]", value))
+
+
+def _choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(owner, name)
+    if value not in choices:
+        raise ConfigError(_sentence(owner, name, "one of " + ", ".join(f"'{choice}'" for choice in choices), value))

@@ -1,0 +1,49 @@
+"""Every way in which onnxpq can fail, as a class.
+
+Each message says what went wrong, where (node, tensor or file names), what was found, what was
+expected, and what to do. Callers who want to catch everything catch `OnnxpqError`.
+"""
+
+
+class OnnxpqError(Exception):
+    """Base of all errors that onnxpq raises on purpose."""
+
+
+class ModelError(OnnxpqError):
+    """The input is not a usable ONNX model: unreadable, truncated, invalid, or its weights hold NaN."""
+
+
+class DataError(OnnxpqError):
+    """The data does not fit the model: missing input, wrong shape or type, NaN, no samples, bad labels."""
+
+
+class ConfigError(OnnxpqError):
+    """A setting has a value that it cannot have, or settings contradict each other."""
+
+
+class OutputError(OnnxpqError):
+    """The result cannot be written where it was asked for."""
+
+
+class NothingToCompressError(OnnxpqError):
+    """The model has no layer that onnxpq can compress; the message lists the reasons per node."""
+
+
+class UnsupportedOperatorError(OnnxpqError):
+    """An operator has no rule in the importer; the message names it, its domain and its version."""
+
+
+class ForwardMismatchError(OnnxpqError):
+    """The imported network computes something else than onnxruntime; the message names the node."""
+
+
+class TrainingError(OnnxpqError):
+    """Fine-tuning cannot start or has diverged."""
+
+
+class VerificationError(OnnxpqError):
+    """The compressed model does not load, is not finite, or is no smaller than the original."""
+
+
+class RuntimeLibraryError(OnnxpqError):
+    """onnxruntime or the operator library is missing, too old, or refuses a model."""

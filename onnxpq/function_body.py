@@ -1,0 +1,164 @@
+"""`PQMatMul` in standard operators: what runtimes without the operator library compute.
+
+The body decodes the weight and multiplies. All of the decoding depends on constants alone, so onnxruntime does it once,
+when a session is made, and is left with a MatMul and an Add. One body serves all shapes, K, G and R; it uses operators
+and signatures that are the same from opset 9 on, so that it can use the opset of the model that it is put into:
+Gather by a range for Slice (changed at 10), MatMul with ones for ReduceSum (changed at 13), Reshape for Unsqueeze
+(changed at 13), Div and Mul for bit operations (opset 18). Only Range, which is younger (opset 11), has a substitute.
+NonZero and Compress would serve too, but onnxruntime does not fold them.
+"""
+
+import re
+from typing import Final
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+
+from onnxpq.errors import ModelError
+from onnxpq.opschema import (
+    ATTR_IN_FEATURES,
+    ATTR_PLACE_VALUES,
+    ATTRIBUTES,
+    DOMAIN,
+    INPUTS,
+    OP_TYPE,
+    OUTPUTS,
+    codes_per_byte,
+)
+
+MIN_OPSET: Final = 9
+"""First opset with ConstantOfShape and Flatten of integers."""
+
+_FLOAT: Final = 1
+_INT32: Final = 6
+
+_RANGE: Final = "@range"
+"""``@range_of_n`` in the body stands for the nodes that compute ``range_of_n`` = 0, 1, ..., n - 1."""
+
+# Shapes: P codes a byte, B blocks, M = ceil(in/d) sub-vectors, `width` = ceil(M/G) of them to a codebook group.
+_BODY: Final = f"""
+{{
+    zero = Constant <value = int64[1] {{0}}> ()
+    one = Constant <value = int64[1] {{1}}> ()
+    three = Constant <value = int64[1] {{3}}> ()
+    flat = Constant <value = int64[1] {{-1}}> ()
+
+    # Bytes to codes [out, R*M]: `radix` is 16 with two codes a byte, 256 with one.
+    places = Constant <value: tensor = @{ATTR_PLACE_VALUES}> ()
+    byte_values = Constant <value = int32[1] {{256}}> ()
+    largest_place = ReduceMax <keepdims = 1> (places)
+    radix = Div (byte_values, largest_place)
+    bytes = Cast <to = {_INT32}> (codes)
+    bytes_by_output = Transpose <perm = [0, 2, 1]> (bytes)
+    bytes_shape = Constant <value = int64[4] {{0, 1, 16, -1}}> ()
+    bytes_with_place = Reshape (bytes_by_output, bytes_shape)
+    places_shape = Constant <value = int64[3] {{-1, 1, 1}}> ()
+    place = Reshape (places, places_shape)
+    shifted = Div (bytes_with_place, place)
+    shifted_once_more = Div (shifted, radix)
+    higher_digits = Mul (shifted_once_more, radix)
+    digits = Sub (shifted, higher_digits)
+    padded_codes = Flatten <axis = 3> (digits)
+    out = Shape (bias)
+    {_RANGE}_of_out
+    output_codes = Gather <axis = 0> (padded_codes, range_of_out)
+
+    # Where the codebook of sub-vector j = r*M + m begins: row (r*G + m / width) * K of `codewords`.
+    codebooks_shape = Shape (codebooks)
+    stages = Gather (codebooks_shape, zero)
+    groups = Gather (codebooks_shape, one)
+    codebook_size = Gather (codebooks_shape, three)
+    codes_shape = Shape (codes)
+    units = Gather (codes_shape, one)
+    {_RANGE}_of_units
+    sub_vectors = Div (units, stages)
+    sub_vectors_and_groups = Add (sub_vectors, groups)
+    rounded_up = Sub (sub_vectors_and_groups, one)
+    width = Div (rounded_up, groups)
+    r = Div (range_of_units, sub_vectors)
+    first_of_stage = Mul (r, sub_vectors)
+    m = Sub (range_of_units, first_of_stage)
+    group = Div (m, width)
+    groups_before = Mul (r, groups)
+    codebook = Add (groups_before, group)
+    first_row = Mul (codebook, codebook_size)
+    first_row_int32 = Cast <to = {_INT32}> (first_row)
+    rows = Add (output_codes, first_row_int32)
+
+    # Codewords [R*G*K, d] to the matrix [in, out], scaled.
+    codebooks_float = Cast <to = {_FLOAT}> (codebooks)
+    codewords_last = Transpose <perm = [0, 1, 3, 2]> (codebooks_float)
+    codewords = Flatten <axis = 3> (codewords_last)
+    pieces = Gather <axis = 0> (codewords, rows)
+    by_stage_shape = Concat <axis = 0> (zero, stages, flat)
+    by_stage = Reshape (pieces, by_stage_shape)
+    stage_ones = ConstantOfShape <value = float[1] {{1}}> (stages)
+    padded_weight = MatMul (stage_ones, by_stage)
+    in_features = Constant <value: tensor = @{ATTR_IN_FEATURES}> ()
+    {_RANGE}_of_in_features
+    weight = Gather <axis = 1> (padded_weight, range_of_in_features)
+    weight_in_out = Transpose <perm = [1, 0]> (weight)
+    scales_float = Cast <to = {_FLOAT}> (scales)
+    scaled_weight = Mul (weight_in_out, scales_float)
+
+    bias_float = Cast <to = {_FLOAT}> (bias)
+    product = MatMul (X, scaled_weight)
+    Y = Add (product, bias_float)
+}}
+"""
+
+
+def pq_matmul_function(opset: int) -> ir.Function:
+    """The model-local function `onnxpq::PQMatMul` for a model of the given opset.
+
+    The model must import the domain `onnxpq` (`onnxpq.opschema.VERSION`) and have IR version 8 or newer, the first with
+    functions.
+
+    Args:
+        opset: the model's version of the standard domain.
+
+    Raises:
+        ModelError: the opset is older than 9.
+    """
+    if opset < MIN_OPSET:
+        raise ModelError(
+            f"The model uses opset {opset}; the function body of {DOMAIN}::{OP_TYPE} needs opset {MIN_OPSET} or newer."
+            " Convert the model first, for instance with onnx.version_converter."
+        )
+    body = re.sub(rf"{_RANGE}_of_(\w+)", lambda found: _range(found[1], opset), _BODY)
+    head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
+    signature = f"{OP_TYPE} <{', '.join(ATTRIBUTES)}> ({', '.join(INPUTS)}) => ({', '.join(OUTPUTS)})"
+    function = ir.serde.deserialize_function(onnx.parser.parse_function(f"{head}\n{signature}\n{body}"))
+    function.doc_string = "Fully-connected layer with a product-quantized weight, decoded. See onnxpq.opschema."
+    return function
+
+
+def node_attributes(in_features: int, codewords: int) -> tuple[ir.Attr, ir.Attr]:
+    """The attributes that a `PQMatMul` node carries for the function body (`onnxpq.opschema`).
+
+    Args:
+        in_features: `in`.
+        codewords: K.
+    """
+    place_values = [16**i for i in range(codes_per_byte(codewords))]
+    return (
+        ir.AttrTensor(ATTR_IN_FEATURES, ir.tensor(np.array([in_features], np.int64))),
+        ir.AttrTensor(ATTR_PLACE_VALUES, ir.tensor(np.array(place_values, np.int32))),
+    )
+
+
+def _range(size: str, opset: int) -> str:
+    """Nodes for ``range_of_{size}`` = 0, 1, ..., n - 1, where the value called `size` is n as an int64 tensor [1]."""
+    if opset >= 11:
+        return f"""
+    first_{size} = Constant <value = int64 {{0}}> ()
+    step_{size} = Constant <value = int64 {{1}}> ()
+    scalar_shape_{size} = Constant <value = int64[0] {{}}> ()
+    end_{size} = Reshape ({size}, scalar_shape_{size})
+    range_of_{size} = Range (first_{size}, end_{size}, step_{size})"""
+    return f"""
+    row_shape_{size} = Concat <axis = 0> (one, one, {size})
+    row_{size} = ConstantOfShape (row_shape_{size})
+    pooled_{size}, places_{size} = MaxPool <kernel_shape = [1]> (row_{size})
+    range_of_{size} = Reshape (places_{size}, flat)"""

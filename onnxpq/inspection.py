@@ -1,0 +1,39 @@
+"""What could be done with a model, without doing it: no torch, no onnxruntime."""
+
+from onnxpq import allocation, modelio, rewriting
+from onnxpq.config import Config
+from onnxpq.report import table
+
+
+def describe(model: modelio.Source, config: Config) -> str:
+    """The layers that can be compressed and their sizes, and the other nodes with the reason, as text.
+
+    Raises:
+        ModelError: the model cannot be read.
+        ConfigError: a setting does not fit the model.
+    """
+    loaded = modelio.load(model)
+    layers, skipped = rewriting.find(
+        loaded, min_weights=config.min_weights, include=config.include, exclude=config.exclude
+    )
+    total = modelio.tensor_bytes(loaded)
+    lines = [f"{total:,} bytes of constants, opset {modelio.opset(loaded)}, IR version {loaded.ir_version}", ""]
+    if layers:
+        head = ("layer", "operator", "weight", "out x in", "d", "K", "G", "bytes", "compressed")
+        rows, seen, saved = [head], set(), 0
+        for layer in layers:
+            layout = allocation.layout_of(layer, config.pq)
+            before = 4 * layer.out_features * layer.in_features
+            shared = layer.weight in seen
+            seen.add(layer.weight)
+            saved += 0 if shared else before - layout.nbytes
+            size = f"{layer.out_features} x {layer.in_features}"
+            counted = ("shared", "shared") if shared else (str(before), str(layout.nbytes))
+            cut = (str(layout.sub_vector), str(layout.codewords), str(layout.groups))
+            rows.append((layer.node, layer.op_type, layer.weight, size, *cut, *counted))
+        lines += ["Can be compressed", table(rows), "", f"Constants after compression: about {total - saved:,} bytes"]
+    else:
+        lines.append("No layer can be compressed.")
+    if skipped:
+        lines += ["", "Left alone", *(f"  {entry.node} ({entry.op_type}): {entry.reason}" for entry in skipped)]
+    return "\n".join(lines)

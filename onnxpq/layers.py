@@ -1,0 +1,41 @@
+"""What the stages tell each other about a layer: plain records, no behaviour beyond their names.
+
+Letters used everywhere: `out`, `in` sizes of the layer; `d` sub-vector length; `M = ceil(in/d)` sub-vectors;
+`K` codewords; `G` codebook groups (G = M: one codebook per sub-vector position; G = 1: one for the layer);
+`R` additive stages.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A fully-connected layer that can be compressed.
+
+    Attributes:
+        node: name of the node in the user's file (its first output's name where the node has none).
+        op_type: the ONNX operator that computes it, e.g. "Gemm".
+        weight: name of the weight's initializer.
+        out_features: `out`.
+        in_features: `in`.
+        weight_is_in_out: the initializer has shape [in, out] (MatMul, Gemm transB=0), not [out, in].
+        bias: name of the bias' initializer, where the layer has a constant one.
+    """
+
+    node: str
+    op_type: str
+    weight: str
+    out_features: int
+    in_features: int
+    weight_is_in_out: bool
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A node with a constant weight that is left as it is, and why (a whole sentence)."""
+
+    node: str
+    op_type: str
+    weight: str | None
+    reason: str

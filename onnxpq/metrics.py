@@ -1,0 +1,132 @@
+"""Figures that compare two models: streaming sums over batches, and the intervals of shares.
+
+All are tested on numbers worked by hand; memory does not grow with the number of samples.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxpq.errors import ConfigError
+from onnxpq.report import Accuracy, Interval, OutputReport
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the standard normal distribution."""
+
+
+def is_scores(array: NDArray[np.generic]) -> bool:
+    """Whether an output holds scores of classes: floats, [N, ..., C] with at least two columns."""
+    return np.issubdtype(array.dtype, np.floating) and array.ndim >= 2 and array.shape[-1] >= 2
+
+
+def choose_output(outputs: Mapping[str, NDArray[np.generic]], wanted: str | None) -> str:
+    """The output that loss and task metric look at.
+
+    Args:
+        outputs: the original model's outputs on some samples.
+        wanted: the user's choice, or None: the first that holds scores of classes, else the first of floats.
+
+    Raises:
+        ConfigError: there is no such output, or it holds no floats.
+    """
+    floats = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.floating)]
+    if wanted is not None:
+        if wanted not in outputs:
+            raise ConfigError(f"The model has no output '{wanted}'. Its outputs are: {', '.join(outputs)}.")
+        if wanted not in floats:
+            raise ConfigError(
+                f"Output '{wanted}' holds {outputs[wanted].dtype}, which has no gradient. Choose one of: {', '.join(floats)}."
+            )
+        return wanted
+    if not floats:
+        raise ConfigError(
+            "No output of the model holds floating-point numbers: there is nothing to compare or to train."
+        )
+    return next((name for name in floats if is_scores(outputs[name])), floats[0])
+
+
+@dataclass
+class Difference:
+    """Sums over batches from which the difference of two arrays follows."""
+
+    squared_difference: float = 0.0
+    squared_reference: float = 0.0
+    largest: float = 0.0
+    agreeing: int = 0
+    compared: int = 0
+    floats: bool = True
+    finite: bool = True
+
+    def add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+        """Count in one batch; both arrays of the same shape, with samples along axis 0."""
+        if not np.issubdtype(reference.dtype, np.floating):
+            self.floats = False
+            self.agreeing += int((reference == other).sum())
+            self.compared += reference.size
+            return
+        exact, found = reference.astype(np.float64), other.astype(np.float64)
+        self.finite &= bool(np.isfinite(found).all())
+        gap = np.abs(found - exact)
+        self.squared_difference += float(np.square(gap).sum())
+        self.squared_reference += float(np.square(exact).sum())
+        self.largest = max(self.largest, float(gap.max(initial=0.0)))
+        if is_scores(reference):
+            same = exact.argmax(-1) == found.argmax(-1)
+            self.agreeing += int(same.sum())
+            self.compared += same.size
+
+    @property
+    def relative(self) -> float:
+        """Relative L2 difference; 0 where both are zero, infinite where only the reference is."""
+        if self.squared_reference == 0:
+            return 0.0 if self.squared_difference == 0 else math.inf
+        return math.sqrt(self.squared_difference / self.squared_reference)
+
+    def report(self, name: str) -> OutputReport:
+        """The figures of the output `name`."""
+        agreement = self.agreeing / self.compared if self.compared else None
+        if not self.floats:
+            return OutputReport(name, None, None, agreement)
+        return OutputReport(name, self.largest, self.relative, agreement)
+
+
+@dataclass
+class Correct:
+    """Counts of right answers of two models on the same samples."""
+
+    both: int = 0
+    only_original: int = 0
+    only_compressed: int = 0
+    neither: int = 0
+
+    def add(self, labels: NDArray[np.generic], original: NDArray[np.generic], compressed: NDArray[np.generic]) -> None:
+        """Count in one batch: labels [N, ...], scores [N, ..., C]."""
+        first, second = original.argmax(-1) == labels, compressed.argmax(-1) == labels
+        self.both += int((first & second).sum())
+        self.only_original += int((first & ~second).sum())
+        self.only_compressed += int((~first & second).sum())
+        self.neither += int((~first & ~second).sum())
+
+    def report(self, output: str) -> Accuracy:
+        """Accuracies with Wilson intervals, and their paired difference."""
+        total = self.both + self.only_original + self.only_compressed + self.neither
+        drop = (self.only_original - self.only_compressed) / total
+        changed = (self.only_original + self.only_compressed) / total
+        margin = Z95 * math.sqrt(max(0.0, changed - drop**2) / total)
+        return Accuracy(
+            output,
+            wilson(self.both + self.only_original, total),
+            wilson(self.both + self.only_compressed, total),
+            Interval(drop, drop - margin, drop + margin),
+        )
+
+
+def wilson(successes: int, total: int) -> Interval:
+    """95 % score interval of a share (Wilson 1927); it stays within [0, 1] and holds for shares near 0 or 1."""
+    share = successes / total
+    centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
+    margin = Z95 / (1 + Z95**2 / total) * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
+    return Interval(share, max(0.0, centre - margin), min(1.0, centre + margin))

@@ -1,0 +1,160 @@
+"""Which function computes which ONNX operator in torch.
+
+An operator is known by its domain, its type and the version in force: the largest ``since_version`` in ONNX's schemas
+that is not above the opset that the model imports. To add an operator, write a function in the file of its family and
+decorate it::
+
+    @register("Elu", 6, 22)
+    def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor: ...
+
+The contract of such a function (a *handler*):
+
+* The node's inputs are its positional parameters, an omitted one is None; the attributes are keyword-only parameters
+  with ONNX's names and defaults (a test compares them with the schemas). Attributes arrive as int, float, str, list,
+  tensor; a graph arrives as a function of tensors that returns a list of values.
+* It returns the output, or a tuple of the outputs. If it has a keyword ``n_outputs`` it is told how many the node has.
+* It computes what ONNX's *inference* semantics say, differentiably, and never changes its inputs.
+* What it cannot do it refuses with an `UnsupportedOperatorError`; the caller adds the node's name.
+* Values of type string are numpy arrays of objects, as torch has no such tensors.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import onnx
+
+from onnxpq.errors import ConfigError, UnsupportedOperatorError
+
+Handler = Callable[..., Any]
+_F = TypeVar("_F", bound=Handler)
+
+_built_in: dict[tuple[str, str], dict[int, Handler]] = {}
+_users: dict[tuple[str, str], dict[int, Handler]] = {}
+
+
+def canonical_domain(domain: str) -> str:
+    """ONNX's two names of its default domain are one."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def register(op_type: str, *versions: int, domain: str = "") -> Callable[[_F], _F]:
+    """Declare the decorated function as the handler of exactly these versions of an operator of ONNX.
+
+    Args:
+        op_type: the operator, e.g. "Gemm".
+        versions: every ``since_version`` of its schema that the function computes.
+        domain: "" is ai.onnx.
+
+    Raises:
+        ConfigError: if one of them has a handler already.
+    """
+
+    def add(fn: _F) -> _F:
+        for version in versions:
+            _add(_built_in, domain, op_type, fn, version)
+        return fn
+
+    return add
+
+
+def register_op(domain: str, op_type: str, fn: Handler, since_version: int = 1) -> None:
+    """Teach the importer an operator of your own, or a version of ONNX's that it does not know.
+
+    The function serves `since_version` and every later version, up to the next one that is registered; what onnxpq
+    itself computes has precedence. Its contract is that of `onnxpq.ops.registry`.
+
+    Args:
+        domain: domain of the operator, "" is ai.onnx.
+        op_type: its type.
+        fn: function of the input tensors and, by keyword, of the attributes.
+        since_version: first opset version of the domain that it is right for.
+
+    Raises:
+        ConfigError: if this version has a handler already, or `since_version` is not positive.
+    """
+    if since_version < 1:
+        raise ConfigError(f"The 'since_version' of register_op must be at least 1. Got {since_version} instead.")
+    version = version_in_force(domain, op_type, since_version)
+    if version in _built_in.get((canonical_domain(domain), op_type), {}):
+        raise ConfigError(
+            f"Operator {describe(domain, op_type, version)} has a handler in onnxpq already. "
+            "Register a version that it has no handler for."
+        )
+    _add(_users, domain, op_type, fn, since_version)
+
+
+def version_in_force(domain: str, op_type: str, opset: int) -> int:
+    """The ``since_version`` of the operator's schema at `opset`; `opset` itself where ONNX knows no schema."""
+    try:
+        return int(onnx.defs.get_schema(op_type, opset, canonical_domain(domain)).since_version)
+    except onnx.defs.SchemaError:
+        return opset
+
+
+def resolve(domain: str, op_type: str, opset: int, node: str) -> Handler:
+    """Find the handler of an operator.
+
+    Args:
+        domain: domain of the node.
+        op_type: type of the node.
+        opset: version of the domain that the model imports.
+        node: name of the node, for the message.
+
+    Raises:
+        UnsupportedOperatorError: if no handler serves the version in force.
+    """
+    domain = canonical_domain(domain)
+    version = version_in_force(domain, op_type, opset)
+    known = _built_in.get((domain, op_type), {})
+    if version in known and _schema_is_current(domain, opset):
+        return known[version]
+    users = {since: fn for since, fn in _users.get((domain, op_type), {}).items() if since <= opset}
+    if users:
+        return users[max(users)]
+    raise UnsupportedOperatorError(
+        f"Node '{node}' uses operator {describe(domain, op_type, version)} (the model imports version {opset} of the "
+        f"domain), which onnxpq cannot train through{_what_is_known(known, domain, opset)}. Exclude the layers before "
+        "this node from the compression, teach the operator with onnxpq.register_op, or compress without data "
+        "(plain product quantization, which needs no training)."
+    )
+
+
+def describe(domain: str, op_type: str, version: int) -> str:
+    """Name of an operator in messages, e.g. ``ai.onnx::Gemm version 13``."""
+    return f"{domain or 'ai.onnx'}::{op_type} version {version}"
+
+
+def registered() -> dict[tuple[str, str, int], Handler]:
+    """All operators that onnxpq itself knows: (domain, type, version) -> handler."""
+    return {(*name, version): fn for name, by_version in _built_in.items() for version, fn in by_version.items()}
+
+
+def attributes_of(handler: Handler) -> dict[str, Any]:
+    """Names and defaults of the attributes that a handler takes (`inspect.Parameter.empty`: it is required)."""
+    parameters = inspect.signature(handler).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "n_outputs"}
+
+
+def _add(
+    table: dict[tuple[str, str], dict[int, Handler]], domain: str, op_type: str, fn: Handler, version: int
+) -> None:
+    by_version = table.setdefault((canonical_domain(domain), op_type), {})
+    if version in by_version:
+        raise ConfigError(
+            f"Operator {describe(canonical_domain(domain), op_type, version)} has a handler already: "
+            f"{by_version[version].__name__}."
+        )
+    by_version[version] = fn
+
+
+def _schema_is_current(domain: str, opset: int) -> bool:
+    """False if the model is newer than the onnx package, which then cannot tell whether an operator has changed."""
+    newest = onnx.defs.onnx_opset_version() if domain == "" else None
+    return newest is None or opset <= newest
+
+
+def _what_is_known(known: dict[int, Handler], domain: str, opset: int) -> str:
+    if not _schema_is_current(domain, opset):
+        return f" (the installed onnx package knows opsets up to {onnx.defs.onnx_opset_version()})"
+    return f" (it knows versions {', '.join(map(str, sorted(known)))})" if known else ""

@@ -1,0 +1,67 @@
+"""The custom operator as data: what Python writes into a file and C++ reads from it.
+
+``onnxpq::PQMatMul``, version 1, computes a fully-connected layer whose weight is product-quantized:
+
+    Y[..., o] = bias[o] + scales[o] * sum_m < X[..., m*d : (m+1)*d], sum_r C[r, g(m), :, code[o, r, m]] >
+
+with ``g(m) = m // ceil(M / G)`` and ``M = ceil(in / d)``; where ``d`` does not divide ``in``, X counts as
+padded with zeros.
+
+=========== ================================= ==================================================================
+input       shape, type                       content
+=========== ================================= ==================================================================
+X           [..., in] float32                 the layer's input
+codebooks   [R, G, d, K] float16 or float32   codewords, one per column; 2 <= K <= 256
+codes       [B, R*M, 16] uint8                see below
+scales      [out] float16 or float32          one factor per output
+bias        [out] float16 or float32          zeros where the layer has none
+=========== ================================= ==================================================================
+
+The last four are constants. ``codes`` is stored in the order in which the kernels read it: one unit of 16 bytes holds
+the codes of one sub-vector (index ``r*M + m``) for a block of consecutive outputs.
+
+* K <= 16, two codes a byte: blocks of 32 outputs, ``B = ceil(out/32)``; byte i of a unit holds output i of the
+  block in its low nibble and output i + 16 in its high nibble.
+* K > 16, one code a byte: blocks of 16 outputs, ``B = ceil(out/16)``; byte i is output i of the block.
+
+Codes of outputs past ``out`` are zero.
+
+The operator's own kernel needs no attribute: all sizes follow from the shapes. The attributes serve the function body that
+stock runtimes use (see `onnxpq.function_body`); they are tensors because ``Constant(value=...)`` by reference
+works in every opset, where ``Constant(value_ints=...)`` needs opset 12.
+"""
+
+from typing import Final
+
+DOMAIN: Final = "onnxpq"
+OP_TYPE: Final = "PQMatMul"
+VERSION: Final = 1
+
+INPUTS: Final = ("X", "codebooks", "codes", "scales", "bias")
+OUTPUTS: Final = ("Y",)
+
+UNIT_BYTES: Final = 16
+"""Bytes of one unit of ``codes``: one vector register of NEON, half of one of AVX2."""
+
+MAX_CODEWORDS: Final = 256
+MAX_NIBBLE_CODEWORDS: Final = 16
+"""Up to this many codewords, two codes share a byte and a table fits one register."""
+
+ATTR_IN_FEATURES: Final = "in_features"
+"""int64 tensor of shape [1]: ``in``."""
+
+ATTR_PLACE_VALUES: Final = "place_values"
+"""int32 tensor: [1, 16] where a byte holds two codes, [1] where it holds one. ``byte // place % radix`` is a code,
+with ``radix = 256 ** (1 / len(place_values))``."""
+
+ATTRIBUTES: Final = (ATTR_IN_FEATURES, ATTR_PLACE_VALUES)
+
+
+def codes_per_byte(codewords: int) -> int:
+    """Number of codes in a byte of ``codes`` for a codebook of `codewords` (K)."""
+    return 2 if codewords <= MAX_NIBBLE_CODEWORDS else 1
+
+
+def block_outputs(codewords: int) -> int:
+    """Number of consecutive outputs in one block of ``codes``."""
+    return UNIT_BYTES * codes_per_byte(codewords)

@@ -1,0 +1,218 @@
+"""The frozen prefix: what comes before the first trained weight needs no gradient and is computed once.
+
+A model is cut in two. The *prefix* runs once over the data in onnxruntime; the *suffix* holds the trained weights and
+is what is imported and trained. Between them lie the *boundary* values.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx.shape_inference
+import onnx_ir as ir
+
+from onnxpq.activations import extract
+from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
+from onnxpq.modelproto import structure
+from onnxpq.network import node_label, used_values
+from onnxpq.ops import resolve
+from onnxpq.ops.registry import canonical_domain
+
+_SHAPE_OPERATORS = frozenset({"Shape", "Size"})
+_RANDOM_OPERATORS = frozenset({"RandomNormal", "RandomUniform"})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model in two parts.
+
+    Attributes:
+        boundary: the inputs of the suffix: inputs of the graph, and values that the prefix computes.
+        prefix: the model that computes the latter from the graph's inputs; None where there are none.
+        suffix: the model that computes the wanted outputs from the boundary. It holds the trained weights.
+    """
+
+    boundary: list[str]
+    prefix: ir.Model | None
+    suffix: ir.Model
+
+
+def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None = None) -> Cut:
+    """Cut a model before the first of the weights that are to be trained.
+
+    What is computed from initializers alone, or from nothing but the sizes of values, belongs to the suffix. A boundary
+    value whose first dimension is known not to be the batch is moved into the suffix with the nodes that compute it, up
+    to values that start with the batch: a captured data set is cut into batches along that dimension. Where the shapes
+    do not tell, `onnxpq.activations.capture` refuses what turns out not to start with the batch.
+
+    Args:
+        model: a normalised model (`onnxpq.importing.normalise`). It is not changed; tensors are shared.
+        weights: names of the initializers to train.
+        outputs: the graph outputs that the suffix has to compute; by default all that depend on a trained weight and
+            are floating-point, so that what computes labels is dropped.
+
+    Raises:
+        ConfigError: if a weight or an output has an unknown name, or an output depends on none of the weights.
+        TrainingError: if no floating-point output depends on the weights.
+        UnsupportedOperatorError: if a node of the suffix has no handler.
+        DataError: if an input of the graph that the suffix needs does not start with the batch.
+    """
+    whole = _with_known_shapes(model)
+    trained = _find(whole.graph.initializers, weights, "initializer")
+    dependent = _dependents(whole.graph, trained)
+    wanted = _wanted_outputs(whole.graph, dependent, outputs)
+    nodes, boundary = _suffix_nodes(whole.graph, wanted, dependent)
+    for node in nodes:
+        _check_supported(node, model)
+    names = [_name(value) for value in boundary]
+    computed = [_name(value) for value in boundary if value.producer() is not None]
+    return Cut(
+        boundary=names,
+        prefix=extract(whole, [_name(v) for v in whole.graph.inputs], computed) if computed else None,
+        suffix=extract(whole, names, [_name(value) for value in wanted]),
+    )
+
+
+def _with_known_shapes(model: ir.Model) -> ir.Model:
+    """A copy whose values have types and shapes as far as they can be inferred."""
+    copy = model.clone()
+    # Not onnx_ir's own pass: it gives up on models with a map type, which scikit-learn's classifiers have.
+    graph = onnx.shape_inference.infer_shapes(structure(model), data_prop=True).graph
+    types = {info.name: info.type for info in (*graph.value_info, *graph.output)}
+    for value in _results(copy.graph):
+        inferred = types.get(_name(value))
+        if inferred is not None and inferred.HasField("tensor_type"):
+            value.type = ir.serde.deserialize_type_proto_for_type(inferred)
+            value.shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+    return copy
+
+
+def _dependents(graph: ir.Graph, sources: Iterable[ir.Value]) -> set[ir.Value]:
+    """The sources and all values computed from them."""
+    found = set(sources)
+    for node in graph:
+        if any(value in found for value in used_values(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _wanted_outputs(graph: ir.Graph, dependent: set[ir.Value], outputs: Sequence[str] | None) -> list[ir.Value]:
+    if outputs is None:
+        wanted = [value for value in graph.outputs if value in dependent and _is_float(value)]
+        if not wanted:
+            raise TrainingError(
+                "No floating-point output of the model depends on the weights to train. "
+                f"Its outputs are {', '.join(map(_name, graph.outputs))}. Exclude these weights."
+            )
+        return wanted
+    wanted = _find({_name(value): value for value in graph.outputs}, outputs, "output")
+    for value in wanted:
+        if value not in dependent:
+            raise ConfigError(f"Output '{value.name}' depends on none of the weights to train. Leave it out.")
+    return wanted
+
+
+def _suffix_nodes(
+    graph: ir.Graph, wanted: Sequence[ir.Value], dependent: set[ir.Value]
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The nodes between the boundary and the wanted outputs, in the graph's order, and the boundary."""
+    movable = _computed_from_constants(graph) | _computed_from_sizes(graph)
+    batch = _Batch(graph)
+    nodes: set[ir.Node] = set()
+    boundary: dict[ir.Value, None] = {}
+    pending = list(wanted)
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if node in nodes or value.is_initializer():
+            continue
+        if node is not None and (value in dependent or value in movable or not batch.may_lead(value)):
+            nodes.add(node)
+            pending.extend(used_values(node))
+            continue
+        if not batch.may_lead(value):
+            raise DataError(
+                f"Input '{value.name}' of the graph has shape {value.shape}, whose first dimension is not the batch, "
+                "and the layers to train need it. Give it a leading batch dimension, or compress without data."
+            )
+        boundary[value] = None
+    ordered = [node for node in graph if node in nodes]
+    # A value can be met twice: as a boundary, and as a second output of a node that went into the suffix.
+    inputs = [
+        value for value in (*graph.inputs, *_results(graph)) if value in boundary and value.producer() not in nodes
+    ]
+    return ordered, inputs
+
+
+def _computed_from_constants(graph: ir.Graph) -> set[ir.Value]:
+    found: set[ir.Value] = set(graph.initializers.values())
+    for node in graph:
+        if node.op_type not in _RANDOM_OPERATORS and all(value in found for value in used_values(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _computed_from_sizes(graph: ir.Graph) -> set[ir.Value]:
+    constants = _computed_from_constants(graph)
+    found: set[ir.Value] = set()
+    for node in graph:
+        used = [value for value in used_values(node) if value not in constants]
+        is_size = node.op_type in _SHAPE_OPERATORS and canonical_domain(node.domain) == ""
+        if is_size or (used and all(value in found for value in used)):
+            found.update(node.outputs)
+    return found
+
+
+class _Batch:
+    """What the shapes of the graph's inputs say about the first dimension of other values."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        shapes = [list(value.shape) for value in graph.inputs if value.shape is not None]
+        self.first = {_dimension(shape[0]) for shape in shapes if shape}
+        self.other = {_dimension(size) for shape in shapes for size in shape[1:]}
+
+    def may_lead(self, value: ir.Value) -> bool:
+        """False if the inferred shape says that the first dimension is something else than the batch."""
+        if value.shape is None:
+            return True
+        if len(value.shape) == 0:
+            return False
+        first = _dimension(value.shape[0])
+        if first in self.first or first is None:
+            return True
+        # Inference gives a symbol of its own to what it cannot tell: that may be the batch.
+        return isinstance(first, str) and first not in self.other
+
+
+def _dimension(size: int | ir.SymbolicDim) -> int | str | None:
+    return size if isinstance(size, int) else size.value
+
+
+def _check_supported(node: ir.Node, model: ir.Model) -> None:
+    opsets = {canonical_domain(domain): version for domain, version in model.opset_imports.items()}
+    domain = canonical_domain(node.domain)
+    label = node_label(node)
+    if domain not in opsets:
+        raise UnsupportedOperatorError(f"Node '{label}' uses domain '{domain}', which the model does not import.")
+    resolve(domain, node.op_type, opsets[domain], label)
+
+
+def _find(known: Mapping[str, ir.Value], names: Iterable[str], kind: str) -> list[ir.Value]:
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ConfigError(f"The model has no {kind} {', '.join(map(repr, missing))}. It has {', '.join(known)}.")
+    return [known[name] for name in names]
+
+
+def _results(graph: ir.Graph) -> list[ir.Value]:
+    return [value for node in graph for value in node.outputs]
+
+
+def _is_float(value: ir.Value) -> bool:
+    """Also for a sequence of maps from label to score, which stands as the matrix of scores; and if unknown."""
+    dtype = value.dtype
+    return dtype is None or dtype.is_floating_point()
+
+
+def _name(value: ir.Value) -> str:
+    return value.name or ""

@@ -1,0 +1,53 @@
+"""`PQTensor`: a product-quantized matrix."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxpq.opschema import UNIT_BYTES, block_outputs
+
+
+@dataclass(frozen=True, eq=False)
+class PQTensor:
+    """A matrix W of shape [out, in], cut along `in` into M sub-vectors of length d, each one of K codewords.
+
+    ``W[o, m*d : (m+1)*d] = scales[o] * sum_r codebooks[r, m // ceil(M/G), :, codes[o, r, m]]``
+
+    Attributes:
+        codebooks: [R, G, d, K] float16 or float32, one codeword per column.
+        codes: [out, R, M] uint8, not packed.
+        scales: [out] float32.
+        in_features: `in`; the last ``M*d - in`` entries of a decoded row are padding and are dropped.
+    """
+
+    codebooks: NDArray[np.floating]
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    in_features: int
+
+    @property
+    def out_features(self) -> int:
+        """`out`, the number of rows."""
+        return int(self.codes.shape[0])
+
+    @property
+    def sub_vectors(self) -> int:
+        """M, the number of sub-vectors of a row."""
+        return int(self.codes.shape[2])
+
+    @property
+    def codewords(self) -> int:
+        """K, the number of codewords of a codebook."""
+        return int(self.codebooks.shape[3])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the operator's inputs take in a file: packed codes, codebooks, scales."""
+        return self.codebooks.nbytes + packed_bytes(*self.codes.shape, self.codewords) + self.scales.nbytes
+
+
+def packed_bytes(out_features: int, stages: int, sub_vectors: int, codewords: int) -> int:
+    """Bytes of the packed codes of an [out, R, M] code array for K codewords (layout: `onnxpq.opschema`)."""
+    blocks = -(-out_features // block_outputs(codewords))
+    return blocks * stages * sub_vectors * UNIT_BYTES

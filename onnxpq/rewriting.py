@@ -1,0 +1,284 @@
+"""The graph before and after: which layers can be compressed, and the model with `PQMatMul` in their place."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxpq.errors import ConfigError, ModelError, VerificationError
+from onnxpq.function_body import pq_matmul_function
+from onnxpq.layers import Layer, Skipped
+from onnxpq.modelio import opset
+from onnxpq.modelproto import check
+from onnxpq.opschema import DOMAIN, VERSION
+from onnxpq.pq.tensor import PQTensor
+from onnxpq.rules import matching_rule
+from onnxpq.rules.base import Rule, interface
+from onnxpq.rules.context import Context, describe
+from onnxpq.rules.editor import Editor
+from onnxpq.rules.unmatched import explain, explain_nested
+
+MIN_IR_VERSION: Final = 8
+"""The first IR version with model-local functions."""
+
+_WEIGHT_INPUT: Final = 1
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def find(
+    model: ir.Model, *, min_weights: int = 1024, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> tuple[list[Layer], list[Skipped]]:
+    """Lists the layers that can be compressed, and every other node with a large constant, with the reason.
+
+    Args:
+        model: the model; not changed.
+        min_weights: layers with fewer weights are left as they are.
+        include: globs over node names; only layers that one of them matches are taken.
+        exclude: globs over node names; layers that one of them matches are left as they are.
+
+    Returns:
+        The layers, and the nodes that are left as they are, both in the order of the graph.
+
+    Raises:
+        ConfigError: a glob matches no node that is listed; the message lists the names there are.
+    """
+    context = describe(model)
+    listed: list[Layer | Skipped] = []
+    for node in model.graph:
+        rule = matching_rule(node, context)
+        entry = explain(node, context, model) if rule is None else rule.check(node, context)
+        listed += [] if entry is None else [entry]
+    listed += explain_nested(model, context)
+    _check_globs(listed, include, exclude)
+    chosen = [_choose(entry, min_weights, include, exclude) if isinstance(entry, Layer) else entry for entry in listed]
+    blocked = _blocked([entry for entry in chosen if isinstance(entry, Layer)], context)
+    final = [_skip(e, blocked[e.weight]) if isinstance(e, Layer) and e.weight in blocked else e for e in chosen]
+    return [e for e in final if isinstance(e, Layer)], [e for e in final if isinstance(e, Skipped)]
+
+
+def update_initializers(model: ir.Model, values: Mapping[str, NDArray[Any]]) -> ir.Model:
+    """A copy of the model in which constants have new values of the same shape and type.
+
+    Args:
+        model: the model; not changed.
+        values: by name of an initializer, or of the output of a Constant node. Floating-point values are converted to
+            the type that the model has; other types must be equal.
+
+    Returns:
+        The copy; tensors that stay are shared with `model`.
+
+    Raises:
+        ModelError: there is no constant of that name, the shape or the kind of type differs, or a value is NaN or
+            infinite in the model's type.
+    """
+    updated = model.clone()
+    constants = {
+        value.name: value for graph in updated.graphs() for value in (*graph.initializers.values(), *_lifted(graph))
+    }
+    for name, array in values.items():
+        if name not in constants:
+            raise ModelError(f"The model has no initializer '{name}' to update.")
+        value = constants[name]
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None:
+            raise ModelError(f"The initializer '{name}' has no value to update.")
+        new = ir.Tensor(_converted(array, tensor, name), dtype=tensor.dtype, name=name, doc_string=tensor.doc_string)
+        node = value.producer()
+        if node is None:
+            value.const_value = new
+        else:
+            node.attributes.clear()
+            node.attributes["value"] = ir.AttrTensor("value", new)
+    return updated
+
+
+def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTensor]) -> ir.Model:
+    """A copy of the model in which `PQMatMul` computes the given layers.
+
+    The nodes keep their names and the values they compute keep theirs. Graph inputs and outputs, metadata and
+    documentation stay; the IR version becomes 8 where it was lower, the first with model-local functions. Constants
+    and nodes that are not needed any more are gone.
+
+    Args:
+        model: the model; not changed.
+        layers: layers that `find` listed for this model.
+        tensors: the quantized weight, [out, in], by the name of the weight's initializer. Layers that share a weight
+            share it.
+
+    Returns:
+        The copy, which ONNX's full check passes; tensors that stay are shared with `model`.
+
+    Raises:
+        ConfigError: a layer is not in the model, or has no tensor, or one of other sizes.
+        VerificationError: the result is no valid model, or its interface differs.
+    """
+    result = model.clone()
+    graph = result.graph
+    alive = {node for node in graph if _is_alive(node)}
+    context, editor = describe(result), Editor(graph)
+    nodes = {label: node for node, label in context.labels.items()}
+    plan = [_planned(layer, nodes.get(layer.node), tensors, context) for layer in layers]
+    for step in plan:
+        step.rule.apply(step.node, step.layer, step.tensor, context, editor)
+    if plan:
+        function = pq_matmul_function(opset(model))
+        result.functions.setdefault(function.identifier(), function)
+        graph.opset_imports[DOMAIN] = VERSION
+        if result.ir_version < MIN_IR_VERSION:
+            _LOGGER.info("IR version %d raised to %d, for model-local functions.", result.ir_version, MIN_IR_VERSION)
+            result.ir_version = MIN_IR_VERSION
+    _remove_dead(graph, alive)
+    _check_result(result, model)
+    return result
+
+
+def _choose(layer: Layer, min_weights: int, include: Sequence[str], exclude: Sequence[str]) -> Layer | Skipped:
+    excluding = next((glob for glob in exclude if _matches(layer.node, glob)), None)
+    if excluding is not None:
+        return _skip(layer, f"Excluded by '{excluding}'.")
+    if not any(_matches(layer.node, glob) for glob in include):
+        return _skip(layer, f"Not included by {_quoted(include)}.")
+    weights = layer.out_features * layer.in_features
+    if weights < min_weights:
+        return _skip(layer, f"It has {weights} weights; layers with fewer than {min_weights} gain too little.")
+    return layer
+
+
+def _skip(layer: Layer, reason: str) -> Skipped:
+    return Skipped(layer.node, layer.op_type, layer.weight, reason)
+
+
+def _matches(name: str, glob: str) -> bool:
+    # Names that exporters write hold brackets, which a glob reads as a set of characters.
+    return name == glob or fnmatchcase(name, glob)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "nothing"
+
+
+def _check_globs(listed: Sequence[Layer | Skipped], include: Sequence[str], exclude: Sequence[str]) -> None:
+    names = [entry.node for entry in listed]
+    for kind, globs in (("include", include), ("exclude", exclude)):
+        for glob in globs:
+            if glob != "*" and not any(_matches(name, glob) for name in names):
+                raise ConfigError(
+                    f"The '{kind}' pattern '{glob}' matches no node with a weight. Names there are: {_quoted(names)}."
+                )
+
+
+def _blocked(layers: Sequence[Layer], context: Context) -> dict[str, str]:
+    """By weight: why it would stay in the file, so that compressing its layers would make the file larger."""
+    by_weight: dict[str, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        by_weight[layer.weight].append(layer)
+    values = {origin.name: value for value, origin in context.origins.items() if not origin.steps}
+    return {
+        weight: reason for weight, users in by_weight.items() if (reason := _blocker(values[weight], users, context))
+    }
+
+
+def _blocker(weight: ir.Value, layers: Sequence[Layer], context: Context) -> str | None:
+    if weight.is_graph_output():
+        return f"The weight '{weight.name}' is a graph output too, and would stay in the file."
+    if len({layer.weight_is_in_out for layer in layers}) > 1:
+        return (
+            f"The weight '{weight.name}' is used as it is and transposed by {_quoted(layer.node for layer in layers)}."
+        )
+    compressed = {layer.node for layer in layers}
+    for node, index in weight.uses():
+        label = context.labels.get(node)
+        if label not in compressed or index != _WEIGHT_INPUT:
+            name = label or node.name
+            return (
+                f"The weight '{weight.name}' is used by node '{name}' ({node.op_type}) too, which is left as it is: "
+                "the weight would stay in the file."
+            )
+    return None
+
+
+def _lifted(graph: ir.Graph) -> list[ir.Value]:
+    return [node.outputs[0] for node in graph if node.op_type == "Constant" and node.domain == ""]
+
+
+def _converted(array: NDArray[Any], tensor: ir.TensorProtocol, name: str) -> NDArray[Any]:
+    shape, dtype = tensor.shape.numpy(), tensor.dtype.numpy()
+    if tuple(array.shape) != shape:
+        raise ModelError(f"The new value of '{name}' has shape {list(array.shape)}; expected {list(shape)}.")
+    if array.dtype != dtype and not (tensor.dtype.is_floating_point() and np.issubdtype(array.dtype, np.floating)):
+        raise ModelError(f"The new value of '{name}' has type {array.dtype}; expected {dtype}.")
+    with np.errstate(over="ignore"):
+        converted = np.array(array, dtype=dtype, order="C")
+    if tensor.dtype.is_floating_point() and not np.isfinite(converted).all():
+        raise ModelError(f"The new value of '{name}' is NaN or infinite as {dtype}.")
+    return converted
+
+
+@dataclass(frozen=True)
+class _Step:
+    rule: Rule
+    node: ir.Node
+    layer: Layer
+    tensor: PQTensor
+
+
+def _planned(layer: Layer, node: ir.Node | None, tensors: Mapping[str, PQTensor], context: Context) -> _Step:
+    rule = matching_rule(node, context) if node is not None else None
+    if node is None or rule is None or rule.check(node, context) != layer:
+        raise ConfigError(f"The model has no layer {layer}. Pass layers that find() listed for the same model.")
+    tensor = tensors.get(layer.weight)
+    if tensor is None:
+        raise ConfigError(
+            f"There is no quantized tensor for the weight '{layer.weight}' of node '{layer.node}'; there are tensors "
+            f"for {_quoted(tensors)}."
+        )
+    found, expected = (tensor.out_features, tensor.in_features), (layer.out_features, layer.in_features)
+    if found != expected:
+        raise ConfigError(
+            f"The quantized tensor of the weight '{layer.weight}' has [out, in] = {list(found)}; node '{layer.node}' "
+            f"needs {list(expected)}."
+        )
+    return _Step(rule, node, layer, tensor)
+
+
+def _is_alive(node: ir.Node) -> bool:
+    return any(value.uses() or value.is_graph_output() for value in node.outputs)
+
+
+def _remove_dead(graph: ir.Graph, alive: set[ir.Node]) -> None:
+    """Removes the nodes among `alive` that nobody uses any more, and all unused initializers."""
+    for node in reversed(graph):
+        if node in alive and not _is_alive(node):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
+            del graph.initializers[name]
+
+
+def _check_result(result: ir.Model, model: ir.Model) -> None:
+    if interface(result.graph) != interface(model.graph):
+        raise VerificationError(
+            f"The rewritten graph has the interface {interface(result.graph)}; expected {interface(model.graph)}."
+        )
+    try:
+        check(result, full=True)
+    except ModelError as error:
+        # A model that never passed strict shape inference cannot be expected to now.
+        if _passes_full_check(model):
+            raise VerificationError(f"The rewritten model does not pass ONNX's checker: {error}") from error
+        check(result)
+
+
+def _passes_full_check(model: ir.Model) -> bool:
+    try:
+        check(model, full=True)
+    except ModelError:
+        return False
+    return True

@@ -1,0 +1,74 @@
+"""What every rewrite rule is: match, check, rewrite; and what every rewrite keeps.
+
+A rule is asked three questions. `match`: is this node my pattern? `check`: which layer is it, or why is it left as it
+is? `rewrite`: put `onnxpq::PQMatMul` in its place. `Rule.apply` calls the last one and enforces its contract.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onnxpq.errors import VerificationError
+from onnxpq.layers import Layer, Skipped
+from onnxpq.opschema import DOMAIN, OP_TYPE
+from onnxpq.pq.tensor import PQTensor
+from onnxpq.rules.context import Context
+from onnxpq.rules.editor import Editor
+
+__all__ = ["Context", "Editor", "Interface", "Rule", "interface"]
+
+Interface: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
+"""Names, types and shapes of a graph's inputs and of its outputs, in order."""
+
+
+class Rule(ABC):
+    """One graph pattern whose constant weight a `PQTensor` may replace."""
+
+    @abstractmethod
+    def match(self, node: ir.Node, context: Context) -> bool:
+        """Whether the node is this rule's pattern with a constant weight, compressible or not."""
+
+    @abstractmethod
+    def check(self, node: ir.Node, context: Context) -> Layer | Skipped:
+        """The layer that a matching node computes, or a whole sentence why it is left as it is."""
+
+    @abstractmethod
+    def rewrite(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
+        """Puts a `PQMatMul` named `layer.node` in the node's place; the pattern's output keeps its name."""
+
+    def apply(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
+        """Rewrites, and checks that the rule kept its promises.
+
+        Raises:
+            VerificationError: the rule changed the graph's interface, left the node, or put no `PQMatMul` in its place.
+        """
+        graph = editor.graph
+        before = interface(graph)
+        self.rewrite(node, layer, tensor, context, editor)
+        after = interface(graph)
+        name = type(self).__name__
+        if after != before:
+            raise VerificationError(
+                f"The rule {name} changed the inputs or outputs of the graph when it rewrote node '{layer.node}': "
+                f"found {after}, expected {before}. This is a defect of the rule."
+            )
+        if node.graph is not None:
+            raise VerificationError(
+                f"The rule {name} left node '{layer.node}' ({layer.op_type}) in the graph. This is a defect of the "
+                "rule."
+            )
+        if not any(n.name == layer.node and (n.domain, n.op_type) == (DOMAIN, OP_TYPE) for n in graph):
+            raise VerificationError(
+                f"The rule {name} removed node '{layer.node}' and put no {OP_TYPE} of that name in its place. This is "
+                "a defect of the rule."
+            )
+
+
+def interface(graph: ir.Graph) -> Interface:
+    """Names, types and shapes of the graph's inputs and outputs, in order."""
+    return tuple(map(_signature, graph.inputs)), tuple(map(_signature, graph.outputs))
+
+
+def _signature(value: ir.Value) -> str:
+    return f"{value.name}: {value.type}{value.shape if value.shape is not None else ''}"

@@ -1,0 +1,232 @@
+"""onnxruntime: the only module that imports it. Sessions with the operator library, and their outputs as arrays."""
+
+import importlib
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import onnxpq
+from onnxpq import modelio
+from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+Model: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+
+LIBRARY_NAMES: Final = ("libonnxpq_ops.so", "libonnxpq_ops.dylib", "onnxpq_ops.dll")
+MIN_RUNTIME: Final = (1, 17)
+"""First onnxruntime that the operator library works with (KernelContext_ParallelFor)."""
+
+LIBRARY_MISSING: Final = (
+    "onnxpq was installed without its operator library (no C++ compiler when it was built). Compressed models run on"
+    " onnxruntime's own operators: correct, but at the speed and memory of the uncompressed layers."
+)
+"""Said once a process by `session`."""
+
+_ERRORS_ONLY: Final = 3
+_REGISTERED: Final = "onnxpq.library_registered"
+
+
+def library_path() -> str:
+    """Path of the operator library, for ``SessionOptions.register_custom_ops_library`` of any binding.
+
+    Raises:
+        RuntimeLibraryError: onnxpq was built on a machine without a C++ compiler.
+    """
+    # An editable install has two folders: the checkout, and the one that the build wrote to.
+    for folder in onnxpq.__path__:
+        for name in LIBRARY_NAMES:
+            path = Path(folder, "lib", name)
+            if path.is_file():
+                return str(path)
+    raise RuntimeLibraryError(
+        f"This installation of onnxpq has no operator library (looked for {', '.join(LIBRARY_NAMES)} in"
+        f" {', '.join(str(Path(folder, 'lib')) for folder in onnxpq.__path__)}): it was built where there was no C++"
+        " compiler. Install a compiler and run `pip install --force-reinstall --no-deps onnxpq`."
+    )
+
+
+def library_available() -> bool:
+    """Whether this installation has the operator library."""
+    try:
+        library_path()
+    except RuntimeLibraryError:
+        return False
+    return True
+
+
+def session(
+    model: Model,
+    *,
+    use_library: bool = True,
+    options: "SessionOptions | None" = None,
+    providers: Sequence[Any] | None = None,
+) -> "InferenceSession":
+    """An onnxruntime session that runs `PQMatMul` with the operator library.
+
+    Args:
+        model: a path, the bytes of a file, or a model in memory; external data are found only beside a path and in an
+            `onnx_ir.Model`.
+        use_library: False runs the model's own function body instead, in onnxruntime's standard operators.
+        options: the caller's options; the library is added to them. Default: onnxruntime's, but without its warnings.
+        providers: execution providers, as onnxruntime takes them; where absent, the CPU.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model.
+        RuntimeLibraryError: onnxruntime is missing, too old for the library, or refuses the library.
+
+    Warns:
+        RuntimeWarning: once a process, where the library is asked for and the installation has none; the function body
+            runs instead.
+    """
+    ort = _onnxruntime()
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+    if use_library and _library_or_warning():
+        _register(ort, options)
+    with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
+        source = _source(model, Path(scratch))
+        try:
+            return ort.InferenceSession(source, options, providers=providers or ["CPUExecutionProvider"])
+        except _failures(ort) as error:
+            name = f"'{source}'" if isinstance(source, str) else "given in memory"
+            raise ModelError(f"onnxruntime {ort.__version__} cannot load the model {name}: {error}") from error
+
+
+def run(session: "InferenceSession", inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a session on a batch, with every output as an array.
+
+    Args:
+        session: from `session`.
+        inputs: input name -> array.
+
+    Returns:
+        Output name -> array. A list of maps (ZipMap of skl2onnx: for each of N samples a score for each of C
+        classes) becomes [N, C] with the classes in ascending order.
+
+    Raises:
+        DataError: the inputs do not fit the model.
+        ModelError: the model fails while it runs, or an output is neither tensor nor list of maps.
+    """
+    expected = [i.name for i in session.get_inputs()]
+    if set(inputs) != set(expected):
+        raise DataError(
+            f"The model's inputs are {_quoted(expected)}; found {_quoted(list(inputs))}. Missing:"
+            f" {_quoted([n for n in expected if n not in inputs])}; unknown:"
+            f" {_quoted([n for n in inputs if n not in expected])}."
+        )
+    ort = _onnxruntime()
+    names = [o.name for o in session.get_outputs()]
+    try:
+        values = session.run(names, dict(inputs))
+    except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+        found = ", ".join(f"'{name}' {array.dtype}{list(array.shape)}" for name, array in inputs.items())
+        wanted = ", ".join(f"'{i.name}' {i.type} {i.shape}" for i in session.get_inputs())
+        raise DataError(f"onnxruntime refuses the inputs: {error}. Found {found}; expected {wanted}.") from error
+    except _failures(ort) as error:
+        raise ModelError(f"The model fails while it runs in onnxruntime {ort.__version__}: {error}") from error
+    return {name: _as_array(name, value) for name, value in zip(names, values, strict=True)}
+
+
+def _onnxruntime() -> ModuleType:
+    """Imported when first needed: `import onnxpq` must stay light."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise RuntimeLibraryError(
+            f"onnxruntime cannot be imported ({error}). Install it with `pip install onnxruntime`, or one of its other"
+            " builds."
+        ) from error
+
+
+def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:
+    """The exceptions that onnxruntime raises; they have no common base of their own."""
+    state = ort.capi.onnxruntime_pybind11_state
+    classes = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*classes, RuntimeError, ValueError)
+
+
+_warned = False
+
+
+def _library_or_warning() -> bool:
+    global _warned  # noqa: PLW0603 (once a process is what is wanted)
+    if library_available():
+        return True
+    if not _warned:
+        _warned = True
+        warnings.warn(LIBRARY_MISSING, RuntimeWarning, stacklevel=3)
+    return False
+
+
+def _register(ort: ModuleType, options: "SessionOptions") -> None:
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    if version < MIN_RUNTIME:
+        raise RuntimeLibraryError(
+            f"This is onnxruntime {ort.__version__}; the operator library needs {'.'.join(map(str, MIN_RUNTIME))} or"
+            " newer. Upgrade onnxruntime, or pass use_library=False to run the model's own function body."
+        )
+    if _has_entry(options):
+        return
+    try:
+        options.register_custom_ops_library(library_path())
+    except _failures(ort) as error:
+        raise RuntimeLibraryError(
+            f"onnxruntime {ort.__version__} refuses the operator library '{library_path()}': {error}"
+        ) from error
+    options.add_session_config_entry(_REGISTERED, "1")
+
+
+def _has_entry(options: "SessionOptions") -> bool:
+    """Whether the options have the library already: onnxruntime refuses to register a domain twice."""
+    try:
+        return bool(options.get_session_config_entry(_REGISTERED))
+    except RuntimeError:
+        return False
+
+
+def _source(model: Model, scratch: Path) -> str | bytes:
+    """What onnxruntime loads: a path or bytes. A model in memory that protobuf cannot hold goes by way of a file."""
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    if isinstance(model, ir.Model):
+        if modelio.tensor_bytes(model) <= modelio.MAX_EMBEDDED_BYTES:
+            return modelio.to_bytes(model)
+        path = scratch / "model.onnx"
+        modelio.save(model, path, external_data=True)
+        return str(path)
+    try:
+        return bytes(model.SerializeToString())
+    # protobuf's implementations raise different classes.
+    except Exception as error:
+        raise ModelError(f"The model in memory cannot be serialized: {error}. Save it and pass its path.") from error
+
+
+def _as_array(name: str, value: object) -> NDArray[Any]:
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
+        keys = sorted({key for row in value for key in row})
+        if all(len(row) == len(keys) for row in value):
+            return np.array([[row[key] for key in keys] for row in value], np.float32).reshape(len(value), len(keys))
+    raise ModelError(
+        f"Output '{name}' is a {type(value).__name__}; expected a tensor, or a list of maps that all have the same keys"
+        " (as ZipMap gives them). Make the model output tensors."
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -1,0 +1,199 @@
+"""The original against the compressed model in onnxruntime: on the native operator and on the function body."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from statistics import median
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxpq import data, runtime
+from onnxpq.data import Dataset, InputSpec
+from onnxpq.errors import DataError, VerificationError
+from onnxpq.metrics import Correct, Difference, is_scores
+from onnxpq.report import Latency, SquaredError, Verification
+
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
+Progress: TypeAlias = Callable[[int, int], None]
+
+BATCH = 256
+LATENCY_BATCHES = (1, 64)
+LATENCY_ROUNDS = 51
+LATENCY_SECONDS = 2.0
+"""Each batch size is timed for at most this long (but at least for three rounds)."""
+
+LIBRARY_BUDGET = 1e-2
+"""Largest relative L2 difference of an output between native operator and function body that is not a defect: the
+operator's int16 tables are within 1e-3 of a layer's output, and a few layers follow one another."""
+
+
+@dataclass
+class _Sessions:
+    """The three ways to run: the user's model, the compressed one with and without the operator library."""
+
+    original: Any
+    stock: Any
+    library: Any | None
+
+    def all(self) -> list[Any]:
+        return [self.original, self.stock] + ([] if self.library is None else [self.library])
+
+
+@dataclass
+class _Sums:
+    """What is added up over the batches."""
+
+    outputs: dict[str, Difference] = field(default_factory=dict)
+    library: dict[str, Difference] = field(default_factory=dict)
+    correct: Correct | None = None
+    squared_original: float = 0.0
+    squared_compressed: float = 0.0
+    values: int = 0
+
+
+def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller knows
+    original: str | PathLike[str] | ir.Model,
+    compressed: str | PathLike[str],
+    dataset: Dataset,
+    inputs: Sequence[InputSpec],
+    *,
+    output: str,
+    description: str,
+    held_out: bool,
+    file_bytes: tuple[int, int],
+    progress: Progress | None = None,
+) -> Verification:
+    """Run both models over the data set and compare.
+
+    Args:
+        original: the user's model.
+        compressed: the file to be verified.
+        dataset: samples, with labels where there is a task metric to be computed.
+        inputs: of the model.
+        output: the output that is compared with the labels.
+        description: what the samples are, for the report.
+        held_out: whether none of them was used for training.
+        file_bytes: of the original and of the compressed file.
+        progress: is told the samples that are done and their number.
+
+    Returns:
+        All that was measured. Outputs are judged on the native operator where the library was built.
+
+    Raises:
+        VerificationError: the compressed model gives NaN or infinite values, its two forms disagree, or its file is
+            no smaller than the original.
+        DataError: labels do not fit the output.
+        RuntimeLibraryError, ModelError: onnxruntime refuses a model.
+    """
+    sessions = _Sessions(
+        runtime.session(original, use_library=False),
+        runtime.session(compressed, use_library=False),
+        runtime.session(compressed) if runtime.library_available() else None,
+    )
+    fixed = data.fixed_batch(inputs)
+    sums = _Sums()
+    done = 0
+    for part, count in data.batches(dataset, fixed or BATCH, exact=fixed is not None):
+        _add(sums, sessions, part, count, output)
+        done += count
+        if progress is not None:
+            progress(done, len(dataset))
+    _require(sums, file_bytes)
+    library = max((entry.relative for entry in sums.library.values()), default=0.0)
+    return Verification(
+        data=description,
+        samples=len(dataset),
+        held_out=held_out,
+        bytes_before=file_bytes[0],
+        bytes_after=file_bytes[1],
+        outputs=tuple(difference.report(name) for name, difference in sums.outputs.items()),
+        library_agreement=None if sessions.library is None else library,
+        accuracy=None if sums.correct is None else sums.correct.report(output),
+        squared_error=_squared_error(sums, output),
+        latency=tuple(_latency(sessions, dataset, size) for size in ([fixed] if fixed else LATENCY_BATCHES)),
+    )
+
+
+def _add(sums: _Sums, sessions: _Sessions, part: Dataset, count: int, output: str) -> None:
+    def run(session: Any) -> Outputs:  # noqa: ANN401 -- an onnxruntime session, whose type only runtime may name
+        return {name: array[:count] for name, array in runtime.run(session, part.inputs).items()}
+
+    expected, stock = run(sessions.original), run(sessions.stock)
+    found = stock if sessions.library is None else run(sessions.library)
+    for name, reference in expected.items():
+        sums.outputs.setdefault(name, Difference()).add(reference, found[name])
+        if sessions.library is not None:
+            sums.library.setdefault(name, Difference()).add(stock[name], found[name])
+    if part.labels is not None:
+        _add_labels(sums, part.labels[:count], expected[output], found[output])
+
+
+def _add_labels(sums: _Sums, labels: NDArray[Any], expected: NDArray[Any], found: NDArray[Any]) -> None:
+    if np.issubdtype(labels.dtype, np.integer) and is_scores(expected):
+        if labels.shape != expected.shape[:-1]:
+            raise DataError(
+                f"Labels of shape {list(labels.shape)} do not fit scores of shape {list(expected.shape)}: "
+                f"{list(expected.shape[:-1])} is expected."
+            )
+        sums.correct = sums.correct or Correct()
+        sums.correct.add(labels, expected, found)
+        return
+    if labels.size != expected.size:
+        raise DataError(
+            f"Labels of shape {list(labels.shape)} do not fit the output of shape {list(expected.shape)}: as many "
+            "numbers are expected."
+        )
+    target = labels.reshape(expected.shape).astype(np.float64)
+    sums.squared_original += float(np.square(expected - target).sum())
+    sums.squared_compressed += float(np.square(found - target).sum())
+    sums.values += target.size
+
+
+def _squared_error(sums: _Sums, output: str) -> SquaredError | None:
+    if not sums.values:
+        return None
+    return SquaredError(output, sums.squared_original / sums.values, sums.squared_compressed / sums.values)
+
+
+def _require(sums: _Sums, file_bytes: tuple[int, int]) -> None:
+    for name, difference in sums.outputs.items():
+        if not difference.finite:
+            raise VerificationError(
+                f"Output '{name}' of the compressed model holds NaN or infinite values on the verification data. "
+                "Nothing was written. If the original's does too, clean the data; else lower --learning-rate."
+            )
+    for name, difference in sums.library.items():
+        if difference.relative > LIBRARY_BUDGET:
+            raise VerificationError(
+                f"Output '{name}': native operator and function body differ by {difference.relative:.2e} (relative L2), "
+                f"at most {LIBRARY_BUDGET:.0e} is expected. Nothing was written. Please report this with the model."
+            )
+    before, after = file_bytes
+    if after >= before:
+        raise VerificationError(
+            f"The compressed file would have {after} bytes, the original has {before}: nothing was gained and nothing "
+            "was written. The layers are too small for these settings; try a larger --sub-vector."
+        )
+
+
+def _latency(sessions: _Sessions, dataset: Dataset, size: int) -> Latency:
+    """Median time of a call, the models taking turns so that a slow moment of the machine hits all of them."""
+    index = np.resize(np.arange(len(dataset)), size)
+    inputs = dataset.take(index).inputs
+    times: list[list[float]] = [[] for _ in sessions.all()]
+    for session in sessions.all():
+        runtime.run(session, inputs)
+    started = time.perf_counter()
+    for round_number in range(LATENCY_ROUNDS):
+        if round_number >= 3 and time.perf_counter() - started > LATENCY_SECONDS:
+            break
+        for session, row in zip(sessions.all(), times, strict=True):
+            begin = time.perf_counter()
+            runtime.run(session, inputs)
+            row.append(1e3 * (time.perf_counter() - begin))
+    original, stock, *library = (median(row) for row in times)
+    return Latency(size, original, library[0] if library else None, stock)

@@ -1,0 +1,1 @@
+"""Its presence makes the helpers beside it importable from every folder of tests."""

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+
+from onnxpq.pq import kmeans
+
+INERTIA_BUDGET = 0.02
+"""Largest excess of our inertia over scikit-learn's, both from several starts, as a share."""
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def within_budget(ours: float, theirs: float) -> bool:
+    return ours <= theirs * (1 + INERTIA_BUDGET)
+
+
+def inertia(points: torch.Tensor, centroids: torch.Tensor) -> float:
+    return float(kmeans.nearest(points, centroids)[1].double().sum())
+
+
+def test_by_hand() -> None:
+    points = torch.tensor([[[0.0], [1.0], [10.0], [11.0]], [[5.0], [5.0], [7.0], [9.0]]])
+    centroids, index = kmeans.kmeans(points, 2, generator=generator())
+    assert sorted(centroids[0].flatten().tolist()) == [0.5, 10.5]
+    assert sorted(centroids[1].flatten().tolist()) in ([5.0, 8.0], [17 / 3, 9.0])
+    assert index[0, 0] == index[0, 1] != index[0, 2] == index[0, 3]
+
+
+def test_weights_by_hand() -> None:
+    points = torch.tensor([[[0.0], [1.0], [10.0]]])
+    weights = torch.tensor([[3.0, 1.0, 5.0]])
+    centroids, _ = kmeans.kmeans(points, 2, weights=weights, generator=generator())
+    assert sorted(centroids.flatten().tolist()) == [0.25, 10.0]
+
+
+def test_nearest_is_brute_force() -> None:
+    points, centroids = torch.randn(3, 50, 4, generator=generator()), torch.randn(3, 7, 4, generator=generator(1))
+    index, squared = kmeans.nearest(points, centroids)
+    distances = (points.unsqueeze(2) - centroids.unsqueeze(1)).square().sum(-1)
+    torch.testing.assert_close(squared, distances.min(-1).values, rtol=1e-4, atol=1e-4)
+    assert torch.equal(index, distances.argmin(-1))
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, centroids = torch.randn(3, 50, 4, generator=generator()), torch.randn(3, 7, 4, generator=generator(1))
+    whole = kmeans.nearest(points, centroids)
+    monkeypatch.setattr(kmeans, "_CHUNK_ELEMENTS", 100)
+    assert torch.equal(kmeans.nearest(points, centroids)[0], whole[0])
+
+
+@pytest.mark.parametrize(("count", "d", "codewords"), [(1000, 4, 16), (600, 8, 16), (2000, 2, 32)])
+def test_as_good_as_scikit_learn(count: int, d: int, codewords: int) -> None:
+    """Mean over eight sets of points, as single runs from one start differ by several per cent in either program."""
+    points = torch.randn(8, count, d, generator=generator(3))
+    centroids, _ = kmeans.kmeans(points, codewords, generator=generator())
+    ours = inertia(points, centroids)
+    theirs = sum(KMeans(codewords, n_init=1, random_state=0).fit(group.numpy()).inertia_ for group in points)
+    assert within_budget(ours, theirs)
+
+
+def test_a_two_percent_worse_clustering_fails_the_budget() -> None:
+    assert within_budget(1.019, 1.0)
+    assert not within_budget(1.0201, 1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.integers(1, 3), count=st.integers(1, 40), d=st.integers(1, 5), codewords=st.integers(2, 20), seed=st.integers(0, 99)
+)
+def test_properties(groups: int, count: int, d: int, codewords: int, seed: int) -> None:
+    points = torch.randn(groups, count, d, generator=generator(seed))
+    centroids, index = kmeans.kmeans(points, codewords, generator=generator(seed))
+    again, _ = kmeans.kmeans(points, codewords, generator=generator(seed))
+    assert torch.equal(centroids, again), "the same seed gives the same result"
+    assert torch.isfinite(centroids).all()
+    assert torch.equal(index, kmeans.nearest(points, centroids)[0])
+    variance = (points - points.mean(1, keepdim=True)).square().sum()
+    assert inertia(points, centroids) <= float(variance) * 1.001 + 1e-6
+    if codewords >= count:
+        assert inertia(points, centroids) <= 1e-4 * count * d, "every point can have a centroid of its own"
+
+
+def test_identical_points() -> None:
+    points = torch.ones(1, 30, 3)
+    centroids, _ = kmeans.kmeans(points, 16, generator=generator())
+    assert torch.equal(centroids, torch.ones(1, 16, 3))

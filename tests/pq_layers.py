@@ -1,0 +1,139 @@
+"""Random product-quantized layers, and models made of one `PQMatMul` node: for tests of the operator and its body."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxpq.function_body import node_attributes, pq_matmul_function
+from onnxpq.opschema import DOMAIN, OP_TYPE, VERSION
+from onnxpq.pq.packing import pack_codes
+from onnxpq.pq.reference import pq_matmul
+
+IR_VERSION = 8  # the first with functions, and one that all supported runtimes read
+
+FLOAT_BUDGET = 5e-6
+"""Largest float32 error, relative to the sum of the magnitudes of what is summed."""
+
+
+@dataclass(frozen=True)
+class PQLayer:
+    """codebooks [R, G, d, K], codes [out, R, M], scales [out], bias [out]."""
+
+    codebooks: NDArray[Any]
+    codes: NDArray[np.uint8]
+    scales: NDArray[Any]
+    bias: NDArray[Any]
+    in_features: int
+
+    @property
+    def arguments(self) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[Any], NDArray[Any]]:
+        """What the reference functions take after x."""
+        return self.codebooks, self.codes, self.scales, self.bias
+
+    @property
+    def codewords(self) -> int:
+        return int(self.codebooks.shape[3])
+
+    def constants(self) -> dict[str, NDArray[Any]]:
+        """The constant inputs of the node, by their names in the operator's schema."""
+        packed = pack_codes(self.codes, self.codewords)
+        return {"codebooks": self.codebooks, "codes": packed, "scales": self.scales, "bias": self.bias}
+
+    def magnitude(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """[..., out]: sum of the magnitudes of all that is summed for an output, the measure of float32 errors."""
+        absolute = replace(self, codebooks=abs(self.codebooks), scales=abs(self.scales), bias=abs(self.bias))
+        return pq_matmul(abs(x), *absolute.arguments)
+
+
+def random_layer(
+    seed: int,
+    out: int,
+    in_features: int,
+    *,
+    d: int = 4,
+    codewords: int = 16,
+    groups: int | None = None,
+    stages: int = 1,
+    codebook_type: type = np.float16,
+    scale_type: type = np.float32,
+) -> PQLayer:
+    """A layer of normally distributed codewords; `groups` = None means one codebook for each sub-vector position."""
+    rng = np.random.default_rng(seed)
+    sub_vectors = -(-in_features // d)
+    return PQLayer(
+        rng.standard_normal((stages, groups or sub_vectors, d, codewords)).astype(codebook_type),
+        rng.integers(0, codewords, (out, stages, sub_vectors)).astype(np.uint8),
+        rng.normal(1, 0.3, out).astype(scale_type),
+        rng.standard_normal(out).astype(scale_type),
+        in_features,
+    )
+
+
+@st.composite
+def layers(draw: st.DrawFn, codewords: st.SearchStrategy[int], max_out: int = 70, max_in: int = 40) -> PQLayer:
+    """Layers of any d, G, R and element types."""
+    in_features, d = draw(st.integers(1, max_in)), draw(st.integers(1, 9))
+    return random_layer(
+        draw(st.integers(0, 2**32 - 1)),
+        draw(st.integers(1, max_out)),
+        in_features,
+        d=d,
+        codewords=draw(codewords),
+        groups=draw(st.integers(1, -(-in_features // d))),
+        stages=draw(st.integers(1, 3)),
+        codebook_type=draw(st.sampled_from([np.float16, np.float32])),
+        scale_type=draw(st.sampled_from([np.float16, np.float32])),
+    )
+
+
+def model_of(
+    layer: PQLayer,
+    *,
+    opset: int = 17,
+    x_shape: list[str | int | None] | None = None,
+    constants: dict[str, NDArray[Any]] | None = None,
+    as_inputs: tuple[str, ...] = (),
+    with_body: bool = True,
+) -> onnx.ModelProto:
+    """Y = PQMatMul(X), node 'fc'.
+
+    Args:
+        layer: the weight.
+        opset: of the model and the function body.
+        x_shape: of X; default ["N", in].
+        constants: replace constant inputs of the node, to make bad ones.
+        as_inputs: constant inputs that become graph inputs instead.
+        with_body: whether the model carries the function body.
+    """
+    values = layer.constants() | (constants or {})
+    attributes = [ir.to_proto(a) for a in node_attributes(layer.in_features, layer.codewords)]
+    node = helper.make_node(OP_TYPE, ["X", *values], ["Y"], name="fc", domain=DOMAIN)
+    node.attribute.extend(attributes)
+    x_info = helper.make_tensor_value_info("X", TensorProto.FLOAT, x_shape or ["N", layer.in_features])
+    y_shape = [*(x_shape or ["N", 0])[:-1], len(layer.scales)]
+    y_info = helper.make_tensor_value_info("Y", TensorProto.FLOAT, y_shape)
+    initializers = [numpy_helper.from_array(v, name) for name, v in values.items() if name not in as_inputs]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values[name].dtype), values[name].shape)
+        for name in as_inputs
+    ]
+    graph = helper.make_graph([node], "one_layer", [x_info, *inputs], [y_info], initializers)
+    functions = [ir.to_proto(pq_matmul_function(opset))] if with_body else []
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
+
+
+def normal_rows(seed: int, *shape: int) -> NDArray[np.float32]:
+    """Standard normal float32 of the shape."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def rms(values: NDArray[Any]) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

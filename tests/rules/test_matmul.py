@@ -1,0 +1,207 @@
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from rule_checks import (
+    FLOAT32_BUDGET,
+    check_rewrite,
+    initializer,
+    largest_difference,
+    operators,
+    parse,
+    quantized,
+    reasons,
+    run,
+    with_decoded_weights,
+)
+
+from onnxpq.rewriting import find, rewrite
+
+IN, OUT = 7, 5
+DIMS = (2, 3, 4)
+
+
+def x_of_rank(rank: int) -> np.ndarray:
+    return np.random.default_rng(rank).standard_normal((*DIMS[: rank - 1], IN)).astype(np.float32)
+
+
+def matmul_model(rank=2, bias_shape=None, swapped=False, opset=17):
+    lead = [*map(str, DIMS[: rank - 1])]
+    text = f"(float[{','.join([*lead, str(IN)])}] x) => (float y) {{ "
+    if bias_shape is None:
+        text += "[fc] y = MatMul(x, w) }"
+    else:
+        text += f"[fc] p = MatMul(x, w) [add] y = Add({'b, p' if swapped else 'p, b'}) }}"
+    tensors = [initializer("w", IN, OUT)]
+    if bias_shape is not None:
+        tensors.append(initializer("b", *bias_shape, seed=2))
+    y_rank = max(rank, len(bias_shape or ()))
+    y = [*["1"] * (y_rank - rank), *lead, str(OUT)]
+    if bias_shape is not None:
+        y = [str(n) for n in np.broadcast_shapes(bias_shape, tuple(map(int, y)))]
+    return parse(text.replace("float y", f"float[{','.join(y)}] y"), *tensors, opset=opset)
+
+
+def broadcasts(*shapes: tuple[int, ...]) -> bool:
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rank=st.integers(1, 4),
+    bias_shape=st.sampled_from([None, (), (1,), (OUT,), (1, OUT), (1, 1, OUT), (1, 1, 1), (2, 1, 1), (4, OUT)]),
+    swapped=st.booleans(),
+)
+def test_every_matmul_equals_itself_with_the_decoded_weight(rank, bias_shape, swapped):
+    assume(broadcasts(bias_shape or (), (*DIMS[: rank - 1], OUT)))
+    model = matmul_model(rank, bias_shape, swapped)
+    _, rewritten = check_rewrite(model, {"x": x_of_rank(rank)})
+    assert "MatMul" not in operators(rewritten)
+    assert "w" not in rewritten.graph.initializers
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21])
+def test_opsets(opset):
+    check_rewrite(matmul_model(3, (1, OUT), opset=opset), {"x": x_of_rank(3)})
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("bias_shape", [(), (1,), (OUT,), (1, OUT), (1, 1, OUT)], ids=str)
+def test_a_constant_bias_is_fused(bias_shape, swapped):
+    layers, rewritten = check_rewrite(matmul_model(3, bias_shape, swapped), {"x": x_of_rank(3)})
+    assert operators(rewritten) == ["PQMatMul"]
+    assert rewritten.graph.node(0).name == "fc"
+    assert layers[0].bias == "b"
+
+
+@pytest.mark.parametrize(("rank", "bias_shape"), [(2, (1, 1, OUT)), (1, (1, OUT)), (3, (2, 1, 1)), (2, (2, OUT))])
+def test_an_add_that_changes_the_rank_or_varies_by_row_stays(rank, bias_shape):
+    layers, rewritten = check_rewrite(matmul_model(rank, bias_shape), {"x": x_of_rank(rank)})
+    assert operators(rewritten) == ["PQMatMul", "Add"]
+    assert layers[0].bias is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[fc] p = MatMul(x, w) [add] y = Add(p, b) z = Relu(p)",
+        "[fc] p = MatMul(x, w) [add] y = Add(p, p) z = Identity(b)",
+        "[fc] z = MatMul(x, w) [add] y = Add(z, b)",
+        "[fc] p = MatMul(x, w) [add] y = Add(p, x) z = Identity(b)",
+        "[fc] p = MatMul(x, w) [add] y = Sub(p, b) z = Identity(b)",
+    ],
+)
+def test_an_add_stays_where_the_product_has_another_use_or_no_constant(body):
+    text = f"(float[2,6] x) => (float[2,6] y, float z) {{ {body} }}"
+    shape = "float[6] z" if "Identity" in body else "float[2,6] z"
+    model = parse(text.replace("float z", shape), initializer("w", 6, 6), initializer("b", 6))
+    _, rewritten = check_rewrite(model, {"x": np.ones((2, 6), np.float32)})
+    assert {"Add", "Sub"} & set(operators(rewritten))
+
+
+def test_the_rank_of_an_undeclared_value_is_inferred():
+    # skl2onnx writes biases as [1, out] and declares no intermediate value.
+    text = "(float[N,6] x) => (float[N,6] y) { h = Relu(x) [fc] p = MatMul(h, w) y = Add(p, b) }"
+    model = parse(text, initializer("w", 6, 6), initializer("b", 1, 6))
+    _, rewritten = check_rewrite(model, {"x": np.ones((2, 6), np.float32)})
+    assert operators(rewritten) == ["Relu", "PQMatMul"]
+
+
+def test_weights_and_biases_in_constant_nodes():
+    text = """(float[N,2] x) => (float[N,2] y) {
+        w = Constant<value = float[2,2] {1.0, 2.0, 3.0, 4.0}>()
+        [fc] p = MatMul(x, w)
+        b = Constant<value = float[2] {5.0, 6.0}>()
+        y = Add(p, b)
+    }"""
+    layers, rewritten = check_rewrite(parse(text), {"x": np.ones((3, 2), np.float32)})
+    assert (layers[0].weight, layers[0].bias) == ("w", "b")
+    assert operators(rewritten) == ["PQMatMul"]
+
+
+def test_the_budget_sees_an_error_of_two_percent():
+    model, inputs = matmul_model(3, (OUT,)), {"x": x_of_rank(3)}
+    layers, _ = find(model, min_weights=0)
+    tensors = {"w": quantized(layers[0])}
+    expected = run(with_decoded_weights(model, layers, tensors), inputs)[0]
+    assert largest_difference(1.02 * run(rewrite(model, layers, tensors), inputs)[0], expected) > 100 * FLOAT32_BUDGET
+
+
+@pytest.mark.parametrize(
+    ("dtype", "onnx_name"),
+    [(np.float16, "FLOAT16"), (ml_dtypes.bfloat16, "BFLOAT16"), (np.float64, "DOUBLE"), (np.int32, "INT32")],
+)
+def test_other_types_are_refused_by_name(dtype, onnx_name):
+    weight = numpy_helper.from_array(np.ones((6, 6), dtype), "w")
+    text = f"({onnx_name.lower()}[N,6] x) => ({onnx_name.lower()}[N,6] y) {{ [fc] y = MatMul(x, w) }}"
+    model = parse(text, weight)
+    assert reasons(model) == {"fc": f"The weight 'w' has type {onnx_name}; only FLOAT (float32) is supported yet."}
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "reason"),
+    [
+        (
+            "MatMul(w, x)",
+            (6, 6),
+            "The constant 'w' is the left factor; only a constant right factor is a layer's weight.",
+        ),
+        ("MatMul(w, w)", (6, 6), "Both factors, 'w' and 'w', are constant: fold constants first."),
+        (
+            "MatMul(x, w)",
+            (2, 6, 6),
+            "The weight 'w' has shape [2, 6, 6]; only matrices, of two dimensions, are supported yet.",
+        ),
+        ("MatMul(x, w)", (6,), "The weight 'w' has shape [6]; only matrices, of two dimensions, are supported yet."),
+        ("MatMul(x, w)", (6, 0), "The weight 'w' is empty: its shape is [6, 0]."),
+    ],
+)
+def test_refusals(body, shape, reason):
+    dims = ",".join(str(n) for n in np.matmul(np.ones((6, 6)), np.ones(shape)).shape)
+    model = parse(f"(float[6,6] x) => (float[{dims}] y) {{ [fc] y = {body} }}", initializer("w", *shape))
+    assert reasons(model) == {"fc": reason}
+
+
+@pytest.mark.parametrize(
+    ("chain", "steps"),
+    [
+        ("v = Transpose<perm=[1,0]>(w)", "Transpose"),
+        ("v = Identity(w)", "Identity"),
+        ("t = Transpose(w) v = Mul(t, s)", "Transpose, Mul"),
+    ],
+)
+def test_a_weight_behind_other_operators_is_refused(chain, steps):
+    model = parse(
+        f"(float[N,6] x) => (float[N,6] y) {{ {chain} [fc] y = MatMul(x, v) }}",
+        initializer("w", 6, 6),
+        initializer("s", 1),
+    )
+    assert reasons(model) == {
+        "fc": f"The weight 'w' reaches the node through {steps}, which is not supported yet; fold constants first "
+        "(onnxruntime's basic optimization does)."
+    }
+
+
+def test_a_quantized_weight_is_refused():
+    model = parse(
+        "(float[N,6] x) => (float[N,6] y) { v = DequantizeLinear(w, s) [fc] y = MatMul(x, v) }",
+        numpy_helper.from_array(np.ones((6, 6), np.int8), "w"),
+        numpy_helper.from_array(np.array(0.5, np.float32), "s"),
+    )
+    assert reasons(model) == {"fc": "The weight 'w' is quantized already (INT8); pass the model as it was before."}
+
+
+def test_a_weight_that_callers_may_replace_is_refused():
+    model = parse("(float[N,6] x, float[6,6] w) => (float[N,6] y) { [fc] y = MatMul(x, w) }", initializer("w", 6, 6))
+    assert "is a graph input too, so that a caller may replace it" in reasons(model)["fc"]
+
+
+def test_attention_scores_are_no_layer():
+    model = parse("(float[6,6] x) => (float[6,6] y) { y = MatMul(x, x) }")
+    assert find(model, min_weights=0) == ([], [])

@@ -1,0 +1,96 @@
+"""The function body in stock onnxruntime, and in ONNX's own reference implementation."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pq_layers import FLOAT_BUDGET, PQLayer, layers, model_of, normal_rows, random_layer
+
+from onnxpq.errors import ModelError
+from onnxpq.function_body import MIN_OPSET, pq_matmul_function
+from onnxpq.pq.reference import pq_matmul
+
+NEWEST_OPSET = 26  # of onnxruntime 1.32
+OPSETS = range(MIN_OPSET, NEWEST_OPSET + 1)
+
+LAYERS = {
+    "nibbles": random_layer(1, 10, 33),
+    "few codewords": random_layer(2, 33, 7, d=3, codewords=5, groups=2, stages=3),
+    "bytes, shared": random_layer(3, 40, 64, d=8, codewords=256, groups=1, stages=2, codebook_type=np.float32),
+    "bytes, half scales": random_layer(4, 17, 10, d=4, codewords=17, scale_type=np.float16),
+}
+
+
+def session(model: onnx.ModelProto, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def worst(layer: PQLayer, x: np.ndarray, y: np.ndarray) -> float:
+    exact = pq_matmul(x, *layer.arguments)
+    assert y.shape == exact.shape
+    return float(np.max(abs(y - exact) / layer.magnitude(x), initial=0))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_reference_in_every_opset(name: str, opset: int) -> None:
+    layer = LAYERS[name]
+    model = model_of(layer, opset=opset)
+    onnx.checker.check_model(model, full_check=True)
+    x = normal_rows(opset, 5, layer.in_features)
+    (y,) = session(model).run(None, {"X": x})
+    assert worst(layer, x, y) < FLOAT_BUDGET
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_weight_is_decoded_once_at_load(name: str, opset: int, tmp_path: Path) -> None:
+    session(model_of(LAYERS[name], opset=opset), tmp_path / "optimized.onnx")
+    left = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert left <= {"Gemm", "MatMul", "Add"}
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3,), (2, 3), (2, 0), (2, 1, 3)], ids=str)
+def test_x_of_any_rank(shape: tuple[int, ...]) -> None:
+    layer = LAYERS["nibbles"]
+    x = normal_rows(0, *shape, layer.in_features)
+    model = model_of(layer, x_shape=[*[None for _ in shape], layer.in_features])
+    (y,) = session(model).run(None, {"X": x})
+    assert worst(layer, x, y) < FLOAT_BUDGET
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_reference_implementation_agrees(name: str) -> None:
+    layer = LAYERS[name]
+    x = normal_rows(9, 2, layer.in_features)
+    (y,) = onnx.reference.ReferenceEvaluator(model_of(layer, opset=18)).run(None, {"X": x})
+    assert worst(layer, x, y) < FLOAT_BUDGET
+
+
+@settings(max_examples=40, deadline=None)
+@given(layers(st.integers(2, 256)), st.sampled_from(OPSETS))
+def test_any_shape(layer: PQLayer, opset: int) -> None:
+    x = normal_rows(opset, 3, layer.in_features)
+    (y,) = session(model_of(layer, opset=opset)).run(None, {"X": x})
+    assert worst(layer, x, y) < FLOAT_BUDGET
+
+
+def test_budget_notices_two_percent() -> None:
+    layer = LAYERS["nibbles"]
+    x = normal_rows(0, 5, layer.in_features)
+    assert worst(layer, x, 1.02 * pq_matmul(x, *layer.arguments)) > FLOAT_BUDGET
+
+
+def test_old_opset_is_refused() -> None:
+    with pytest.raises(ModelError, match="uses opset 8; the function body of onnxpq::PQMatMul needs opset 9 or newer"):
+        pq_matmul_function(8)

@@ -1,0 +1,104 @@
+"""Who may import whom (DESIGN.md, section 1), read off the source; and what `import onnxpq` loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "onnxpq"
+
+LEAVES = {"errors", "opschema", "layers", "report"}
+LIBRARY = LEAVES | {"config", "data", "modelio", "modelproto", "function_body", "pq", "metrics"}
+STAGES = {"importing", "finetuning", "quantization", "rewriting", "verification"}
+
+ALLOWED = {
+    "errors": set(),
+    "opschema": set(),
+    "layers": set(),
+    "report": set(),
+    "pq": {"errors", "opschema"},
+    "config": {"errors"},
+    "data": {"errors"},
+    "metrics": {"errors", "report"},
+    "modelproto": {"errors"},
+    "modelio": {"errors", "modelproto"},
+    "function_body": {"opschema", "errors"},
+    "allocation": {"config", "errors", "layers", "pq"},
+    "runtime": {"errors", "opschema", "modelio", "modelproto"},
+    "activations": {"errors", "runtime"},
+    "ops": {"errors"},
+    "network": {"errors", "ops"},
+    "partition": {"activations", "errors", "network", "ops"},
+    "objectives": {"config", "errors", "metrics"},
+    "regularizers": set(),
+    "rules": LIBRARY,
+    "importing": {"errors", "network", "ops", "runtime"},
+    "finetuning": {"config", "errors", "layers", "network", "objectives", "pq", "regularizers", "report"},
+    "quantization": {"layers", "pq"},
+    "rewriting": LIBRARY | {"rules"},
+    "verification": {"data", "errors", "metrics", "report", "runtime"},
+    "inspection": {"allocation", "config", "modelio", "modelproto", "report", "rewriting"},
+}
+"""Modules (a package counts as one) and those of ours that they may import."""
+
+TORCH = {"network", "ops", "importing", "finetuning", "objectives", "regularizers", "quantization", "pq"}
+TORCH_FREE_FILES = {"pq/__init__.py", "pq/tensor.py", "pq/layout.py", "pq/packing.py", "pq/reference.py"}
+UNRESTRICTED = {"pipeline", "cli", "__init__", "__main__"}
+
+
+def unit(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute module names that a file imports anywhere; those for type checking included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_layers(path: Path) -> None:
+    own = unit(path)
+    others = {name.split(".")[1] for name in imported(path) if name.startswith("onnxpq.")} - {own}
+    roots = {name.split(".")[0] for name in imported(path)}
+    if own not in UNRESTRICTED:
+        assert own in ALLOWED, f"{own} is new: say in this test what it may import"
+        assert others <= ALLOWED[own]
+    if "torch" in roots:
+        assert own in TORCH
+        assert path.relative_to(PACKAGE).as_posix() not in TORCH_FREE_FILES
+    if "onnxruntime" in roots:
+        assert own == "runtime"
+    if own != "pipeline":
+        assert len(others & STAGES) <= (own in {"inspection"})
+    if "pipeline" in others:
+        assert own in {"cli", "__init__"}
+
+
+@pytest.mark.parametrize("statement", ["import onnxpq", "import onnxpq.cli; onnxpq.cli.main(['--help'])"])
+def test_importing_is_light(statement: str) -> None:
+    code = (
+        f"import sys\ntry:\n    {statement}\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'numpy'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_serving_needs_no_torch() -> None:
+    code = (
+        "import sys\nsys.modules['torch'] = None\n"
+        "import onnxpq.runtime, onnxpq.rewriting, onnxpq.inspection, onnxpq.verification, onnxpq.pq.reference"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
