@@ -4,14 +4,14 @@ Exit codes: 0 written and verified; 1 an error that the message explains; 2 wron
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from onnxpq.config import CODEBOOKS, LOSSES, REGULARIZERS, Config
-from onnxpq.errors import ConfigError, OnnxpqError
+from onnxpq.errors import ConfigError, OnnxpqError, OutputError
 
 
 def _count_or_name(text: str) -> str | int:
@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     compress = commands.add_parser("compress", help="compress a model and verify the result")
     compress.add_argument("model", help="the ONNX model")
     compress.add_argument("-o", "--output", dest="target", required=True, metavar="FILE", help="file to write")
-    compress.add_argument("--data", help=".npz file of training samples: one array per input of the model, samples first")
+    compress.add_argument(
+        "--data", help=".npz file of training samples: an array per input of the model, samples first"
+    )
     compress.add_argument("--test", help=".npz file of samples to verify on; by default a part of --data is set aside")
     compress.add_argument("--labels", help="key of the labels in the data; without it the original is the teacher")
     compress.add_argument("--report", help="also write the report as JSON to this file")
@@ -110,6 +112,9 @@ def _compress(options: argparse.Namespace) -> int:
     from onnxpq import modelio, pipeline  # noqa: PLC0415 -- torch and onnxruntime take seconds to load
 
     modelio.check_output_path(options.target, options.model)
+    if options.report is not None:
+        _check_report_path(options.report, options.target)
+        modelio.check_output_path(options.report, options.model)
     with _progress() as progress:
         result = pipeline.compress(
             options.model,
@@ -126,6 +131,11 @@ def _compress(options: argparse.Namespace) -> int:
     print(result.report.to_text())
     print(f"\nWrote {options.target}.")
     return 0
+
+
+def _check_report_path(report: str, target: str) -> None:
+    if os.path.realpath(report) in (os.path.realpath(target), os.path.realpath(f"{target}.data")):
+        raise OutputError(f"--report '{report}' and --output '{target}' are the same file. Choose another path.")
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -153,5 +163,3 @@ def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield advance
-
-

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from onnxpq.errors import ConfigError
 
 REGULARIZERS: Final = ("codebook", "murray-ng", "l1", "l2", "quartic", "none")
+DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.1, "l1": 0.1, "l2": 0.1, "quartic": 0.1, "none": 0.0}
+"""Final weight of each term where the user names none (benchmarks/regularization.py)."""
+
 LOSSES: Final = ("auto", "cross-entropy", "mse", "distillation")
 AUTO_STEPS: Final = 4000
 """Training steps where the user does not say how many epochs."""
@@ -27,8 +30,8 @@ class PQConfig:
         sub_vector: d, how many neighbouring weights of a row share one code.
         codewords: K; up to 16 a code takes half a byte and the kernel is several times faster, up to 256 a byte.
         codebooks: G per layer. "position": one codebook per sub-vector position; "layer": one for the whole layer;
-            a number: that many; "auto": "position" unless its codebooks would take more bytes than half the codes, and then as
-            many as take that.
+            a number: that many; "auto": "position" unless its codebooks would take more bytes than half the codes, and
+            then as many as take that.
     """
 
     sub_vector: int = 8
@@ -51,31 +54,33 @@ class TrainingConfig:
     Attributes:
         epochs: passes over the training data in all; 0 is plain product quantization, None as many as make about
             `AUTO_STEPS` steps (at least 4, at most 500).
-        regularized: share of the epochs that trains the float weights under the regularization term, before the codes are
-            fixed; the rest trains codebooks, scales and biases with the codes in place.
+        regularized: share of the epochs that trains the float weights under the regularization term, before the codes
+            are fixed; the rest trains codebooks, scales and biases with the codes in place.
         regularizer: the term of `onnxpq.regularizers`, or "none".
-        alpha: weight of the term at the end of its epochs.
+        alpha: weight of the term at the end of its epochs; None for what was measured to be best (`DEFAULT_ALPHA`).
         alpha_growth: factor by which the weight grows, geometrically, from its start to `alpha`.
-        loss: "cross-entropy" or "mse" against labels, "distillation" against the original model's outputs; "auto": labels
-            where there are any (integers: cross-entropy, floats: mse), else distillation.
+        loss: "cross-entropy" or "mse" against labels, "distillation" against the original model's outputs; "auto":
+            labels where there are any (integers: cross-entropy, floats: mse), else distillation.
         distillation: share of the original model's outputs in the loss when there are labels too, in [0, 1].
         temperature: softens both distributions in the distillation of class scores (Hinton et al. 2015).
-        learning_rate: AdamW's, at its peak.
+        learning_rate: AdamW's for codebooks, scales (their logarithms) and biases, at its peak.
+        latent_rate: that of the float weights, as a multiple of it.
+        mixup: parameter of the Beta distribution by which training samples are mixed in pairs, the original model
+            telling what a mixture should give; 0 for none. Only where all inputs of the trained part are floats.
         batch_size: samples per step.
         validation: share of the training data that is held out to choose the best epoch.
         patience: epochs without a better validation loss after which the training stops.
     """
 
     epochs: int | None = None
-    regularized: float = 0.5
+    regularized: float = 0.75
     regularizer: str = "codebook"
-    alpha: float = 10.0
+    alpha: float | None = None
     alpha_growth: float = 100.0
     loss: str = "auto"
     distillation: float = 0.7
     temperature: float = 2.0
     learning_rate: float = 2e-3
-    straight_through: bool = True
     latent_rate: float = 2.0
     mixup: float = 1.0
     batch_size: int = 256
@@ -91,13 +96,19 @@ class TrainingConfig:
         _choice(self, "loss", LOSSES)
         _real(self, "regularized", 0, 1)
         _real(self, "distillation", 0, 1)
-        _real(self, "alpha", 0, 1e9)
+        if self.alpha is not None:
+            _real(self, "alpha", 0, 1e9)
         _real(self, "alpha_growth", 1, 1e9)
         _real(self, "temperature", 0.01, 1000)
         _real(self, "learning_rate", 1e-9, 10)
         _real(self, "latent_rate", 0, 1e6)
         _real(self, "mixup", 0, 100)
         _real(self, "validation", 0.001, 0.9)
+
+    @property
+    def final_alpha(self) -> float:
+        """Weight of the term at the end of its epochs."""
+        return DEFAULT_ALPHA[self.regularizer] if self.alpha is None or self.regularizer == "none" else self.alpha
 
     def epochs_for(self, steps_per_epoch: int) -> int:
         """The number of epochs for a data set that takes so many steps to go through."""
@@ -131,6 +142,9 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in (("pq", PQConfig), ("training", TrainingConfig)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(_sentence(self, name, f"a {kind.__name__}", getattr(self, name)))
         _integer(self, "min_weights", 1, 2**40)
         _real(self, "held_out", 0.001, 0.9)
         _integer(self, "seed", 0, 2**32 - 1)
@@ -138,6 +152,8 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(glob, str) for glob in value):
                 raise ConfigError(_sentence(self, name, "a tuple of strings", value))
+        if self.output is not None and not isinstance(self.output, str):
+            raise ConfigError(_sentence(self, "output", "a string", self.output))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Config":
@@ -146,10 +162,11 @@ class Config:
         Raises:
             ConfigError: an unknown name, or a value that a setting cannot have.
         """
-        values: dict[str, Any] = dict(settings)
-        for name, kind in (("pq", PQConfig), ("training", TrainingConfig)):
-            if name in values:
-                values[name] = _build(kind, values[name])
+        values = dict(_table("Config", settings))
+        if "pq" in values:
+            values["pq"] = _build(PQConfig, _table("PQConfig", values["pq"]))
+        if "training" in values:
+            values["training"] = _build(TrainingConfig, _table("TrainingConfig", values["training"]))
         for name in ("include", "exclude"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
@@ -177,20 +194,32 @@ class Config:
         top, tables = [], []
         for name, value in self.to_dict().items():
             if isinstance(value, dict):
-                tables += ["", f"[{name}]", *(f"{key} = {json.dumps(v)}" for key, v in value.items() if v is not None)]
+                tables += ["", f"[{name}]", *(f"{key} = {_toml(v)}" for key, v in value.items() if v is not None)]
             elif value is not None:
-                top.append(f"{name} = {json.dumps(value)}")
+                top.append(f"{name} = {_toml(value)}")
         return "\n".join([*top, *tables, ""])
 
 
-def _build(kind: Callable[..., Any], values: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{kind.__name__} must be a table of settings. Got {values!r} instead.")
-    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+def _toml(value: object) -> str:
+    # JSON's values are TOML's, but for escaped surrogate pairs and the control character that JSON lets through.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+_Settings = TypeVar("_Settings", PQConfig, TrainingConfig, Config)
+
+
+def _build(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    known = [entry.name for entry in dataclasses.fields(kind)]
     unknown = [name for name in values if name not in known]
     if unknown:
         raise ConfigError(f"{kind.__name__} has no setting '{unknown[0]}'. Its settings are: {', '.join(known)}.")
     return kind(**values)
+
+
+def _table(name: str, values: object) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name} must be a table of settings. Got {values!r} instead.")
+    return values
 
 
 def _sentence(owner: object, name: str, wanted: str, value: object) -> str:

@@ -5,11 +5,12 @@ names, types and shapes of its inputs (`InputSpec`).
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from onnxpq.errors import DataError, ModelError
 
 Array: TypeAlias = NDArray[np.generic]
+
+_UNREADABLE: Final = (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What numpy, zipfile and zlib raise on damaged files; they have no common base."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,8 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
             continue
         if not isinstance(value.type, ir.TensorType) or value.shape is None:
             raise ModelError(
-                f"Input '{value.name}' has type {value.type} and shape {value.shape}: onnxpq needs tensors of known rank. Export the "
-                "model with the shapes of its inputs, open dimensions being named."
+                f"Input '{value.name}' has type {value.type} and shape {value.shape}: onnxpq needs tensors of known "
+                "rank. Export the model with the shapes of its inputs, open dimensions being named."
             )
         dims = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
         specs.append(InputSpec(str(value.name), np.dtype(value.type.dtype.numpy()), dims))
@@ -101,27 +105,28 @@ def load(source: Source, inputs: Iterable[InputSpec], *, label_key: str | None =
         source: path of an `.npz` file whose keys are the model's input names (and `label_key`), a mapping of such
             arrays, an iterable of such mappings (batches, put together in order), or a `Dataset`.
         inputs: the model's inputs.
-        label_key: key of the labels; None for no labels.
+        label_key: key of the labels; None for no labels. A `Dataset` has labels of its own and needs no key.
         what: how messages call the data, e.g. "training data".
 
     Returns:
         The samples, with exactly the model's inputs; other keys are named in `unused`.
 
     Raises:
-        DataError: unreadable file, missing input or label key, wrong type or shape, NaN or infinity, inputs of different
-            lengths, or no samples.
+        DataError: unreadable file, missing input or label key, wrong type or shape, NaN or infinity, inputs of
+            different lengths, or no samples.
     """
     where, arrays = _arrays(source, what)
     found = {spec.name: _checked(arrays, spec, where) for spec in inputs}
-    labels = None
-    if label_key is not None:
+    labels = source.labels if isinstance(source, Dataset) else None
+    if labels is None and label_key is not None:
         if label_key not in arrays:
             raise DataError(f"{where} has no labels: key '{label_key}' expected, found {_names(arrays)}.")
-        labels = np.asarray(arrays[label_key])
-        _check_finite(labels, f"{where}: labels '{label_key}'")
+        labels = arrays[label_key]
     lengths = {name: len(array) for name, array in found.items()}
     if labels is not None:
-        lengths[str(label_key)] = labels.shape[0] if labels.ndim else 0
+        labels = np.asarray(labels)
+        _check_finite(labels, f"{where}: labels '{label_key or 'labels'}'")
+        lengths[f"labels '{label_key or 'labels'}'"] = labels.shape[0] if labels.ndim else 0
     if len(set(lengths.values())) > 1:
         raise DataError(f"{where}: all arrays must have the same number of samples along axis 0; found {lengths}.")
     if 0 in lengths.values():
@@ -173,8 +178,8 @@ def fixed_batch(inputs: Iterable[InputSpec]) -> int | None:
     fixed = {spec.name: spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None}
     if len(set(fixed.values())) > 1:
         raise DataError(
-            f"The model's inputs have different fixed first dimensions: {fixed}. onnxpq needs the samples along axis 0 of "
-            "every input; make that dimension the same, or open."
+            f"The model's inputs have different fixed first dimensions: {fixed}. onnxpq needs the samples along axis 0 "
+            "of every input; make that dimension the same, or open."
         )
     return next(iter(fixed.values()), None)
 
@@ -192,15 +197,23 @@ def _batch(spec: InputSpec, samples: int) -> int:
 def _arrays(source: Source, what: str) -> tuple[str, dict[str, Array]]:
     """How to call the source in messages, and its arrays."""
     if isinstance(source, Dataset):
-        return what, dict(source.inputs) | ({} if source.labels is None else {"labels": source.labels})
+        return what, dict(source.inputs)
     if isinstance(source, (str, PathLike)):
         with _open_npz(Path(source), what) as archive:
             try:
                 return f"{what} '{source}'", {key: archive[key] for key in archive.files}
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-                raise DataError(f"{what} '{source}' is damaged or holds objects, not arrays: {error}") from error
+            except _UNREADABLE as error:
+                raise DataError(
+                    f"{what} '{source}' is damaged or holds objects, not arrays of numbers: {error}. Write it again "
+                    "with numpy.savez(path, **{input name: array})."
+                ) from error
     if isinstance(source, Mapping):
         return what, {key: np.asarray(value) for key, value in source.items()}
+    if not isinstance(source, Iterable):
+        raise DataError(
+            f"{what} is a {type(source).__name__}; expected the path of an .npz file, a mapping {{input name: array}}, "
+            "or an iterable of such mappings."
+        )
     return what, _concatenate(source, what)
 
 
@@ -211,7 +224,7 @@ def _open_npz(path: Path, what: str) -> "np.lib.npyio.NpzFile":
         )
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{what} '{path}' is no .npz file: {error}. Write it with numpy.savez(path, **{{input name: array}})."
         ) from error
@@ -229,7 +242,8 @@ def _concatenate(parts: Iterable[Mapping[str, Array]], what: str) -> dict[str, A
     for count, part in enumerate(parts, start=1):
         if not isinstance(part, Mapping):
             raise DataError(
-                f"{what}: item {count - 1} is a {type(part).__name__}; each item must be a mapping {{input name: array}}."
+                f"{what}: item {count - 1} is a {type(part).__name__}; each item must be a mapping "
+                "{input name: array}."
             )
         if count > 1 and part.keys() != collected.keys():
             raise DataError(f"{what}: item {count - 1} has keys {_names(part)}, the first one has {_names(collected)}.")

@@ -98,7 +98,7 @@ def check_forward(network: Network, model: ir.Model, inputs: Mapping[str, np.nda
     """Compare every floating-point value of the network with onnxruntime's, node by node.
 
     Args:
-        network: `import_model(model)`.
+        network: `import_model(model)`, on the CPU.
         model: the model that the network was made of.
         inputs: a batch for each input of the model; further entries are ignored.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxpq.errors import ConfigError
+from onnxpq.errors import ConfigError, DataError
 from onnxpq.report import Accuracy, Interval, OutputReport
 
 Z95 = 1.959963984540054
@@ -38,7 +38,8 @@ def choose_output(outputs: Mapping[str, NDArray[np.generic]], wanted: str | None
             raise ConfigError(f"The model has no output '{wanted}'. Its outputs are: {', '.join(outputs)}.")
         if wanted not in floats:
             raise ConfigError(
-                f"Output '{wanted}' holds {outputs[wanted].dtype}, which has no gradient. Choose one of: {', '.join(floats)}."
+                f"Output '{wanted}' holds {outputs[wanted].dtype}, which has no gradient. "
+                f"Choose one of: {', '.join(floats) or 'none'}."
             )
         return wanted
     if not floats:
@@ -46,6 +47,51 @@ def choose_output(outputs: Mapping[str, NDArray[np.generic]], wanted: str | None
             "No output of the model holds floating-point numbers: there is nothing to compare or to train."
         )
     return next((name for name in floats if is_scores(outputs[name])), floats[0])
+
+
+def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bool:
+    """Whether labels are numbers of classes that `output` scores; else they are numbers to be compared with it.
+
+    Args:
+        labels: [N, ...].
+        output: the model's output for some samples, [n, ...].
+    """
+    return np.issubdtype(labels.dtype, np.integer) and is_scores(output) and labels.shape[1:] != output.shape[1:]
+
+
+def check_classes(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:
+    """Check integer labels [N, ...] against scores of classes [n, ..., C] of some samples.
+
+    Raises:
+        DataError: another shape is expected, or a label is no class.
+    """
+    shape = [len(labels), *scores.shape[1:]]
+    if list(labels.shape) != shape[:-1]:
+        raise DataError(
+            f"Labels of shape {list(labels.shape)} do not fit scores of shape {shape}: {shape[:-1]} is expected."
+        )
+    numbers, classes = labels.astype(np.int64), scores.shape[-1]
+    wrong = (numbers < 0) | (numbers >= classes)
+    if wrong.any():
+        raise DataError(
+            f"Labels are out of range: found {numbers.min()} to {numbers.max()} (the first wrong one is that of sample "
+            f"{np.argwhere(wrong)[0][0]}); the output has {classes} classes, so 0 to {classes - 1} is expected."
+        )
+
+
+def check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> None:
+    """Check numeric labels [N, ...] against an output [n, ...] of some samples.
+
+    Raises:
+        DataError: labels of another number of entries than the output has, or no numbers.
+    """
+    if not np.issubdtype(labels.dtype, np.number):
+        raise DataError(f"Labels to be compared with an output must be numbers; found {labels.dtype}.")
+    if math.prod(labels.shape[1:]) != math.prod(output.shape[1:]):
+        raise DataError(
+            f"Labels of shape {list(labels.shape)} do not fit the output of shape {[len(labels), *output.shape[1:]]}: "
+            "as many numbers are expected."
+        )
 
 
 @dataclass
@@ -59,6 +105,7 @@ class Difference:
     compared: int = 0
     floats: bool = True
     finite: bool = True
+    finite_reference: bool = True
 
     def add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
         """Count in one batch; both arrays of the same shape, with samples along axis 0."""
@@ -69,6 +116,7 @@ class Difference:
             return
         exact, found = reference.astype(np.float64), other.astype(np.float64)
         self.finite &= bool(np.isfinite(found).all())
+        self.finite_reference &= bool(np.isfinite(exact).all())
         gap = np.abs(found - exact)
         self.squared_difference += float(np.square(gap).sum())
         self.squared_reference += float(np.square(exact).sum())

@@ -11,10 +11,13 @@ from torch.nn import functional
 
 from onnxpq.config import TrainingConfig
 from onnxpq.errors import ConfigError, DataError
-from onnxpq.metrics import is_scores
+from onnxpq.metrics import check_classes, check_numbers, is_scores
 
 PROBABILITY_TOLERANCE = 1e-3
 """Rows of scores that sum to 1 within this, none being negative, are probabilities."""
+
+_SAMPLE = 4096
+"""Rows of the original's output that tell its kind and its variance."""
 
 _SMALLEST = 1e-12
 """Probabilities are raised to this before their logarithm is taken."""
@@ -49,7 +52,8 @@ def choose(settings: TrainingConfig, teacher: NDArray[np.generic], labels: NDArr
     """The objective that the settings, the original's outputs and the labels ask for.
 
     Class scores (there are integer labels, or the outputs are probabilities) are distilled by the Kullback-Leibler
-    divergence of softened distributions (Hinton, Vinyals, Dean 2015); any other output by its squared error relative to its variance.
+    divergence of softened distributions (Hinton, Vinyals, Dean 2015); any other output by its squared error relative to
+    its variance.
 
     Args:
         settings: loss, share of distillation, temperature.
@@ -63,16 +67,15 @@ def choose(settings: TrainingConfig, teacher: NDArray[np.generic], labels: NDArr
     loss = _resolve(settings.loss, labels)
     probabilities = _are_probabilities(teacher)
     logits: Callable[[Tensor], Tensor] = _log if probabilities else _same
-    if loss == "cross-entropy":
-        assert labels is not None  # _resolve has refused it
-        _check_classes(labels, teacher)
+    if loss == "cross-entropy" and labels is not None:
+        _check_scores(labels, teacher)
         divergence = _divergence(settings.temperature, logits)
-        return Objective(_describe("cross-entropy", settings), _cross_entropy(logits), divergence, settings.distillation)
-    variance = max(float(np.var(teacher[:4096], axis=0, dtype=np.float64).mean()), 1e-12)
+        name = _describe("cross-entropy", settings)
+        return Objective(name, _cross_entropy(logits), divergence, settings.distillation)
+    variance = max(float(teacher[:_SAMPLE].astype(np.float64).var(axis=0).mean()), 1e-12)
     distilled = _divergence(settings.temperature, logits) if probabilities else _squared(variance)
-    if loss == "mse":
-        assert labels is not None  # _resolve has refused it
-        _check_numbers(labels, teacher)
+    if loss == "mse" and labels is not None:
+        check_numbers(labels, teacher)
         return Objective(_describe("squared error", settings), _squared(variance), distilled, settings.distillation)
     return Objective("distillation from the original model", None, distilled, 1.0)
 
@@ -83,7 +86,9 @@ def _resolve(loss: str, labels: NDArray[np.generic] | None) -> str:
             return "distillation"
         return "cross-entropy" if np.issubdtype(labels.dtype, np.integer) else "mse"
     if loss != "distillation" and labels is None:
-        raise ConfigError(f"Loss '{loss}' needs labels, and the data has none. Name their key with --labels, or leave --loss.")
+        raise ConfigError(
+            f"Loss '{loss}' needs labels, and the data has none. Name their key with --labels, or leave --loss."
+        )
     return loss
 
 
@@ -95,38 +100,19 @@ def _describe(loss: str, settings: TrainingConfig) -> str:
 def _are_probabilities(scores: NDArray[np.generic]) -> bool:
     if not is_scores(scores):
         return False
-    sample = scores[:4096].astype(np.float64)
+    sample = scores[:_SAMPLE].astype(np.float64)
     return bool(sample.min() >= 0 and np.abs(sample.sum(-1) - 1).max() <= PROBABILITY_TOLERANCE)
 
 
-def _check_classes(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:
+def _check_scores(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"Cross-entropy needs integer class labels; found {labels.dtype}. Use --loss mse for numbers.")
     if not is_scores(scores):
         raise ConfigError(
-            f"Cross-entropy needs an output of class scores [N, ..., C]; found shape {list(scores.shape)}. Name another "
-            "output with --output, or use --loss mse."
+            f"Cross-entropy needs an output of class scores [N, ..., C]; found shape {list(scores.shape)}. Name "
+            "another output with --output-name, or use --loss mse."
         )
-    if labels.shape != scores.shape[:-1]:
-        raise DataError(
-            f"Labels of shape {list(labels.shape)} do not fit scores of shape {list(scores.shape)}: "
-            f"{list(scores.shape[:-1])} is expected."
-        )
-    low, high, classes = int(labels.min()), int(labels.max()), scores.shape[-1]
-    if low < 0 or high >= classes:
-        wrong = int(np.argmax((labels < 0) | (labels >= classes)))
-        raise DataError(
-            f"Labels are out of range: found {low} to {high} (the first wrong one is number {wrong}); the output has {classes} "
-            f"classes, so 0 to {classes - 1} is expected."
-        )
-
-
-def _check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> None:
-    if labels.size != output.size or len(labels) != len(output):
-        raise DataError(
-            f"Labels of shape {list(labels.shape)} do not fit the output of shape {list(output.shape)}: as many numbers "
-            "are expected."
-        )
+    check_classes(labels, scores)
 
 
 def _same(scores: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from onnxpq.ops import resolve
 from onnxpq.ops.registry import canonical_domain
 
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
+_BATCH = "onnxpq_batch"
 _RANDOM_OPERATORS = frozenset({"RandomNormal", "RandomUniform"})
 
 
@@ -29,7 +30,8 @@ class Cut:
     Attributes:
         boundary: the inputs of the suffix: inputs of the graph, and values that the prefix computes.
         prefix: the model that computes the latter from the graph's inputs; None where there are none.
-        suffix: the model that computes the wanted outputs from the boundary. It holds the trained weights.
+        suffix: the model that computes the wanted outputs from the boundary. It holds the trained weights. Where the
+            model fixes the batch but the suffix need not, it leaves the batch open.
     """
 
     boundary: list[str]
@@ -69,7 +71,7 @@ def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None
     return Cut(
         boundary=names,
         prefix=extract(whole, [_name(v) for v in whole.graph.inputs], computed) if computed else None,
-        suffix=extract(whole, names, [_name(value) for value in wanted]),
+        suffix=_with_open_batch(extract(whole, names, [_name(value) for value in wanted])),
     )
 
 
@@ -77,7 +79,7 @@ def _with_known_shapes(model: ir.Model) -> ir.Model:
     """A copy whose values have types and shapes as far as they can be inferred."""
     copy = model.clone()
     # Not onnx_ir's own pass: it gives up on models with a map type, which scikit-learn's classifiers have.
-    graph = onnx.shape_inference.infer_shapes(structure(model), data_prop=True).graph
+    graph = onnx.shape_inference.infer_shapes(structure(copy), data_prop=True).graph
     types = {info.name: info.type for info in (*graph.value_info, *graph.output)}
     for value in _results(copy.graph):
         inferred = types.get(_name(value))
@@ -85,6 +87,26 @@ def _with_known_shapes(model: ir.Model) -> ir.Model:
             value.type = ir.serde.deserialize_type_proto_for_type(inferred)
             value.shape = ir.serde.deserialize_type_proto_for_shape(inferred)
     return copy
+
+
+def _with_open_batch(model: ir.Model) -> ir.Model:
+    """A copy that takes any batch, if the model is written for a fixed one but computes each row for itself.
+
+    Exporters fix the batch, mostly to 1, where they are not told otherwise; training in such batches would take for
+    ever. That the new batch reaches the first dimension of all outputs shows that nothing in between has the old one.
+    """
+    copy = model.clone()
+    for value in _results(copy.graph):
+        value.shape = None
+    for value in copy.graph.inputs:
+        if value.shape is None or len(value.shape) == 0 or not isinstance(value.shape[0], int):
+            return model
+        value.shape = ir.Shape([_BATCH, *list(value.shape)[1:]])
+    opened = _with_known_shapes(copy)
+    for value in opened.graph.outputs:
+        if value.shape is None or len(value.shape) == 0 or _dimension(value.shape[0]) != _BATCH:
+            return model
+    return opened
 
 
 def _dependents(graph: ir.Graph, sources: Iterable[ir.Value]) -> set[ir.Value]:

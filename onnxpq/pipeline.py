@@ -13,28 +13,26 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxpq import allocation, finetuning, importing, modelio, partition, quantization, rewriting, runtime
+from onnxpq import allocation, finetuning, importing, modelio, partition, quantization, rewriting, runtime, sampling
 from onnxpq import verification as verifying
 from onnxpq.activations import capture
 from onnxpq.config import Config
-from onnxpq.data import Array, Dataset, InputSpec, Source, first, fixed_batch, input_specs, load, random_inputs, split_rows
-from onnxpq.errors import DataError, NothingToCompressError
-from onnxpq.finetuning import Finetuned, Samples
+from onnxpq.data import Dataset, InputSpec, Source, first, fixed_batch, input_specs, split_rows
+from onnxpq.errors import ModelError, NothingToCompressError
+from onnxpq.finetuning import Finetuned, Problem, Samples
 from onnxpq.layers import Layer, Skipped
 from onnxpq.metrics import choose_output
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
-from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.report import LayerReport, Report, SkippedReport, Training, Verification
+from onnxpq.sampling import Evidence
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Is told the stage ("caching", "clustering", "training", "verification"), what is done, and of how much."""
 
 CHECKED_SAMPLES = 8
 """Samples on which torch is compared with onnxruntime, value by value."""
-
-RANDOM_SAMPLES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ class _Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def compress(  # noqa: PLR0913 -- the public entry: everything after data is optional and named
+def compress(
     model: modelio.Source,
     data: Source | None = None,
     *,
@@ -91,8 +89,8 @@ def compress(  # noqa: PLR0913 -- the public entry: everything after data is opt
 
     Args:
         model: a path, bytes, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
-        data: samples to train on: path of an `.npz` file, mapping or iterable of mappings of {input name: array [N, ...]}.
-            Without any it is plain product quantization, verified on random inputs only.
+        data: samples to train on: path of an `.npz` file, a mapping {input name: array [N, ...]} or an iterable of such
+            mappings. Without any it is plain product quantization, verified on random inputs only.
         test: samples to verify on, in the same forms. Without any, a part of `data` is set aside for it.
         labels: key of the labels in `data` and `test`; without one the original model is the teacher.
         config: all settings.
@@ -112,9 +110,10 @@ def compress(  # noqa: PLR0913 -- the public entry: everything after data is opt
     inputs = input_specs(original)
     layers, skipped = find_layers(original, run.config)
     layouts = {layer.weight: allocation.layout_of(layer, run.config.pq) for layer in layers}
-    train, held_out, description = _samples(run, inputs, data, test, labels)
-    sample = runtime.run(runtime.session(original, use_library=False), first(held_out, fixed_batch(inputs), CHECKED_SAMPLES))
-    output = choose_output(sample, run.config.output)
+    train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
+    run.notes.extend(notes)
+    few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
+    output = choose_output(runtime.run(runtime.session(original, use_library=False), few), run.config.output)
 
     with run.stage("clustering"):
         quantized = _cluster(run, normal, layers, layouts)
@@ -126,7 +125,7 @@ def compress(  # noqa: PLR0913 -- the public entry: everything after data is opt
     tensors = {name: part.freeze() for name, part in quantized.items()}
     compressed = rewriting.rewrite(rewriting.update_initializers(original, values), layers, tensors)
     with run.stage("verification"):
-        proof = _verify(run, model, original, compressed, held_out, inputs, output, description)
+        proof = _verify(run, model, original, compressed, evidence, inputs, output)
     report = Report(
         layers=_layer_reports(normal, layers, layouts, tensors),
         skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in skipped),
@@ -152,36 +151,10 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
     if not layers:
         reasons = "".join(f"\n  {entry.node} ({entry.op_type}): {entry.reason}" for entry in skipped)
         raise NothingToCompressError(
-            "The model has no fully-connected layer that can be compressed." + (reasons or " It has no large constants at all.")
+            "The model has no fully-connected layer that can be compressed."
+            + (reasons or " It has no large constants at all.")
         )
     return layers, skipped
-
-
-def _samples(
-    run: _Run, inputs: Sequence[InputSpec], source: Source | None, test: Source | None, labels: str | None
-) -> tuple[Dataset | None, Dataset, str]:
-    """Samples to train on, samples to verify on, and what the latter are."""
-    if source is None:
-        if test is None:
-            run.notes.append(
-                "No data was given: the weights were quantized as they are, without training, and the result was compared with "
-                "the original on random inputs only. That says nothing about its accuracy; give data with --data."
-            )
-            return None, random_inputs(inputs, RANDOM_SAMPLES, run.config.seed), "random inputs (no data was given)"
-        run.notes.append("No training data was given: the weights were quantized as they are, without training.")
-        return None, load(test, inputs, label_key=labels, what="test data"), "test data"
-    train = load(source, inputs, label_key=labels, what="training data")
-    if labels is None and train.unused:
-        run.notes.append(
-            f"The data holds {', '.join(map(repr, train.unused))}, which is no input of the model and was not used. If it "
-            "holds the labels, --labels trains against them and measures the accuracy."
-        )
-    if test is not None:
-        return train, load(test, inputs, label_key=labels, what="test data"), "test data, not trained on"
-    if len(train) < 3:
-        raise DataError(f"The training data has {len(train)} samples: too few to set some aside. Give more, or --test.")
-    kept, held_out = split_rows(len(train), run.config.held_out, run.config.seed)
-    return train.take(kept), train.take(held_out), f"set aside from the data ({100 * run.config.held_out:g} %), not trained on"
 
 
 def _cluster(
@@ -198,7 +171,7 @@ def _cluster(
     return quantized
 
 
-def _finetune(  # noqa: PLR0913, PLR0917 -- a stage: what it is given is what it works on
+def _finetune(
     run: _Run,
     normal: ir.Model,
     layers: Sequence[Layer],
@@ -223,14 +196,11 @@ def _finetune(  # noqa: PLR0913, PLR0917 -- a stage: what it is given is what it
     learn, choose = (Samples({n: boundary[n] for n in cut.boundary}, teacher, train.labels, part) for part in rows)
     with run.stage("training"):
         tuned = finetuning.finetune(
-            network,
-            layers,
+            Problem(network, layers, output, fixed),
             quantized,
             (learn, choose),
             run.config.training,
-            output=output,
             seed=run.config.seed,
-            fixed_batch=fixed,
             progress=run.ticker("training"),
         )
     nodes = 0 if cut.prefix is None else len(cut.prefix.graph)
@@ -248,15 +218,14 @@ def _finetune(  # noqa: PLR0913, PLR0917 -- a stage: what it is given is what it
     )
 
 
-def _verify(  # noqa: PLR0913, PLR0917 -- a stage: what it is given is what it works on
+def _verify(
     run: _Run,
     source: modelio.Source,
     original: ir.Model,
     compressed: ir.Model,
-    held_out: Dataset,
+    evidence: Evidence,
     inputs: Sequence[InputSpec],
     output: str,
-    description: str,
 ) -> Verification:
     """Write the compressed model to a scratch folder and verify that very file."""
     if not runtime.library_available():
@@ -264,16 +233,16 @@ def _verify(  # noqa: PLR0913, PLR0917 -- a stage: what it is given is what it w
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "compressed.onnx"
         modelio.save(compressed, path)
-        is_path = isinstance(source, (str, PathLike))
-        before = modelio.file_bytes(source) if is_path else len(modelio.to_bytes(original))
+        file = source if isinstance(source, str | PathLike) else None
+        before = len(modelio.to_bytes(original)) if file is None else modelio.file_bytes(file)
         return verifying.verify(
-            source if is_path else original,
+            original if file is None else file,
             path,
-            held_out,
+            evidence.dataset,
             inputs,
             output=output,
-            description=description,
-            held_out="not trained on" in description,
+            description=evidence.description,
+            held_out=evidence.held_out,
             file_bytes=(before, modelio.file_bytes(path)),
             progress=run.ticker("verification"),
         )
@@ -281,7 +250,8 @@ def _verify(  # noqa: PLR0913, PLR0917 -- a stage: what it is given is what it w
 
 def _weight(normal: ir.Model, layer: Layer) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]]:
     tensor = normal.graph.initializers[layer.weight].const_value
-    assert tensor is not None  # rules take only initializers with values
+    if tensor is None:
+        raise ModelError(f"Initializer '{layer.weight}' of node '{layer.node}' has no values.")
     return np.asarray(tensor.numpy())
 
 
@@ -290,22 +260,7 @@ def _layer_reports(
 ) -> tuple[LayerReport, ...]:
     reports: list[LayerReport] = []
     for layer in layers:
-        before = _weight(normal, layer)
-        tensor, layout = tensors[layer.weight], layouts[layer.weight]
-        matrix = decode(tensor.codebooks, tensor.codes, tensor.scales, tensor.in_features)
-        exact = before.T if layer.weight_is_in_out else before
-        first = all(layer.weight != other.weight for other in reports)
-        reports.append(
-            LayerReport(
-                node=layer.node,
-                weight=layer.weight,
-                shape=(layer.out_features, layer.in_features),
-                sub_vector=layout.sub_vector,
-                codewords=layout.codewords,
-                groups=layout.groups,
-                bytes_before=before.nbytes if first else 0,
-                bytes_after=tensor.nbytes if first else 0,
-                weight_error=float(np.linalg.norm(matrix - exact) / max(np.linalg.norm(exact), 1e-30)),
-            )
-        )
+        exact = quantization.matrix_of(_weight(normal, layer), layer).numpy()
+        counted = all(layer.weight != other.weight for other in reports)
+        reports.append(quantization.report(layer, layouts[layer.weight], exact, tensors[layer.weight], counted=counted))
     return tuple(reports)

@@ -2,12 +2,16 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxpq.layers import Layer
 from onnxpq.pq import codec
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
+from onnxpq.pq.reference import decode
+from onnxpq.pq.tensor import PQTensor
+from onnxpq.report import LayerReport
 
 
 def quantize(matrix: Tensor, layout: Layout, *, seed: int) -> Quantized:
@@ -23,7 +27,33 @@ def quantize(matrix: Tensor, layout: Layout, *, seed: int) -> Quantized:
     return Quantized(layout, codebooks, codes, scales)
 
 
-def matrix_of(array: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]", layer: Layer) -> Tensor:
+def matrix_of(array: NDArray[np.floating], layer: Layer) -> Tensor:
     """A layer's initializer as the matrix [out, in]."""
     weight = torch.from_numpy(np.array(array, dtype=np.float32))
     return weight.T.contiguous() if layer.weight_is_in_out else weight
+
+
+def report(
+    layer: Layer, layout: Layout, exact: NDArray[np.floating], tensor: PQTensor, *, counted: bool
+) -> LayerReport:
+    """What became of a layer.
+
+    Args:
+        layer: the layer.
+        layout: how it was cut.
+        exact: its weight [out, in] before.
+        tensor: its weight now.
+        counted: its bytes count; False where another layer that shares the weight has counted them.
+    """
+    decoded = decode(tensor.codebooks, tensor.codes, tensor.scales, tensor.in_features)
+    return LayerReport(
+        node=layer.node,
+        weight=layer.weight,
+        shape=(layer.out_features, layer.in_features),
+        sub_vector=layout.sub_vector,
+        codewords=layout.codewords,
+        groups=layout.groups,
+        bytes_before=exact.nbytes if counted else 0,
+        bytes_after=tensor.nbytes if counted else 0,
+        weight_error=float(np.linalg.norm(decoded - exact)) / max(float(np.linalg.norm(exact)), 1e-30),
+    )

@@ -1,12 +1,12 @@
 """The extra terms of the cost function that pull weights to values that quantize well.
 
 The method is that of "Compression of Deep Neural Networks on the Fly" (Soulié, Gripon, Robert; arXiv 1509.08745): the
-cost is ``task + alpha * R(W)`` with alpha growing while the network is trained. The paper's full text was not at hand, so which
-R it uses is not stated here: the first four are the family of binarising penalties after Murray and Ng (2010), its
-reference [27], as we read it; `codebook` is ours, the same idea without forcing the weights to be binary.
+cost is ``task + alpha * R(W)`` with alpha growing while the network is trained. The paper's full text was not at hand,
+so which R it uses is not stated here: the first four are the family of binarising penalties after Murray and Ng (2010),
+its reference [27], as we read it; `codebook` is ours, the same idea without forcing the weights to be binary.
 
-Every term takes ``u = W / s``, [out, in], where s is a scale per row (its mean absolute value, not differentiated), and gives
-the mean over all weights, so that alpha means the same for layers of every size. s keeps weights of trained
+Every term takes ``u = W / s``, [out, in], where s is a scale per row (its mean absolute value, not differentiated), and
+gives the mean over all weights, so that alpha means the same for layers of every size. s keeps weights of trained
 networks, around 0.05, from being dragged to +-1.
 """
 
@@ -18,7 +18,10 @@ from torch import Tensor
 
 
 def murray_ng(u: Tensor) -> Tensor:
-    """``1 - u^2`` with u clipped to [-1, 1]: concave, no force at 0 nor beyond +-1 (Murray and Ng's x (1 - x), x = (u+1)/2)."""
+    """``1 - u^2`` with u clipped to [-1, 1]: concave, no force at 0 nor beyond +-1.
+
+    Four times Murray and Ng's x (1 - x) with x = (u + 1) / 2.
+    """
     return (1 - u.clamp(-1, 1).square()).mean()
 
 
@@ -57,9 +60,10 @@ def binary_term(name: str, matrix: Tensor) -> Tensor:
 
 
 def codebook_term(matrix: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of a weight matrix [out, in] to its quantized form `target`, relative to the latter's mean square.
+    """Squared distance of a weight matrix [out, in] to its quantized form `target`.
 
-    `target` is refreshed by re-assignment while training goes on and is not differentiated.
+    It is relative to the mean square of `target`, which is refreshed by re-assignment while training goes on and is not
+    differentiated.
     """
     power = target.square().mean()
     return (matrix - target).square().mean() / torch.where(power > 0, power, torch.ones_like(power))

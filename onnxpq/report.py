@@ -1,10 +1,12 @@
 """What a run did and found: records that the stages fill in, and their text and JSON forms.
 
-Units are in the names or the docstrings: bytes, milliseconds, shares in [0, 1]; errors are relative L2 (0 is exact) unless said.
+Units are in the names or the docstrings: bytes, milliseconds, shares in [0, 1]; errors are relative L2 (0 is exact)
+unless said.
 """
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -226,9 +228,9 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """The report as JSON, with the two ratios added."""
+        """The report as JSON, with the two ratios added; what is infinite or NaN becomes null, as JSON has neither."""
         values = {"ratio": self.ratio, "layer_ratio": self.layer_ratio, **dataclasses.asdict(self)}
-        return json.dumps(values, indent=2)
+        return json.dumps(_finite(values), indent=2, allow_nan=False)
 
     def to_text(self) -> str:
         """The report as a person reads it."""
@@ -243,7 +245,8 @@ class Report:
         found = self.verification
         lines = [
             f"Verified on {found.samples} samples: {found.data}",
-            f"  file           {_bytes(found.bytes_before)} -> {_bytes(found.bytes_after)}, {self.ratio:.1f} times smaller",
+            f"  file           {_bytes(found.bytes_before)} -> {_bytes(found.bytes_after)}, "
+            f"{self.ratio:.1f} times smaller",
             f"  layers         {self.layer_ratio:.1f} times smaller",
         ]
         for output in found.outputs:
@@ -257,6 +260,14 @@ class Report:
             lines.append(f"  native against stock operators: relative difference {found.library_agreement:.1e}")
         lines += ["", *_latency(found.latency)]
         return "\n".join(lines)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

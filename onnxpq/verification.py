@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from onnxpq import data, runtime
 from onnxpq.data import Dataset, InputSpec
-from onnxpq.errors import DataError, VerificationError
-from onnxpq.metrics import Correct, Difference, is_scores
+from onnxpq.errors import VerificationError
+from onnxpq.metrics import Correct, Difference, check_classes, check_numbers, name_classes
 from onnxpq.report import Latency, SquaredError, Verification
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
@@ -84,8 +84,8 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         All that was measured. Outputs are judged on the native operator where the library was built.
 
     Raises:
-        VerificationError: the compressed model gives NaN or infinite values, its two forms disagree, or its file is
-            no smaller than the original.
+        VerificationError: a model gives NaN or infinite values, the compressed one's two forms disagree, or its file
+            is no smaller than the original.
         DataError: labels do not fit the output.
         RuntimeLibraryError, ModelError: onnxruntime refuses a model.
     """
@@ -97,6 +97,8 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     fixed = data.fixed_batch(inputs)
     sums = _Sums()
     done = 0
+    if dataset.labels is not None:
+        check_labels(dataset.labels, runtime.run(sessions.original, data.first(dataset, fixed, 1))[output])
     for part, count in data.batches(dataset, fixed or BATCH, exact=fixed is not None):
         _add(sums, sessions, part, count, output)
         done += count
@@ -118,8 +120,25 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     )
 
 
+def check_labels(labels: NDArray[Any], output: NDArray[Any]) -> None:
+    """Check that an output can be judged by labels, which is cheap and can be done before hours of training.
+
+    Args:
+        labels: [N, ...]; integers are classes where the output has scores of them, else numbers are compared.
+        output: the output for some samples, [n, ...].
+
+    Raises:
+        DataError: labels of another shape or out of range.
+    """
+    if name_classes(labels, output):
+        check_classes(labels, output)
+    else:
+        check_numbers(labels, output)
+
+
 def _add(sums: _Sums, sessions: _Sessions, part: Dataset, count: int, output: str) -> None:
-    def run(session: Any) -> Outputs:  # noqa: ANN401 -- an onnxruntime session, whose type only runtime may name
+    # The type of an onnxruntime session is one that only `runtime` may name.
+    def run(session: Any) -> Outputs:
         return {name: array[:count] for name, array in runtime.run(session, part.inputs).items()}
 
     expected, stock = run(sessions.original), run(sessions.stock)
@@ -133,20 +152,10 @@ def _add(sums: _Sums, sessions: _Sessions, part: Dataset, count: int, output: st
 
 
 def _add_labels(sums: _Sums, labels: NDArray[Any], expected: NDArray[Any], found: NDArray[Any]) -> None:
-    if np.issubdtype(labels.dtype, np.integer) and is_scores(expected):
-        if labels.shape != expected.shape[:-1]:
-            raise DataError(
-                f"Labels of shape {list(labels.shape)} do not fit scores of shape {list(expected.shape)}: "
-                f"{list(expected.shape[:-1])} is expected."
-            )
+    if name_classes(labels, expected):
         sums.correct = sums.correct or Correct()
         sums.correct.add(labels, expected, found)
         return
-    if labels.size != expected.size:
-        raise DataError(
-            f"Labels of shape {list(labels.shape)} do not fit the output of shape {list(expected.shape)}: as many "
-            "numbers are expected."
-        )
     target = labels.reshape(expected.shape).astype(np.float64)
     sums.squared_original += float(np.square(expected - target).sum())
     sums.squared_compressed += float(np.square(found - target).sum())
@@ -161,16 +170,23 @@ def _squared_error(sums: _Sums, output: str) -> SquaredError | None:
 
 def _require(sums: _Sums, file_bytes: tuple[int, int]) -> None:
     for name, difference in sums.outputs.items():
+        if not difference.finite_reference:
+            raise VerificationError(
+                f"Output '{name}' of the original model holds NaN or infinite values on the verification data, so that "
+                "nothing can be compared with it. Nothing was written. Leave out the samples that cause them."
+            )
         if not difference.finite:
             raise VerificationError(
-                f"Output '{name}' of the compressed model holds NaN or infinite values on the verification data. "
-                "Nothing was written. If the original's does too, clean the data; else lower --learning-rate."
+                f"Output '{name}' of the compressed model holds NaN or infinite values on the verification data, the "
+                "original's does not. Nothing was written. Lower --learning-rate, or exclude the layers before it."
             )
     for name, difference in sums.library.items():
-        if difference.relative > LIBRARY_BUDGET:
+        # Written so that NaN, which is above and below nothing, is refused.
+        if not difference.relative <= LIBRARY_BUDGET:
             raise VerificationError(
-                f"Output '{name}': native operator and function body differ by {difference.relative:.2e} (relative L2), "
-                f"at most {LIBRARY_BUDGET:.0e} is expected. Nothing was written. Please report this with the model."
+                f"Output '{name}': native operator and function body differ by {difference.relative:.2e} "
+                f"(relative L2), at most {LIBRARY_BUDGET:.0e} is expected. Nothing was written. Please report this with "
+                "the model."
             )
     before, after = file_bytes
     if after >= before:

@@ -115,8 +115,9 @@ def model_of(
     attributes = [ir.to_proto(a) for a in node_attributes(layer.in_features, layer.codewords)]
     node = helper.make_node(OP_TYPE, ["X", *values], ["Y"], name="fc", domain=DOMAIN)
     node.attribute.extend(attributes)
-    x_info = helper.make_tensor_value_info("X", TensorProto.FLOAT, x_shape or ["N", layer.in_features])
-    y_shape = [*(x_shape or ["N", 0])[:-1], len(layer.scales)]
+    x_shape = ["N", layer.in_features] if x_shape is None else x_shape
+    x_info = helper.make_tensor_value_info("X", TensorProto.FLOAT, x_shape)
+    y_shape = [*x_shape[:-1], len(layer.scales)]
     y_info = helper.make_tensor_value_info("Y", TensorProto.FLOAT, y_shape)
     initializers = [numpy_helper.from_array(v, name) for name, v in values.items() if name not in as_inputs]
     inputs = [

@@ -109,6 +109,16 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_processes_may_fill_the_same_cache(tmp_path):
+    def other_process(done, total):
+        if done == total:
+            capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+
+    found = capture(model(), ["y"], {"x": X}, cache_dir=tmp_path, progress=other_process)
+    np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0), rtol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_input_is_passed_on(counted):
     assert capture(model(), ["x"], {"x": X}, cache_dir=None)["x"] is X
     assert counted == []

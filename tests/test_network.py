@@ -8,7 +8,7 @@ import torch
 
 from onnxpq.errors import ConfigError, DataError, ForwardMismatchError, ModelError, UnsupportedOperatorError
 from onnxpq.importing import import_model, normalise
-from onnxpq.network import Network, node_label
+from onnxpq.network import Network, _on_one_device, node_label
 from onnxpq.ops import registry
 
 ODD_NAME = 'encoder/layers.0::W:{"dtype": "f4"}'
@@ -235,6 +235,16 @@ def test_state_can_be_saved_and_moved(network):
         other.parameter("b").zero_()
     other.load_state_dict(state)
     assert other.parameter("b").tolist() == [10.0, 20.0]
+
+
+def test_inputs_of_an_operator_meet_on_the_accelerator():
+    shape, elsewhere = torch.tensor([2, 3]), torch.zeros(6, device="meta")
+    assert [t if t is None else t.device.type for t in _on_one_device([shape, None, elsewhere])] == [
+        "meta",
+        None,
+        "meta",
+    ]
+    assert _on_one_device([shape, shape])[0] is shape
 
 
 def test_node_label():

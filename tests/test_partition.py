@@ -10,7 +10,7 @@ from skl2onnx import to_onnx
 from sklearn.neural_network import MLPClassifier
 
 from onnxpq import modelio
-from onnxpq.activations import capture
+from onnxpq.activations import capture, fixed_batch
 from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
 from onnxpq.importing import check_forward, import_model, normalise
 from onnxpq.partition import cut
@@ -97,6 +97,16 @@ def test_the_convolutions_are_prefix_and_the_boundary_is_flat(batch):
     onnx.checker.check_model(ir.to_proto(parts.prefix))
     onnx.checker.check_model(ir.to_proto(parts.suffix))
     assert_parts_equal_the_whole(model, parts, {"x": normal(7, 1, 8, 8)})
+
+
+def test_a_fixed_batch_is_opened_only_where_nothing_depends_on_it():
+    assert fixed_batch(lenet(1)) == 1
+    assert fixed_batch(cut(lenet(1), ["w1"]).prefix) == 1
+    assert fixed_batch(cut(lenet(1), ["w1"]).suffix) is None
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Reshape", ["a", "to"], ["y"])]
+    for sizes, batch in (([1, 2, 3], 1), ([0, 2, 3], None)):
+        model = make(nodes, {"x": [1, 4]}, {"y": None}, {"w": normal(4, 6), "to": np.array(sizes)})
+        assert fixed_batch(cut(model, ["w"]).suffix) == batch
 
 
 def test_only_the_last_layer():

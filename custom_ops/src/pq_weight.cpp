@@ -7,7 +7,7 @@
 namespace onnxpq {
 namespace {
 
-constexpr int64_t kMaxCodewords = 256;
+constexpr size_t kMaxCodewords = 256;
 
 const char* name_of(TensorType type) {
   switch (type) {
@@ -43,7 +43,7 @@ void check_rank(const std::string& node, const char* input, const TensorView& te
 void check_codebooks(const std::string& node, const TensorView& codebooks) {
   check_float(node, "codebooks", codebooks);
   check_rank(node, "codebooks", codebooks, 4, "[R, G, d, K]");
-  if (codebooks.shape[3] < 2 || codebooks.shape[3] > kMaxCodewords) {
+  if (codebooks.shape[3] < 2 || codebooks.shape[3] > static_cast<int64_t>(kMaxCodewords)) {
     refuse(node, "codebooks",
            "has shape " + to_string(codebooks.shape) + ", " + std::to_string(codebooks.shape[3]) +
                " codewords; expected 2 to 256.");
@@ -75,8 +75,10 @@ void check_codes_shape(const std::string& node, const TensorView& codes, const T
   }
 }
 
-// A code that points past the codebook would make the kernel read past a table.
+// A code that points past the codebook would make the kernel read past a table. Where every value is a code there is
+// nothing to check, and codes in a mapped file are not read before they are used.
 void check_code_values(const std::string& node, const TensorView& codes, size_t codewords) {
+  if (codewords == kNibbleCodewords || codewords == kMaxCodewords) return;
   const auto* bytes = static_cast<const uint8_t*>(codes.data);
   const auto count = static_cast<size_t>(codes.shape[0] * codes.shape[1]) * kUnitBytes;
   for (size_t i = 0; i < count; ++i) {

@@ -73,7 +73,7 @@ def encode(
 
 
 def fit_scales(matrix: Tensor, unscaled: Tensor, fallback: Tensor) -> Tensor:
-    """Least-squares scale [out] of each row of `unscaled` [out, in] to the row of `matrix`; `fallback` for zero rows."""
+    """Least-squares factor [out] from the rows of `unscaled` [out, in] to those of `matrix`; `fallback` for zeros."""
     power = unscaled.square().sum(1)
     fitted = (matrix * unscaled).sum(1) / power.clamp_min(torch.finfo(matrix.dtype).tiny)
     return torch.where((power > 0) & (fitted > 0), fitted, fallback)

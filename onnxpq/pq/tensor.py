@@ -44,7 +44,11 @@ class PQTensor:
     @property
     def nbytes(self) -> int:
         """Bytes that the operator's inputs take in a file: packed codes, codebooks, scales."""
-        return self.codebooks.nbytes + packed_bytes(*self.codes.shape, self.codewords) + self.scales.nbytes
+        return self.codebooks.nbytes + self._packed_bytes() + self.scales.nbytes
+
+    def _packed_bytes(self) -> int:
+        out_features, stages, sub_vectors = self.codes.shape
+        return packed_bytes(out_features, stages, sub_vectors, self.codewords)
 
 
 def packed_bytes(out_features: int, stages: int, sub_vectors: int, codewords: int) -> int:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_x_that_does_not_fit_is_refused_with_a_sentence(shape: tuple[int, ...]) 
         onnxpq.runtime.run(session, {"X": np.ones(shape, np.float32)})
 
 
-def in_other_process(simd: str) -> subprocess.CompletedProcess[str]:
+def in_other_process(simd: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The kernel's level is chosen once a process."""
     script = (
         "import numpy as np, onnxpq, sys; from pq_layers import *\n"
@@ -228,20 +229,20 @@ def in_other_process(simd: str) -> subprocess.CompletedProcess[str]:
     )
     environment = {**os.environ, "ONNXPQ_SIMD": simd, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(  # noqa: S603 (our own interpreter and text)
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], env=environment, cwd=folder, capture_output=True, text=True, check=False
     )
 
 
-def test_level_is_chosen_by_the_environment_and_all_give_the_same_bits() -> None:
+def test_level_is_chosen_by_the_environment_and_all_give_the_same_bits(tmp_path: Path) -> None:
     layer = random_layer(1, 100, 70)
     expected = kernel(model_of(layer), normal_rows(2, 5, 70)).tobytes().hex()
-    forced = in_other_process("scalar")
+    forced = in_other_process("scalar", tmp_path)
     assert forced.returncode == 0, forced.stderr
     assert forced.stdout == expected
 
 
-def test_unknown_level_is_refused_with_a_sentence() -> None:
-    result = in_other_process("sse9")
+def test_unknown_level_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    result = in_other_process("sse9", tmp_path)
     assert result.returncode != 0
     assert "RuntimeLibraryError" in result.stderr
     assert "ONNXPQ_SIMD is 'sse9'; this library on this processor has: scalar" in result.stderr

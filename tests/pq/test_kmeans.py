@@ -69,7 +69,11 @@ def test_a_two_percent_worse_clustering_fails_the_budget() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    groups=st.integers(1, 3), count=st.integers(1, 40), d=st.integers(1, 5), codewords=st.integers(2, 20), seed=st.integers(0, 99)
+    groups=st.integers(1, 3),
+    count=st.integers(1, 40),
+    d=st.integers(1, 5),
+    codewords=st.integers(2, 20),
+    seed=st.integers(0, 99),
 )
 def test_properties(groups: int, count: int, d: int, codewords: int, seed: int) -> None:
     points = torch.randn(groups, count, d, generator=generator(seed))

@@ -1,0 +1,183 @@
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+from pq_layers import IR_VERSION, model_of, normal_rows, random_layer
+
+import onnxpq
+from onnxpq import modelio, runtime
+from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
+
+LAYER = random_layer(1, 10, 33)
+MODEL = model_of(LAYER)
+X = normal_rows(2, 3, 33)
+
+needs_library = pytest.mark.skipif(not runtime.library_available(), reason="onnxpq was built without a C++ compiler")
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(onnxpq, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(runtime, "_warned", False)
+
+
+@needs_library
+def test_library_path_is_a_file_that_onnxruntime_loads() -> None:
+    assert os.path.isfile(onnxpq.library_path())
+    onnxruntime.SessionOptions().register_custom_ops_library(onnxpq.library_path())
+
+
+def test_library_is_found_in_either_folder_of_an_editable_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built = tmp_path / "built" / "lib"
+    built.mkdir(parents=True)
+    (built / runtime.LIBRARY_NAMES[0]).touch()
+    monkeypatch.setattr(onnxpq, "__path__", [str(tmp_path / "checkout"), str(tmp_path / "built")])
+    assert runtime.library_path() == str(built / runtime.LIBRARY_NAMES[0])
+
+
+@pytest.mark.usefixtures("no_library")
+def test_missing_library_is_said_with_a_sentence(tmp_path: Path) -> None:
+    assert not runtime.library_available()
+    message = f"This installation of onnxpq has no operator library (looked for libonnxpq_ops.so, .* in {tmp_path}"
+    with pytest.raises(RuntimeLibraryError, match=message.replace("(", r"\(")):
+        runtime.library_path()
+
+
+@pytest.mark.usefixtures("no_library")
+def test_missing_library_warns_once_and_the_function_body_runs() -> None:
+    with pytest.warns(RuntimeWarning, match="installed without its operator library") as warnings:
+        first = runtime.session(MODEL)
+    assert warnings[0].filename == __file__
+    second = runtime.session(MODEL)  # a second warning would be an error here
+    body = runtime.session(MODEL, use_library=False)
+    for session in (first, second):
+        np.testing.assert_array_equal(session.run(None, {"X": X})[0], body.run(None, {"X": X})[0])
+
+
+def test_every_form_of_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(MODEL, path)
+    external = tmp_path / "external.onnx"
+    ir.save(ir.from_proto(MODEL), external, external_data="external.data", size_threshold_bytes=0)
+    assert (tmp_path / "external.data").stat().st_size > 0
+    forms = [str(path), path, path.read_bytes(), MODEL, ir.from_proto(MODEL), external, ir.load(external)]
+    outputs = [runtime.session(form, use_library=False).run(None, {"X": X})[0] for form in forms]
+    for output in outputs:
+        np.testing.assert_array_equal(output, outputs[0])
+
+
+def test_model_too_large_for_protobuf_goes_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelio, "MAX_EMBEDDED_BYTES", 100)
+    session = runtime.session(ir.from_proto(MODEL), use_library=False)
+    expected = runtime.session(MODEL, use_library=False).run(None, {"X": X})[0]
+    np.testing.assert_array_equal(session.run(None, {"X": X})[0], expected)
+
+
+@needs_library
+def test_options_of_the_caller_may_be_used_twice() -> None:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    outputs = [runtime.session(MODEL, options=options).run(None, {"X": X})[0] for _ in range(2)]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+
+
+def test_missing_file_and_damaged_model_are_model_errors(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot load the model '.*absent.onnx': .*doesn't exist"):
+        runtime.session(tmp_path / "absent.onnx", use_library=False)
+    with pytest.raises(ModelError, match="cannot load the model given in memory: "):
+        runtime.session(b"this is no model", use_library=False)
+
+
+@needs_library
+def test_library_needs_a_recent_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.16.3")
+    with pytest.raises(RuntimeLibraryError, match=r"This is onnxruntime 1\.16\.3; .* needs 1\.17 or newer"):
+        runtime.session(MODEL)
+
+
+@needs_library
+def test_library_that_cannot_be_loaded_is_a_library_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / runtime.LIBRARY_NAMES[0]).write_bytes(b"no library")
+    monkeypatch.setattr(onnxpq, "__path__", [str(tmp_path)])
+    with pytest.raises(RuntimeLibraryError, match=r"refuses the operator library '.*libonnxpq_ops.so': "):
+        runtime.session(MODEL)
+
+
+def test_missing_onnxruntime_is_said_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(RuntimeLibraryError, match=r"onnxruntime cannot be imported .* `pip install onnxruntime`"):
+        runtime.session(MODEL)
+
+
+def test_run_gives_outputs_by_name() -> None:
+    session = runtime.session(MODEL, use_library=False)
+    outputs = runtime.run(session, {"X": X})
+    assert list(outputs) == ["Y"]
+    np.testing.assert_array_equal(outputs["Y"], session.run(None, {"X": X})[0])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "The model's inputs are 'X'; found none. Missing: 'X'; unknown: none."),
+        ({"X": X, "Z": X}, "The model's inputs are 'X'; found 'X', 'Z'. Missing: none; unknown: 'Z'."),
+        ({"X": X[:, :5]}, "Found 'X' float32[3, 5]; expected 'X' tensor(float) ['N', 33]."),
+        ({"X": X.astype(np.float64)}, "Found 'X' float64[3, 33]; expected 'X' tensor(float) ['N', 33]."),
+    ],
+)
+def test_inputs_that_do_not_fit_are_data_errors(inputs: dict[str, np.ndarray], message: str) -> None:
+    session = runtime.session(MODEL, use_library=False)
+    with pytest.raises(DataError, match=re.escape(message)):
+        runtime.run(session, inputs)
+
+
+def zip_map(**classes: list[int] | list[str]) -> onnxruntime.InferenceSession:
+    """A model whose output is a list of maps {class: score}."""
+    node = helper.make_node("ZipMap", ["scores"], ["maps"], domain="ai.onnx.ml", **classes)
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 3])
+    key_type = TensorProto.INT64 if "classlabels_int64s" in classes else TensorProto.STRING
+    row = helper.make_map_type_proto(key_type, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    maps = helper.make_value_info("maps", helper.make_sequence_type_proto(row))
+    imports = [helper.make_opsetid("", 13), helper.make_opsetid("ai.onnx.ml", 1)]
+    graph = helper.make_graph([node], "zip_map", [scores], [maps])
+    return runtime.session(helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION), use_library=False)
+
+
+@pytest.mark.parametrize("classes", [{"classlabels_int64s": [7, -1, 3]}, {"classlabels_strings": ["c", "a", "b"]}])
+def test_lists_of_maps_become_arrays_in_ascending_order_of_the_classes(classes: dict[str, list[int]]) -> None:
+    scores = normal_rows(0, 4, 3)
+    maps = runtime.run(zip_map(**classes), {"scores": scores})["maps"]
+    np.testing.assert_array_equal(maps, scores[:, [1, 2, 0]])
+    assert maps.dtype == np.float32
+
+
+def test_list_of_maps_without_samples() -> None:
+    session = zip_map(classlabels_int64s=[0, 1, 2])
+    assert runtime.run(session, {"scores": np.zeros((0, 3), np.float32)})["maps"].shape[0] == 0
+
+
+def test_output_of_another_kind_is_refused() -> None:
+    session = SimpleNamespace(
+        get_inputs=list, get_outputs=lambda: [SimpleNamespace(name="states")], run=lambda *_: [[X, X]]
+    )
+    with pytest.raises(ModelError, match="Output 'states' is a list; expected a tensor, or a list of maps"):
+        runtime.run(session, {})
+
+
+def test_failure_while_running_is_a_model_error() -> None:
+    def fail(*_: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("no luck")
+
+    session = SimpleNamespace(get_inputs=list, get_outputs=list, run=fail)
+    with pytest.raises(ModelError, match=r"The model fails while it runs in onnxruntime .*: no luck"):
+        runtime.run(session, {})
