@@ -69,9 +69,7 @@ def main() -> None:
                 data = datasets.cache_folder() / ("mnist_flat" if model == "mnist_mlp" else "mnist")
                 if not (data / "mnist_test.npz").exists():
                     datasets.export_dataset("mnist", data, "input", flatten=model == "mnist_mlp")
-                results[key] = run(model, labels=labels, data=data) | {
-                    "machine": platform.processor() or platform.machine()
-                }
+                results[key] = run(model, labels=labels, data=data)
                 RESULTS.parent.mkdir(exist_ok=True)
                 RESULTS.write_text(json.dumps(results, indent=1))
     print(table(results))

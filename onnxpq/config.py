@@ -16,7 +16,7 @@ DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.1, "l1": 0.1, "l2": 0.1,
 """Final weight of each term where the user names none (benchmarks/regularization.py)."""
 
 LOSSES: Final = ("auto", "cross-entropy", "mse", "distillation")
-AUTO_STEPS: Final = 4000
+AUTO_STEPS: Final = 3000
 """Training steps where the user does not say how many epochs."""
 
 CODEBOOKS: Final = ("auto", "layer", "position")
@@ -81,7 +81,7 @@ class TrainingConfig:
     distillation: float = 0.7
     temperature: float = 2.0
     learning_rate: float = 2e-3
-    latent_rate: float = 2.0
+    latent_rate: float = 10.0
     mixup: float = 1.0
     batch_size: int = 256
     validation: float = 0.1

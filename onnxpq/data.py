@@ -4,13 +4,11 @@ Every array has its samples along the first axis. A data set is a value: nothing
 names, types and shapes of its inputs (`InputSpec`).
 """
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -19,9 +17,6 @@ from numpy.typing import NDArray
 from onnxpq.errors import DataError, ModelError
 
 Array: TypeAlias = NDArray[np.generic]
-
-_UNREADABLE: Final = (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-"""What numpy, zipfile and zlib raise on damaged files; they have no common base."""
 
 
 @dataclass(frozen=True)
@@ -199,14 +194,7 @@ def _arrays(source: Source, what: str) -> tuple[str, dict[str, Array]]:
     if isinstance(source, Dataset):
         return what, dict(source.inputs)
     if isinstance(source, (str, PathLike)):
-        with _open_npz(Path(source), what) as archive:
-            try:
-                return f"{what} '{source}'", {key: archive[key] for key in archive.files}
-            except _UNREADABLE as error:
-                raise DataError(
-                    f"{what} '{source}' is damaged or holds objects, not arrays of numbers: {error}. Write it again "
-                    "with numpy.savez(path, **{input name: array})."
-                ) from error
+        return f"{what} '{source}'", _read_npz(Path(source), what)
     if isinstance(source, Mapping):
         return what, {key: np.asarray(value) for key, value in source.items()}
     if not isinstance(source, Iterable):
@@ -217,23 +205,28 @@ def _arrays(source: Source, what: str) -> tuple[str, dict[str, Array]]:
     return what, _concatenate(source, what)
 
 
-def _open_npz(path: Path, what: str) -> "np.lib.npyio.NpzFile":
+def _read_npz(path: Path, what: str) -> dict[str, Array]:
     if not path.is_file():
         raise DataError(
             f"{what} '{path}' does not exist or is no file. A .npz file with the model's inputs is expected."
         )
     try:
-        archive = np.load(path, allow_pickle=False)
-    except _UNREADABLE as error:
+        # Opened here, since numpy forgets to close what turns out to be damaged.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            arrays = {key: archive[key] for key in archive.files} if isinstance(archive, np.lib.npyio.NpzFile) else None
+    # numpy, zipfile and zlib raise a dozen classes without a common base on damaged files.
+    except Exception as error:
         raise DataError(
-            f"{what} '{path}' is no .npz file: {error}. Write it with numpy.savez(path, **{{input name: array}})."
+            f"{what} '{path}' is no .npz file, is damaged, or holds objects instead of numbers: {error}. Write it with "
+            "numpy.savez(path, **{input name: array})."
         ) from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
+    if arrays is None:
         raise DataError(
             f"{what} '{path}' holds a single array; an .npz file with one array per input name is expected "
             "(numpy.savez(path, **{input name: array}))."
         )
-    return archive
+    return arrays
 
 
 def _concatenate(parts: Iterable[Mapping[str, Array]], what: str) -> dict[str, Array]:
@@ -246,7 +239,7 @@ def _concatenate(parts: Iterable[Mapping[str, Array]], what: str) -> dict[str, A
                 "{input name: array}."
             )
         if count > 1 and part.keys() != collected.keys():
-            raise DataError(f"{what}: item {count - 1} has keys {_names(part)}, the first one has {_names(collected)}.")
+            raise DataError(f"{what}: item {count - 1} has {_names(part)}, the first one has {_names(collected)}.")
         for key, value in part.items():
             collected.setdefault(key, []).append(np.asarray(value))
     if count == 0:

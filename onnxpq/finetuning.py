@@ -9,9 +9,9 @@ the learning rate:
 2. *tuned*. Codes stay; codebooks, scales and biases are trained.
 
 Weights are handled as ``W = s * u`` with s a scale per row and u of unit size, so that one learning rate fits weights
-and codewords of every layer. The network's own parameters never change: they are the teacher, which also labels mixtures
-of samples (mixup, Zhang et al. 2018), so that training never runs out of new ones. What was measured of each choice:
-benchmarks/README.md.
+and codewords of every layer. The network's own parameters never change: they are the teacher, which also labels
+mixtures of samples (mixup, Zhang et al. 2018), so that training never runs out of new ones. What was measured of each
+choice: benchmarks/README.md.
 """
 
 import math
@@ -185,7 +185,7 @@ class _Student:
         return codec.decode(part.codebooks, part.codes, torch.ones_like(part.scales), part.layout)
 
     def weights(self, phase: str) -> dict[str, Tensor]:
-        """The network's initializers in their quantized form; when regularized, gradients pass to the latent weights."""
+        """The network's initializers in their quantized form; regularized, gradients pass to the latent weights."""
         tensors: dict[str, Tensor] = dict(self.biases)
         for name in self.quantized:
             unit = self.units(name)

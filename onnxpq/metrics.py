@@ -177,4 +177,5 @@ def wilson(successes: int, total: int) -> Interval:
     share = successes / total
     centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
     margin = Z95 / (1 + Z95**2 / total) * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
-    return Interval(share, max(0.0, centre - margin), min(1.0, centre + margin))
+    # The bounds enclose the share; at 0 and 1 they equal it but for rounding.
+    return Interval(share, max(0.0, min(share, centre - margin)), min(1.0, max(share, centre + margin)))

@@ -26,8 +26,8 @@ the codes of one sub-vector (index ``r*M + m``) for a block of consecutive outpu
 
 Codes of outputs past ``out`` are zero.
 
-The operator's own kernel needs no attribute: all sizes follow from the shapes. The attributes serve the function body that
-stock runtimes use (see `onnxpq.function_body`); they are tensors because ``Constant(value=...)`` by reference
+The operator's own kernel needs no attribute: all sizes follow from the shapes. The attributes serve the function body
+that stock runtimes use (see `onnxpq.function_body`); they are tensors because ``Constant(value=...)`` by reference
 works in every opset, where ``Constant(value_ints=...)`` needs opset 12.
 """
 

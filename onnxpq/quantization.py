@@ -23,8 +23,10 @@ def quantize(matrix: Tensor, layout: Layout, *, seed: int) -> Quantized:
         seed: of the k-means start.
     """
     generator = torch.Generator().manual_seed(seed)
-    codebooks, codes, scales = codec.encode(matrix.detach(), layout, generator=generator)
-    return Quantized(layout, codebooks, codes, scales)
+    # Squares of very large or small weights would leave float32; a power of two changes no digit.
+    _, exponent = torch.frexp(matrix.detach().abs().max())
+    codebooks, codes, scales = codec.encode(torch.ldexp(matrix.detach(), -exponent), layout, generator=generator)
+    return Quantized(layout, codebooks, codes, torch.ldexp(scales, exponent))
 
 
 def matrix_of(array: NDArray[np.floating], layer: Layer) -> Tensor:

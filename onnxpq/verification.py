@@ -185,8 +185,8 @@ def _require(sums: _Sums, file_bytes: tuple[int, int]) -> None:
         if not difference.relative <= LIBRARY_BUDGET:
             raise VerificationError(
                 f"Output '{name}': native operator and function body differ by {difference.relative:.2e} "
-                f"(relative L2), at most {LIBRARY_BUDGET:.0e} is expected. Nothing was written. Please report this with "
-                "the model."
+                f"(relative L2), at most {LIBRARY_BUDGET:.0e} is expected. Nothing was written. Please report this "
+                "with the model."
             )
     before, after = file_bytes
     if after >= before:

@@ -1,7 +1,7 @@
 // The part of onnxruntime's C ABI that this library uses, declared by ourselves: no package of the registries carries
-// the official header. Positions and signatures are those of onnxruntime's C header, where the table of functions only ever grows at
-// its end, so that they hold for every version that has the function. tests/test_abi.cpp compares them with the
-// official header where one is given.
+// the official header. Positions and signatures are those of onnxruntime's C header, where the table of functions only
+// ever grows at its end, so that they hold for every version that has the function. tests/test_abi.cpp compares them
+// with the official header where one is given.
 
 #pragma once
 
@@ -18,8 +18,8 @@
 
 namespace onnxpq::abi {
 
-// 1.17 is the first onnxruntime with KernelContext_ParallelFor. Asking for this version whatever the runtime is makes one
-// binary serve it and all later ones: runtimes up to 1.27 refuse an operator whose version exceeds their own.
+// 1.17 is the first onnxruntime with KernelContext_ParallelFor. Asking for this version whatever the runtime is makes
+// one binary serve it and all later ones: runtimes up to 1.27 refuse an operator whose version exceeds their own.
 constexpr uint32_t kApiVersion = 17;
 
 struct OrtStatus;
@@ -93,8 +93,7 @@ struct OrtApi {
   UnusedFunction unused_269[1];
   OrtStatus*(ONNXPQ_ORT_CALL* ShapeInferContext_SetOutputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                                     const OrtTensorTypeAndShapeInfo* info);
-  OrtStatus*(ONNXPQ_ORT_CALL* SetSymbolicDimensions)(OrtTensorTypeAndShapeInfo* info, const char** names,
-                                                     size_t count);
+  OrtStatus*(ONNXPQ_ORT_CALL* SetSymbolicDimensions)(OrtTensorTypeAndShapeInfo* info, const char** names, size_t count);
   UnusedFunction unused_272[2];
   OrtStatus*(ONNXPQ_ORT_CALL* KernelContext_ParallelFor)(const OrtKernelContext* context,
                                                          void (*task)(void* user_data, size_t index), size_t total,

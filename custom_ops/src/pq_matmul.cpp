@@ -28,7 +28,8 @@ using Scratch = std::unique_ptr<void, AlignedDelete>;
 
 Scratch allocate(size_t bytes) { return Scratch(::operator new(bytes, std::align_val_t(kAlignment))); }
 
-// Calls body(begin, end) for ranges that cover [0, total), each worth about `task_cost` where one item costs `item_cost`.
+// Calls body(begin, end) for ranges that cover [0, total), each worth about `task_cost` where one item costs
+// `item_cost`.
 template <typename Body>
 void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_t task_cost, const Body& body) {
   const size_t items = std::max(ceil_div(task_cost, std::max<size_t>(item_cost, 1)), ceil_div(total, kMaxTasks));
@@ -45,7 +46,7 @@ void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_
       threads.pool,
       [](void* argument, size_t task) {
         const Job& j = *static_cast<const Job*>(argument);
-        (*j.body)(task * j.items, std::min((task + 1) * j.items, j.total));
+        (*j.body)(task* j.items, std::min((task + 1) * j.items, j.total));
       },
       tasks, &job);
 }
@@ -58,7 +59,8 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
   const size_t plane_bytes = ceil_div(S, 2) * kPairBytes;
   const size_t row_bytes = plane_bytes + ceil_div(2 * groups * sizeof(float), kAlignment) * kAlignment;
   // A multiple of scan_rows, so that only the last tile has rows that share no codes.
-  const size_t wanted_rows = ceil_div(std::max<size_t>(kTileBytes / row_bytes, 1), kernels.scan_rows) * kernels.scan_rows;
+  const size_t wanted_rows =
+      ceil_div(std::max<size_t>(kTileBytes / row_bytes, 1), kernels.scan_rows) * kernels.scan_rows;
   const size_t tile_rows = std::min(wanted_rows, rows);
   const Scratch scratch = allocate(tile_rows * row_bytes + tile_rows * sizeof(NibbleTables));
   auto* bytes = static_cast<uint8_t*>(scratch.get());
@@ -72,13 +74,12 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
   for (size_t tile = 0; tile < rows; tile += tile_rows) {
     const size_t count = std::min(tile_rows, rows - tile);
     const size_t products = std::min(kGroupUnits, S) * weight.d * kNibbleCodewords;
-    for_ranges(threads, count * groups, products, kNibbleTaskLookups,
-               [&](size_t begin, size_t end) {
-                 for (size_t i = begin; i < end; ++i) {
-                   const size_t row = i / groups;
-                   kernels.build_nibble_tables(weight, x + (tile + row) * weight.in, i % groups, tables[row]);
-                 }
-               });
+    for_ranges(threads, count * groups, products, kNibbleTaskLookups, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) {
+        const size_t row = i / groups;
+        kernels.build_nibble_tables(weight, x + (tile + row) * weight.in, i % groups, tables[row]);
+      }
+    });
     const size_t bundles = ceil_div(count, kernels.scan_rows);
     // A block's codes stay in the first cache for all rows of the tile: the row runs fastest.
     for_ranges(threads, blocks * bundles, kNibbleOutputs * S * kernels.scan_rows, kNibbleTaskLookups,

@@ -8,7 +8,8 @@
 
 namespace onnxpq {
 
-// Runs task(argument, i) for i in [0, count), possibly in parallel, and returns when all are done. `task` does not throw.
+// Runs task(argument, i) for i in [0, count), possibly in parallel, and returns when all are done. `task` does not
+// throw.
 struct ThreadPool {
   void* pool;
   void (*run)(void* pool, void (*task)(void* argument, size_t index), size_t count, void* argument);

@@ -134,8 +134,8 @@ class PQMatMulKernel {
     size_t rows = 1;
     for (size_t i = 0; i + 1 < x.shape.size(); ++i) rows *= static_cast<size_t>(x.shape[i]);
     if (rows == 0) return;
-    const Weight weight = weight_.view(static_cast<size_t>(x.shape.back()), input(context, kCodebooks).data,
-                                       input(context, kCodes).data);
+    const Weight weight =
+        weight_.view(static_cast<size_t>(x.shape.back()), input(context, kCodebooks).data, input(context, kCodes).data);
     OrtPool pool = {&api_, context, nullptr};
     pq_matmul(kernels_, weight, static_cast<const float*>(x.data), rows, static_cast<float*>(y_data),
               {&pool, run_in_pool});
@@ -204,9 +204,9 @@ OrtStatus* ONNXPQ_ORT_CALL compute(void* kernel, OrtKernelContext* context) {
 
 void ONNXPQ_ORT_CALL destroy_kernel(void* kernel) { delete static_cast<PQMatMulKernel*>(kernel); }
 
-// Y has X's shape with the last size replaced. Two things that onnxruntime cannot express leave Y's shape unknown: an X of
-// unknown shape looks like a scalar, and a size of X that is neither number nor name would become the number -1 in Y, which
-// later nodes then refuse.
+// Y has X's shape with the last size replaced. Two things that onnxruntime cannot express leave Y's shape unknown: an X
+// of unknown shape looks like a scalar, and a size of X that is neither number nor name would become the number -1 in
+// Y, which later nodes then refuse.
 OrtStatus* ONNXPQ_ORT_CALL infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context) {
   const OrtApi& api = *self(op).api;
   return as_status(api, [&] {

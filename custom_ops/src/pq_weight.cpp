@@ -56,15 +56,16 @@ void check_codes_shape(const std::string& node, const TensorView& codes, const T
   }
   check_rank(node, "codes", codes, 3, "[B, R*M, 16]");
   const int64_t codewords = codebooks.shape[3];
-  const auto block = static_cast<int64_t>(codewords <= static_cast<int64_t>(kNibbleCodewords) ? kNibbleOutputs
-                                                                                             : kByteOutputs);
+  const auto block =
+      static_cast<int64_t>(codewords <= static_cast<int64_t>(kNibbleCodewords) ? kNibbleOutputs : kByteOutputs);
   const int64_t blocks = (out - 1) / block + 1;
   if (codes.shape[0] != blocks || codes.shape[2] != static_cast<int64_t>(kUnitBytes) ||
       codes.shape[1] % codebooks.shape[0] != 0) {
     refuse(node, "codes",
            "has shape " + to_string(codes.shape) + "; expected [" + std::to_string(blocks) + ", a multiple of " +
-               std::to_string(codebooks.shape[0]) + ", 16] for " + std::to_string(out) + " outputs (the size of 'scales'), " +
-               std::to_string(codewords) + " codewords and " + std::to_string(codebooks.shape[0]) + " stages.");
+               std::to_string(codebooks.shape[0]) + ", 16] for " + std::to_string(out) +
+               " outputs (the size of 'scales'), " + std::to_string(codewords) + " codewords and " +
+               std::to_string(codebooks.shape[0]) + " stages.");
   }
   const int64_t sub_vectors = codes.shape[1] / codebooks.shape[0];
   if (codebooks.shape[1] > sub_vectors) {
@@ -146,8 +147,9 @@ PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs) : shap
   check_per_output(node, "bias", inputs.bias);
   const int64_t out = inputs.scales.shape[0];
   if (inputs.bias.shape[0] != out) {
-    refuse(node, "bias", "has shape " + to_string(inputs.bias.shape) + "; expected [" + std::to_string(out) +
-                             "], the shape of 'scales'.");
+    refuse(node, "bias",
+           "has shape " + to_string(inputs.bias.shape) + "; expected [" + std::to_string(out) +
+               "], the shape of 'scales'.");
   }
   check_codes_shape(node, inputs.codes, inputs.codebooks, out);
 
@@ -163,8 +165,9 @@ PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs) : shap
   check_code_values(node, inputs.codes, shape_.codewords);
 
   const bool nibbles = shape_.codewords <= kNibbleCodewords;
-  shape_.codebook_width = nibbles ? kNibbleCodewords
-                                  : (shape_.codewords + kCodewordAlignment - 1) / kCodewordAlignment * kCodewordAlignment;
+  shape_.codebook_width = nibbles
+                              ? kNibbleCodewords
+                              : (shape_.codewords + kCodewordAlignment - 1) / kCodewordAlignment * kCodewordAlignment;
   shape_.codebook_element = inputs.codebooks.type == TensorType::kFloat16 ? Element::kFloat16 : Element::kFloat32;
   if (shape_.codebook_width != shape_.codewords) {
     const size_t element_size = shape_.codebook_element == Element::kFloat16 ? sizeof(uint16_t) : sizeof(float);

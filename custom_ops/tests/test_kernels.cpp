@@ -1,6 +1,6 @@
 // Every instruction set that this processor has against the scalar reference: equal bit for bit, whatever the shape and
-// the alignment, and independent of the batch and of the cut into tasks. With ONNXPQ_SANITIZE, also that no kernel reads
-// past an array: all arrays here have their exact sizes.
+// the alignment, and independent of the batch and of the cut into tasks. With ONNXPQ_SANITIZE, also that no kernel
+// reads past an array: all arrays here have their exact sizes.
 
 #include <cmath>
 #include <cstdint>
@@ -66,7 +66,8 @@ class Layer {
     std::vector<uint16_t> halves(count);
     std::vector<float> floats(count);
     // Exponents around 1, both signs.
-    for (size_t i = 0; i < count; ++i) halves[i] = static_cast<uint16_t>(random() % 0x0c00 + 0x3000 + (random() % 2 << 15));
+    for (size_t i = 0; i < count; ++i)
+      halves[i] = static_cast<uint16_t>(random() % 0x0c00 + 0x3000 + (random() % 2 << 15));
     for (size_t i = 0; i < count; ++i) floats[i] = half_to_float(halves[i]) * 1.0001f;
     const bool half = element == Element::kFloat16;
     codebooks = half ? std::make_unique<Bytes>(halves.data(), count * 2, 2)
@@ -153,12 +154,13 @@ void compare_levels(const Shape& shape, Element element, size_t rows, std::mt199
   }
 }
 
-// Worked by hand: d = 1, K = 2, codewords -1 and +1, so that y = sum of +-x, and the tables are exact multiples of a step.
+// Worked by hand: d = 1, K = 2, codewords -1 and +1, so that y = sum of +-x, and the tables are exact multiples of a
+// step.
 void check_by_hand() {
   const float codebook[2] = {-1.0f, 1.0f};
   std::vector<uint8_t> codes(2 * kUnitBytes, 0);
-  codes[0] = 0x01;               // input 0: output 0 takes +1, output 16 takes -1
-  codes[kUnitBytes] = 0x10;      // input 1: output 0 takes -1, output 16 takes +1
+  codes[0] = 0x01;           // input 0: output 0 takes +1, output 16 takes -1
+  codes[kUnitBytes] = 0x10;  // input 1: output 0 takes -1, output 16 takes +1
   const std::vector<float> scales(17, 2.0f), bias(17, 0.5f);
   const PQWeight checked("hand", {{TensorType::kFloat32, {1, 1, 1, 2}, codebook},
                                   {TensorType::kUint8, {1, 2, 16}, codes.data()},
@@ -198,11 +200,11 @@ int main() {
   check_half();
   check_dispatch();
   check_by_hand();
-  const Shape shapes[] = {
-      {33, 7, 3, 16, 0, 1},    {1, 4, 4, 16, 0, 1},       {1, 1, 1, 2, 1, 1},    {32, 64, 1, 16, 1, 2},
-      {31, 65, 1, 13, 0, 1},   {96, 127, 1, 16, 4, 3},    {6625, 120, 4, 16, 1, 1}, {1041, 1041, 4, 16, 0, 1},
-      {33, 7, 3, 256, 0, 1},   {1, 4, 4, 17, 0, 1},       {1, 1, 1, 255, 1, 1},  {16, 64, 2, 100, 5, 2},
-      {6625, 120, 8, 256, 1, 1}, {1041, 1041, 8, 64, 1, 1}, {100, 99, 2, 5, 7, 2}};
+  const Shape shapes[] = {{33, 7, 3, 16, 0, 1},      {1, 4, 4, 16, 0, 1},       {1, 1, 1, 2, 1, 1},
+                          {32, 64, 1, 16, 1, 2},     {31, 65, 1, 13, 0, 1},     {96, 127, 1, 16, 4, 3},
+                          {6625, 120, 4, 16, 1, 1},  {1041, 1041, 4, 16, 0, 1}, {33, 7, 3, 256, 0, 1},
+                          {1, 4, 4, 17, 0, 1},       {1, 1, 1, 255, 1, 1},      {16, 64, 2, 100, 5, 2},
+                          {6625, 120, 8, 256, 1, 1}, {1041, 1041, 8, 64, 1, 1}, {100, 99, 2, 5, 7, 2}};
   for (const Shape& shape : shapes) {
     for (const Element element : {Element::kFloat16, Element::kFloat32}) {
       compare_levels(shape, element, 1, random);

@@ -15,9 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(*command: str | Path) -> None:
-    result = subprocess.run(  # noqa: S603 (fixed commands)
-        [str(part) for part in command], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
 
 
@@ -30,7 +28,7 @@ def test_every_level_equals_the_scalar_reference(tmp_path: Path) -> None:
 
 def test_without_a_compiler_it_configures_with_a_warning_and_installs_nothing(tmp_path: Path) -> None:
     configure = ["cmake", "-S", SOURCE, "-B", tmp_path / "build", "-DCMAKE_CXX_COMPILER="]
-    result = subprocess.run(  # noqa: S603 (fixed command)
+    result = subprocess.run(
         [str(part) for part in configure],
         capture_output=True,
         text=True,
@@ -49,7 +47,7 @@ def test_library_exports_one_function_and_needs_no_onnxruntime() -> None:
     onnxpq = pytest.importorskip("onnxpq")
     if not onnxpq.library_available() or not onnxpq.library_path().endswith(".so"):
         pytest.skip("needs an operator library in ELF format")
-    symbols = subprocess.run(  # noqa: S603 (fixed command)
+    symbols = subprocess.run(
         ["nm", "--dynamic", onnxpq.library_path()],  # noqa: S607
         capture_output=True,
         text=True,

@@ -228,7 +228,7 @@ def in_other_process(simd: str, folder: Path) -> subprocess.CompletedProcess[str
         "sys.stdout.write(y.tobytes().hex())"
     )
     environment = {**os.environ, "ONNXPQ_SIMD": simd, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(  # noqa: S603 (our own interpreter and text)
+    return subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=folder, capture_output=True, text=True, check=False
     )
 

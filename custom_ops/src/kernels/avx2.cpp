@@ -152,8 +152,8 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
   }
 }
 
-// int16 sums of the 32 outputs of a block for one row: 8 outputs a register and 128-bit lane; one lane sums the even units,
-// the other the odd ones.
+// int16 sums of the 32 outputs of a block for one row: 8 outputs a register and 128-bit lane; one lane sums the even
+// units, the other the odd ones.
 struct IntegerSums {
   __m256i sums[4];
 };
@@ -165,8 +165,8 @@ __m256i load_single(const uint8_t* bytes) {
   return _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
 }
 
-// Adds the table entries of two units for kRows rows, which share the unpacking of the codes. Inlined, or the sums would
-// live in memory.
+// Adds the table entries of two units for kRows rows, which share the unpacking of the codes. Inlined, or the sums
+// would live in memory.
 template <size_t kRows>
 ONNXPQ_ALWAYS_INLINE void accumulate(const uint8_t* const (&planes)[kRows], size_t offset, __m256i codes,
                                      IntegerSums (&rows)[kRows]) {
@@ -229,9 +229,11 @@ void scan_block(const Weight& weight, const NibbleTables* tables, size_t block, 
       accumulate(planes, s / 2 * kPairBytes, load_pair(codes + s * kUnitBytes), sums);
     }
     if (s < end) accumulate(planes, s / 2 * kPairBytes, load_single(codes + s * kUnitBytes), sums);
-    for (size_t row = 0; row < kRows; ++row) add_scaled(sums[row], tables[row].steps[begin / kGroupUnits], outputs[row]);
+    for (size_t row = 0; row < kRows; ++row)
+      add_scaled(sums[row], tables[row].steps[begin / kGroupUnits], outputs[row]);
   }
-  for (size_t row = 0; row < kRows; ++row) store_block(weight, block * kNibbleOutputs, outputs[row], y + row * weight.out);
+  for (size_t row = 0; row < kRows; ++row)
+    store_block(weight, block * kNibbleOutputs, outputs[row], y + row * weight.out);
 }
 
 // Two rows share the unpacking of the codes; three would not fit into 16 registers.
@@ -315,7 +317,6 @@ void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t 
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",    build_nibble_tables, scan_nibbles, kScanRows, build_byte_tables,
-                              scan_bytes};
+const Kernels kAvx2Kernels = {"avx2", build_nibble_tables, scan_nibbles, kScanRows, build_byte_tables, scan_bytes};
 
 }  // namespace onnxpq

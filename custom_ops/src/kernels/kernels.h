@@ -4,7 +4,8 @@
 // groups; R stages; S = R*M units, unit s = r*M + m. The format of the operator's inputs: onnxpq/opschema.py.
 //
 // ADDING AN INSTRUCTION SET
-//   1. src/kernels/<name>.cpp defines `const Kernels k<Name>Kernels`, with the semantics of scalar.cpp: equal bit for bit.
+//   1. src/kernels/<name>.cpp defines `const Kernels k<Name>Kernels`, with the semantics of scalar.cpp: equal bit for
+//   bit.
 //   2. CMakeLists.txt lists it, with its own compiler flags and a COMPILE definition for dispatch.cpp.
 //   3. dispatch.cpp names it and says when a processor has it.
 //   tests/test_kernels.cpp then compares it with the scalar one of its own accord.
@@ -47,7 +48,8 @@ struct Weight {
 //     span = sum of h over the group, centre = sum of c over the group (both in order of the units),
 //     scale = 32700 / span, step = span / 32700, q[s][k] = round_to_even((T[s][k] - c[s]) * scale).
 // |sum of q| <= 32700 + 64/2 whatever the codes: int16 cannot overflow. A group with span < 1e-30 counts as constant
-// (q = 0, step = 0); one with a NaN or an infinity has q = 0 and step = NaN, so that its row becomes NaN, never a finite wrong number.
+// (q = 0, step = 0); one with a NaN or an infinity has q = 0 and step = NaN, so that its row becomes NaN, never a
+// finite wrong number.
 //     y[o] = (sum of centres + sum over groups of (sum over units of q) * step) * scales[o] + bias[o]
 // in float32, sums over groups in order, each product rounded before its sum.
 
@@ -73,7 +75,8 @@ struct Kernels {
   // Tables of one group of units. `x` is a row of X [in].
   void (*build_nibble_tables)(const Weight& weight, const float* x, size_t group, const NibbleTables& tables);
 
-  // Outputs of one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out]; next row `out` further.
+  // Outputs of one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out]; next row `out`
+  // further.
   void (*scan_nibbles)(const Weight& weight, const NibbleTables* tables, size_t rows, size_t block, float* y);
   size_t scan_rows;
 
@@ -96,8 +99,8 @@ struct KernelList {
 };
 KernelList available_kernels();
 
-// The fastest level, or the one that the environment variable ONNXPQ_SIMD names. Null where that one is unknown or absent; `refusal`
-// [capacity] then says so.
+// The fastest level, or the one that the environment variable ONNXPQ_SIMD names. Null where that one is unknown or
+// absent; `refusal` [capacity] then says so.
 const Kernels* choose_kernels(const char* wanted, char* refusal, size_t capacity);
 
 }  // namespace onnxpq

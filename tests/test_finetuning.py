@@ -1,0 +1,172 @@
+"""Fine-tuning on a small problem whose answer is known: a network that must be told classes apart."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from onnxpq import allocation, finetuning, importing, quantization
+from onnxpq.config import DEFAULT_ALPHA, PQConfig, TrainingConfig
+from onnxpq.errors import DataError, TrainingError
+from onnxpq.finetuning import Problem, Samples
+from onnxpq.layers import Layer
+from onnxpq.network import Network
+from onnxpq.pq.quantized import Quantized
+
+SAMPLES, WIDTH, HIDDEN, CLASSES = 600, 16, 48, 4
+
+LAYERS = [
+    Layer("first", "Gemm", "w1", HIDDEN, WIDTH, False, "b1"),
+    Layer("second", "MatMul", "w2", CLASSES, HIDDEN, True, None),
+]
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    random = np.random.default_rng(0)
+    text = f"""<ir_version: 8, opset_import: ["" : 13]>
+        net (float[N,{WIDTH}] x) => (float[N,{CLASSES}] scores) {{
+            hidden = Gemm <transB = 1> (x, w1, b1)
+            active = Relu (hidden)
+            scores = MatMul (active, w2)
+        }}"""
+    model = ir.from_onnx_text(text)
+    weights = {
+        "w1": random.standard_normal((HIDDEN, WIDTH)) / 4,
+        "b1": random.standard_normal(HIDDEN) / 4,
+        "w2": random.standard_normal((HIDDEN, CLASSES)) / 4,
+    }
+    for name, array in weights.items():
+        value = next(i for node in model.graph for i in node.inputs if i is not None and i.name == name)
+        value.const_value = ir.tensor(array.astype(np.float32), name=name)
+        model.graph.initializers[name] = value
+    return importing.import_model(model)
+
+
+@pytest.fixture(scope="module")
+def data(network: Network) -> tuple[Samples, Samples]:
+    x = np.random.default_rng(1).standard_normal((SAMPLES, WIDTH)).astype(np.float32)
+    with torch.no_grad():
+        scores = network({"x": torch.from_numpy(x)})["scores"].numpy()
+    rows = np.arange(SAMPLES)
+    labels = scores.argmax(1)
+    return Samples({"x": x}, scores, labels, rows[:500]), Samples({"x": x}, scores, labels, rows[500:])
+
+
+def start(network: Network, seed: int = 0) -> dict[str, Quantized]:
+    settings = PQConfig(sub_vector=4, codewords=8)
+    parts = {}
+    for layer in LAYERS:
+        matrix = quantization.matrix_of(network.parameter(layer.weight).detach().numpy(), layer)
+        parts[layer.weight] = quantization.quantize(matrix, allocation.layout_of(layer, settings), seed=seed)
+    return parts
+
+
+def tune(network: Network, data: tuple[Samples, Samples], seed: int = 0, **settings: object) -> finetuning.Finetuned:
+    chosen = TrainingConfig(**{"epochs": 30, "batch_size": 64, **settings})
+    return finetuning.finetune(Problem(network, LAYERS, "scores"), start(network), data, chosen, seed=seed)
+
+
+def gap_closed(tuned: finetuning.Finetuned) -> float:
+    """How much of what quantization alone loses is won back."""
+    return (tuned.start - tuned.best) / (tuned.start - tuned.before)
+
+
+@pytest.mark.parametrize("regularizer", DEFAULT_ALPHA)
+def test_every_term_improves_on_product_quantization_alone(
+    network: Network, data: tuple[Samples, Samples], regularizer: str
+) -> None:
+    tuned = tune(network, data, regularizer=regularizer)
+    assert gap_closed(tuned) > 0.5
+    assert tuned.best == min(epoch.validation for epoch in tuned.epochs)
+    assert {epoch.phase for epoch in tuned.epochs} == {"regularized", "tuned"}
+
+
+@pytest.mark.parametrize("settings", [{"loss": "distillation"}, {"mixup": 0.0}, {"distillation": 0.0, "mixup": 0.0}])
+def test_every_objective_improves(network: Network, data: tuple[Samples, Samples], settings: dict[str, object]) -> None:
+    tuned = tune(network, data, **settings)
+    assert gap_closed(tuned) > 0.5
+
+
+def test_same_seed_same_bits_other_seed_others(network: Network, data: tuple[Samples, Samples]) -> None:
+    first, again, other = tune(network, data, epochs=3), tune(network, data, epochs=3), tune(network, data, 1, epochs=3)
+    for name, part in first.quantized.items():
+        assert torch.equal(part.codebooks, again.quantized[name].codebooks)
+        assert torch.equal(part.codes, again.quantized[name].codes)
+    assert first.epochs == again.epochs != other.epochs
+
+
+def test_the_teacher_is_not_changed(network: Network, data: tuple[Samples, Samples]) -> None:
+    before = {name: value.detach().clone() for name, value in network.named_initializers()}
+    tuned = tune(network, data, epochs=2)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_initializers())
+    assert set(tuned.values) == {"b1"}
+    assert not np.array_equal(tuned.values["b1"], before["b1"].numpy())
+
+
+def test_alpha_grows_geometrically(network: Network, data: tuple[Samples, Samples]) -> None:
+    tuned = tune(network, data, epochs=8, regularized=0.75, alpha=2.0, alpha_growth=64.0)
+    alphas = [epoch.alpha for epoch in tuned.epochs if epoch.phase == "regularized"]
+    assert alphas[-1] == pytest.approx(2.0)
+    ratios = [after / before for before, after in zip(alphas, alphas[1:], strict=False)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert tuned.epochs[-1].alpha == 0
+
+
+def test_the_term_pulls_weights_to_the_codewords(network: Network, data: tuple[Samples, Samples]) -> None:
+    def distance(alpha: float) -> float:
+        chosen = TrainingConfig(epochs=60, batch_size=64, regularized=1.0, alpha=alpha, mixup=0.0)
+        student = finetuning._Student(Problem(network, LAYERS, "scores"), start(network))
+        objective = finetuning.objectives.choose(chosen, data[0].teacher, data[0].labels)
+        trainer = finetuning._Trainer(Problem(network, LAYERS, "scores"), student, objective, chosen, 0)
+        list(trainer.epochs(*data, None))
+        return float(student.term("codebook").detach())
+
+    assert distance(100.0) < 0.3 * distance(0.0)
+
+
+def test_no_epochs_gives_the_start(network: Network, data: tuple[Samples, Samples]) -> None:
+    tuned = tune(network, data, epochs=0)
+    assert tuned.best == tuned.start
+    assert tuned.epochs == ()
+
+
+def test_a_run_that_only_gets_worse_gives_the_start(network: Network, data: tuple[Samples, Samples]) -> None:
+    tuned = tune(network, data, epochs=2, learning_rate=5.0)
+    assert tuned.best <= tuned.start
+
+
+def test_stops_early_without_progress(network: Network, data: tuple[Samples, Samples]) -> None:
+    tuned = tune(network, data, epochs=60, regularized=0.0, learning_rate=1e-9, patience=3)
+    assert len(tuned.epochs) < 60
+
+
+def test_divergence_is_an_error(network: Network, data: tuple[Samples, Samples]) -> None:
+    train, validation = data
+    broken = Samples(train.inputs, np.full_like(train.teacher, np.inf), train.labels, train.rows)
+    with pytest.raises(TrainingError, match=r"training loss became (nan|inf).*Lower --learning-rate"):
+        tune(network, (broken, validation), mixup=0.0)
+
+
+def test_labels_out_of_range(network: Network, data: tuple[Samples, Samples]) -> None:
+    train, validation = data
+    labels = np.array(train.labels)
+    labels[7] = CLASSES
+    wrong = Samples(train.inputs, train.teacher, labels, train.rows)
+    with pytest.raises(DataError, match=r"out of range.*sample 7.*0 to 3 is expected"):
+        tune(network, (wrong, validation))
+
+
+def test_a_fixed_batch_is_kept(network: Network, data: tuple[Samples, Samples]) -> None:
+    sizes = set()
+
+    class Recorder(Network):
+        def forward(self, inputs, **rest):  # noqa: ANN001, ANN003, ANN202
+            sizes.add(len(inputs["x"]))
+            return network(inputs, **rest)
+
+    recorder = Recorder.__new__(Recorder)
+    recorder.__dict__ = network.__dict__
+    chosen = TrainingConfig(epochs=2)
+    finetuning.finetune(Problem(recorder, LAYERS, "scores", fixed_batch=7), start(network), data, chosen, seed=0)
+    assert sizes == {7}

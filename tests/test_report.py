@@ -1,0 +1,139 @@
+import json
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+from onnxpq.report import (
+    Accuracy,
+    Epoch,
+    Interval,
+    Latency,
+    LayerReport,
+    OutputReport,
+    Report,
+    SkippedReport,
+    SquaredError,
+    Training,
+    Verification,
+    table,
+)
+
+LAYERS = (
+    LayerReport("fc1", "W1", (96, 64), 8, 16, 2, 24576, 1280, 0.512345),
+    LayerReport("fc1_again", "W1", (96, 64), 8, 16, 2, 0, 0, 0.512345),
+    LayerReport("fc2", "W2", (10, 96), 8, 16, 1, 3840, 488, 0.25),
+)
+SKIPPED = (SkippedReport("conv", "Conv", "its constant 'K' is a convolution kernel."),)
+TRAINING = Training(
+    loss="cross-entropy",
+    samples=900,
+    validation_samples=100,
+    prefix=3,
+    forward_error=1.5e-7,
+    forward_node="fc1",
+    before=0.1,
+    quantized=2.5,
+    best=0.125,
+    epochs=tuple(Epoch(phase, 1.0, 1.0, 0.0) for phase in ("regularized", "tuned", "tuned")),
+)
+VERIFICATION = Verification(
+    data="test data, not trained on",
+    samples=450,
+    held_out=True,
+    bytes_before=1_000_000,
+    bytes_after=40_000,
+    outputs=(OutputReport("logits", 0.5, 0.015625, 0.9375), OutputReport("label", None, None, 0.98)),
+    library_agreement=1.5e-4,
+    accuracy=Accuracy("logits", Interval(0.98, 0.97, 0.99), Interval(0.965, 0.95, 0.97), Interval(0.015, -0.01, 0.04)),
+    squared_error=None,
+    latency=(Latency(1, 0.5, 0.0625, 0.25), Latency(64, 8.0, None, 4.0)),
+)
+REPORT = Report(LAYERS, SKIPPED, TRAINING, VERIFICATION, ("Read me.",), {"seed": 0}, {"training": 1.5})
+
+
+def squeezed(report: Report) -> str:
+    """The text with runs of blanks as one, so that tests do not depend on column widths."""
+    return re.sub(r"[ \t]+", " ", report.to_text())
+
+
+def test_ratios_by_hand() -> None:
+    assert REPORT.ratio == 25.0
+    assert REPORT.layer_ratio == (24576 + 3840) / (1280 + 488)
+
+
+def test_json_holds_everything() -> None:
+    found = json.loads(REPORT.to_json())
+    assert found["ratio"] == 25.0
+    assert found["layer_ratio"] == REPORT.layer_ratio
+    assert found["layers"][0]["shape"] == [96, 64]
+    assert found["layers"][2]["bytes_after"] == 488
+    assert found["skipped"] == [
+        {"node": "conv", "op_type": "Conv", "reason": "its constant 'K' is a convolution kernel."}
+    ]
+    assert found["training"]["epochs"][1] == {"phase": "tuned", "loss": 1.0, "validation": 1.0, "alpha": 0.0}
+    assert found["verification"]["accuracy"]["drop"] == {"value": 0.015, "low": -0.01, "high": 0.04}
+    assert found["verification"]["outputs"][1]["max_error"] is None
+    assert found["verification"]["latency"][1]["library"] is None
+    assert (found["notes"], found["settings"], found["seconds"]) == (["Read me."], {"seed": 0}, {"training": 1.5})
+
+
+def test_json_has_no_numbers_that_json_lacks() -> None:
+    outputs = (OutputReport("y", math.nan, math.inf, None),)
+    text = replace(REPORT, verification=replace(VERIFICATION, outputs=outputs)).to_json()
+
+    def refuse(constant: str) -> Any:
+        raise AssertionError(constant)
+
+    found = json.loads(text, parse_constant=refuse)
+    assert found["verification"]["outputs"] == [
+        {"name": "y", "max_error": None, "relative_error": None, "agreement": None}
+    ]
+
+
+def test_text_names_everything() -> None:
+    text = squeezed(REPORT)
+    for line in (
+        " layer weight out x in d K G bytes before after ratio change of weights",
+        " fc1 W1 96 x 64 8 16 2 24576 1280 19.2 0.512",
+        " fc1_again W1 96 x 64 8 16 2 0 0 - 0.512",
+        " fc2 W2 10 x 96 8 16 1 3840 488 7.9 0.250",
+        " conv (Conv): its constant 'K' is a convolution kernel.",
+        "Fine-tuned on 900 samples by cross-entropy; epochs: 1 regularized, 2 tuned",
+        " torch against onnxruntime before training: relative difference 1.5e-07 (node fc1); "
+        "3 nodes run once and cached",
+        " loss on 100 validation samples: original 0.1, product quantization alone 2.5, fine-tuned 0.125",
+        "Verified on 450 samples: test data, not trained on",
+        " file 1,000,000 bytes -> 40,000 bytes, 25.0 times smaller",
+        " layers 16.1 times smaller",
+        " output logits: relative error 0.0156, largest difference 0.5, same top-1 93.75 %",
+        " output label: same value 98.00 %",
+        " accuracy 98.00 % -> 96.50 % [95.00, 97.00] (logits); drop 1.50 points [-1.00, 4.00]",
+        " native against stock operators: relative difference 1.5e-04",
+        " batch 1 0.500 0.062 0.250",
+        " batch 64 8.000 - 4.000",
+        "Note: Read me.",
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_text_leaves_out_what_is_not_there() -> None:
+    verification = replace(
+        VERIFICATION, library_agreement=None, accuracy=None, latency=(), squared_error=SquaredError("y", 0.25, 0.5)
+    )
+    text = squeezed(Report(LAYERS, (), None, verification))
+    assert " squared error 0.25 -> 0.5 (y)" in text.splitlines()
+    for word in ("Left alone", "Fine-tuned", "accuracy", "native", "milliseconds", "Note"):
+        assert word not in text
+
+
+def test_output_of_one_column_has_no_top_1() -> None:
+    outputs = (OutputReport("y", 0.5, 0.25, None),)
+    text = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs)))
+    assert " output y: relative error 0.2500, largest difference 0.5" in text.splitlines()
+
+
+def test_table_aligns_numbers_on_the_right() -> None:
+    assert table([("name", "n"), ("a", "5"), ("long name", "123"), ("b", "-")]) == (
+        "  name         n\n  a            5\n  long name  123\n  b            -"
+    )
