@@ -86,7 +86,10 @@ def check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> N
         DataError: labels of another number of entries than the output has, or no numbers.
     """
     if not np.issubdtype(labels.dtype, np.number):
-        raise DataError(f"Labels to be compared with an output must be numbers; found {labels.dtype}.")
+        raise DataError(
+            f"Labels to be compared with an output must be numbers; found {labels.dtype}. Convert them to integers where "
+            "they name classes, else to floats."
+        )
     if math.prod(labels.shape[1:]) != math.prod(output.shape[1:]):
         raise DataError(
             f"Labels of shape {list(labels.shape)} do not fit the output of shape {[len(labels), *output.shape[1:]]}: "
