@@ -170,7 +170,16 @@ def fixed_batch(inputs: Iterable[InputSpec]) -> int | None:
     Raises:
         DataError: two inputs prescribe different ones.
     """
-    fixed = {spec.name: spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None}
+    return common_batch({spec.name: spec.shape[0] for spec in inputs if spec.shape})
+
+
+def common_batch(first_dimensions: Mapping[str, int | None]) -> int | None:
+    """The one number among the first dimensions of a model's inputs, None where all are open.
+
+    Raises:
+        DataError: there are two numbers.
+    """
+    fixed = {name: size for name, size in first_dimensions.items() if size is not None}
     if len(set(fixed.values())) > 1:
         raise DataError(
             f"The model's inputs have different fixed first dimensions: {fixed}. onnxpq needs the samples along axis 0 "

@@ -142,7 +142,7 @@ def kmeans(
     block = max(1, _BLOCK_ELEMENTS // (points.shape[1] * codewords))
     parts = [
         _lloyd(some, mass, codewords, iterations, generator)
-        for some, mass in zip(points.split(block), weights.split(block), strict=True)
+        for some, mass in zip(torch.split(points, block), torch.split(weights, block), strict=True)
     ]
     return torch.cat([centroids for centroids, _ in parts]), torch.cat([index for _, index in parts])
 
