@@ -23,6 +23,14 @@ RESULTS = ROOT / "benchmarks" / "results" / "main_job.json"
 MODELS = ("mnist_lenet", "mnist_mlp")
 
 
+def data_of(model: str) -> Path:
+    """The folder with the `.npz` files that a model takes; written where it is not there yet."""
+    folder = datasets.cache_folder() / ("mnist_flat" if model == "mnist_mlp" else "mnist")
+    if not (folder / "mnist_test.npz").exists():
+        datasets.export_dataset("mnist", folder, "input", flatten=model == "mnist_mlp")
+    return folder
+
+
 def run(model: str, *, labels: bool, data: Path) -> dict[str, object]:
     """One run of the command line; its report and wall time."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -66,10 +74,7 @@ def main() -> None:
                 key = f"{model}, {'labels' if labels else 'no labels'}"
                 if key in results:
                     continue
-                data = datasets.cache_folder() / ("mnist_flat" if model == "mnist_mlp" else "mnist")
-                if not (data / "mnist_test.npz").exists():
-                    datasets.export_dataset("mnist", data, "input", flatten=model == "mnist_mlp")
-                results[key] = run(model, labels=labels, data=data)
+                results[key] = run(model, labels=labels, data=data_of(model))
                 RESULTS.parent.mkdir(exist_ok=True)
                 RESULTS.write_text(json.dumps(results, indent=1))
     print(table(results))
