@@ -14,6 +14,9 @@ constexpr size_t kByteTaskLookups = 8 * 1024;
 constexpr size_t kProductsPerByteLookup = 8;
 constexpr size_t kMaxTasks = 64;
 
+// So many rows are as fast as kBatchRows together as one by one.
+constexpr size_t kMinBatchRows = 4;
+
 // Tables of so many bytes stay in the second cache while all codes pass by.
 constexpr size_t kTileBytes = 256 * 1024;
 
@@ -124,6 +127,68 @@ void byte_matmul(const Kernels& kernels, const Weight& weight, const float* x, s
   }
 }
 
+// Interleaved tables of so many units stay in the second cache; so many at a time in the first.
+constexpr size_t kBatchTileUnits = 32;
+
+// kBatchRows rows, `count` of them wanted; `sums` [blocks * kByteOutputs][kBatchRows].
+class BatchMatmul {
+ public:
+  BatchMatmul(const Kernels& kernels, const Weight& weight, const ThreadPool& threads)
+      : kernels_(kernels),
+        weight_(weight),
+        threads_(threads),
+        units_(weight.R * weight.M),
+        blocks_(ceil_div(weight.out, kByteOutputs)),
+        table_size_(weight.codebook_width * kBatchRows),
+        x_(allocate_floats(weight.in * kBatchRows)),
+        tables_(allocate_floats(std::min(kBatchTileUnits, units_) * table_size_)),
+        sums_(allocate_floats(blocks_ * kBlockSums)) {}
+
+  // x [count, in], y [count, out], count <= kBatchRows.
+  void multiply(const float* x, size_t count, float* y) {
+    for (size_t i = 0; i < weight_.in; ++i) {
+      for (size_t row = 0; row < kBatchRows; ++row) {
+        floats(x_)[i * kBatchRows + row] = row < count ? x[row * weight_.in + i] : 0.0f;
+      }
+    }
+    std::fill_n(floats(sums_), blocks_ * kBlockSums, 0.0f);
+    for (size_t begin = 0; begin < units_; begin += kBatchTileUnits) {
+      add_tile({begin, std::min(units_, begin + kBatchTileUnits)});
+    }
+    for (size_t row = 0; row < count; ++row) {
+      for (size_t o = 0; o < weight_.out; ++o) {
+        y[row * weight_.out + o] = floats(sums_)[o * kBatchRows + row] * weight_.scales[o] + weight_.bias[o];
+      }
+    }
+  }
+
+ private:
+  static constexpr size_t kBlockSums = kByteOutputs * kBatchRows;
+
+  static Scratch allocate_floats(size_t count) { return allocate(count * sizeof(float)); }
+  static float* floats(const Scratch& scratch) { return static_cast<float*>(scratch.get()); }
+
+  void add_tile(const UnitRange& tile) {
+    const size_t count = tile.end - tile.begin;
+    const size_t products = weight_.d * weight_.codebook_width;
+    for_ranges(threads_, count, products, kByteTaskLookups, [&](size_t begin, size_t end) {
+      kernels_.build_batch_tables(weight_, floats(x_), tile.begin + begin, tile.begin + end,
+                                  floats(tables_) + begin * table_size_);
+    });
+    for_ranges(threads_, blocks_, kByteOutputs * count, kByteTaskLookups, [&](size_t begin, size_t end) {
+      for (size_t block = begin; block < end; ++block) {
+        kernels_.scan_batch(weight_, floats(tables_), tile, block, floats(sums_) + block * kBlockSums);
+      }
+    });
+  }
+
+  const Kernels& kernels_;
+  const Weight& weight_;
+  const ThreadPool& threads_;
+  size_t units_, blocks_, table_size_;
+  Scratch x_, tables_, sums_;
+};
+
 }  // namespace
 
 void pq_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
@@ -131,9 +196,16 @@ void pq_matmul(const Kernels& kernels, const Weight& weight, const float* x, siz
   if (rows == 0) return;
   if (weight.codewords <= kNibbleCodewords) {
     nibble_matmul(kernels, weight, x, rows, y, threads);
-  } else {
-    byte_matmul(kernels, weight, x, rows, y, threads);
+    return;
   }
+  size_t done = 0;
+  if (rows >= kMinBatchRows) {
+    BatchMatmul batch(kernels, weight, threads);
+    for (; rows - done >= kMinBatchRows; done += std::min(rows - done, kBatchRows)) {
+      batch.multiply(x + done * weight.in, std::min(rows - done, kBatchRows), y + done * weight.out);
+    }
+  }
+  if (done < rows) byte_matmul(kernels, weight, x + done * weight.in, rows - done, y + done * weight.out, threads);
 }
 
 }  // namespace onnxpq

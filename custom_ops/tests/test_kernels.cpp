@@ -212,6 +212,11 @@ int main() {
     }
   }
   compare_levels({10, 500, 4, 16, 0, 1}, Element::kFloat16, 300, random);  // several tiles of rows
-  std::printf(failures == 0 ? "all passed\n" : "%d checks failed\n", failures);
+  for (const size_t rows : {3u, 4u, 8u, 11u, 13u, 24u}) {                  // K > 16: whole and part batches of rows
+    compare_levels({37, 139, 2, 40, 0, 2}, Element::kFloat16, rows, random);
+  }
+  const KernelList list = available_kernels();
+  for (size_t level = 0; level < list.count; ++level) std::printf("%s ", list.levels[level]->name);
+  std::printf(failures == 0 ? ": all passed\n" : ": %d checks failed\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -3,7 +3,9 @@
 #include <immintrin.h>
 #include <math.h>
 
+#include "kernels/byte_scan.h"
 #include "kernels/kernels.h"
+#include "kernels/unit_walk.h"
 
 #if defined(_MSC_VER)
 #define ONNXPQ_ALWAYS_INLINE __forceinline
@@ -19,39 +21,6 @@ __m256 load8(const float* codewords) { return _mm256_loadu_ps(codewords); }
 __m256 load8(const uint16_t* codewords) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codewords)));
 }
-
-// Walks over the units in order; no divisions after the first.
-class UnitWalk {
- public:
-  UnitWalk(const Weight& weight, size_t s) : weight_(weight), m_(s % weight.M) {
-    const size_t group = m_ / weight.group_width;
-    codebook_ = s / weight.M * weight.G + group;
-    left_in_group_ = (group + 1) * weight.group_width - m_;
-  }
-
-  size_t codebook_row() const { return codebook_ * weight_.d; }  // of [R*G*d][codebook_width]
-  size_t x_begin() const { return m_ * weight_.d; }
-  size_t x_count() const {
-    const size_t left = weight_.in - x_begin();
-    return left < weight_.d ? left : weight_.d;
-  }
-
-  void next() {
-    if (++m_ == weight_.M) {
-      m_ = 0;
-      // The last groups may have no sub-vector.
-      codebook_ = (codebook_ / weight_.G + 1) * weight_.G;
-      left_in_group_ = weight_.group_width;
-    } else if (--left_in_group_ == 0) {
-      ++codebook_;
-      left_in_group_ = weight_.group_width;
-    }
-  }
-
- private:
-  const Weight& weight_;
-  size_t m_, codebook_, left_in_group_;
-};
 
 // ---- K <= 16 ----
 
@@ -277,46 +246,68 @@ void build_byte_tables(const Weight& weight, const float* x, size_t begin, size_
   }
 }
 
-// Lookups of 256 entries do not fit registers and gather instructions are slower than scalar loads: the loads are the
-// limit. So that tables stay in the first cache, 16 units (16 KB) pass over all blocks before the next 16.
-constexpr size_t kTileUnits = 16;
+// ---- K > 16, kBatchRows rows: a register holds one entry for all of them ----
 
-// Outputs summed side by side: one sum waits for its last addition several times as long as a load takes.
-constexpr size_t kChains = 8;
+static_assert(kBatchRows == 8, "one register of 8 floats");
 
-// sums[c] += entries of `units` tables that codes[c], codes[16 + c], ... choose. Padding outputs have codes, too.
-ONNXPQ_ALWAYS_INLINE void add_entries(const float* table, size_t width, const uint8_t* codes, size_t units,
-                                      float (&sums)[kChains]) {
-  for (size_t j = 0; j < units; ++j, table += width, codes += kUnitBytes) {
-    for (size_t c = 0; c < kChains; ++c) sums[c] += table[codes[c]];
-  }
-}
-
-void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t end, float* y) {
-  const size_t S = weight.R * weight.M;
+template <typename T>
+void build_row_tables(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t end,
+                      float* tables) {
   const size_t width = weight.codebook_width;
-  for (size_t tile = 0; tile < S; tile += kTileUnits) {
-    const size_t units = S - tile < kTileUnits ? S - tile : kTileUnits;
-    const bool last = tile + units == S;
-    for (size_t block = begin; block < end; ++block) {
-      const size_t first = block * kByteOutputs;
-      const size_t count = weight.out - first < kByteOutputs ? weight.out - first : kByteOutputs;
-      const uint8_t* codes = weight.codes + (block * S + tile) * kUnitBytes;
-      for (size_t i = 0; i < count; i += kChains) {
-        float sums[kChains];
-        for (size_t c = 0; c < kChains; ++c) sums[c] = tile == 0 || i + c >= count ? 0.0f : y[first + i + c];
-        add_entries(tables + tile * width, width, codes + i, units, sums);
-        for (size_t c = 0; c < kChains && i + c < count; ++c) {
-          const size_t o = first + i + c;
-          y[o] = last ? sums[c] * weight.scales[o] + weight.bias[o] : sums[c];
+  UnitWalk unit(weight, begin);
+  for (size_t s = begin; s < end; ++s, unit.next()) {
+    const T* codebook = codebooks + unit.codebook_row() * width;
+    const float* elements = x + unit.x_begin() * kBatchRows;
+    const size_t length = unit.x_count();
+    for (size_t k = 0; k < width; k += 8, tables += 8 * kBatchRows) {
+      __m256 sums[8];
+      for (__m256& sum : sums) sum = _mm256_setzero_ps();
+      for (size_t i = 0; i < length; ++i) {
+        const __m256 element = _mm256_loadu_ps(elements + i * kBatchRows);
+        float codewords[8];
+        _mm256_storeu_ps(codewords, load8(codebook + i * width + k));
+        for (size_t j = 0; j < 8; ++j) {
+          sums[j] = _mm256_add_ps(sums[j], _mm256_mul_ps(element, _mm256_broadcast_ss(codewords + j)));
         }
       }
+      for (size_t j = 0; j < 8; ++j) _mm256_storeu_ps(tables + j * kBatchRows, sums[j]);
     }
   }
 }
 
+void build_batch_tables(const Weight& weight, const float* x, size_t begin, size_t end, float* tables) {
+  if (weight.codebook_element == Element::kFloat16) {
+    build_row_tables(weight, static_cast<const uint16_t*>(weight.codebooks), x, begin, end, tables);
+  } else {
+    build_row_tables(weight, static_cast<const float*>(weight.codebooks), x, begin, end, tables);
+  }
+}
+
+void scan_batch(const Weight& weight, const float* tables, const UnitRange& units, size_t block, float* sums) {
+  const size_t S = weight.R * weight.M;
+  const size_t table_size = weight.codebook_width * kBatchRows;
+  const uint8_t* block_codes = weight.codes + (block * S + units.begin) * kUnitBytes;
+  for (size_t i = 0; i < kByteOutputs; i += kChains) {
+    const uint8_t* codes = block_codes + i;
+    const float* table = tables;
+    __m256 chains[kChains];
+    for (size_t c = 0; c < kChains; ++c) chains[c] = _mm256_loadu_ps(sums + (i + c) * kBatchRows);
+    for (size_t s = units.begin; s < units.end; ++s, codes += kUnitBytes, table += table_size) {
+      for (size_t c = 0; c < kChains; ++c) {
+        chains[c] = _mm256_add_ps(chains[c], _mm256_loadu_ps(table + codes[c] * kBatchRows));
+      }
+    }
+    for (size_t c = 0; c < kChains; ++c) _mm256_storeu_ps(sums + (i + c) * kBatchRows, chains[c]);
+  }
+}
+
+void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t end, float* y) {
+  scan_byte_codes(weight, tables, begin, end, y);
+}
+
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", build_nibble_tables, scan_nibbles, kScanRows, build_byte_tables, scan_bytes};
+const Kernels kAvx2Kernels = {"avx2",     build_nibble_tables, scan_nibbles, kScanRows, build_byte_tables,
+                              scan_bytes, build_batch_tables,  scan_batch};
 
 }  // namespace onnxpq

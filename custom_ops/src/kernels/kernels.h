@@ -68,6 +68,16 @@ struct NibbleTables {
 // ---- K > 16: float tables ---------------------------------------------------------------------------------------
 //
 // T as above, [S][codebook_width] float32. y[o] = (sum over units in order of T[s][code[o, s]]) * scales[o] + bias[o].
+//
+// A processor does one or two lookups a cycle whatever they fetch. So where there are several rows, kBatchRows of them
+// share a lookup: their tables are interleaved, [units][codebook_width][kBatchRows], and each entry is a vector. Each
+// row's sums and their order are the same.
+
+constexpr size_t kBatchRows = 8;
+
+struct UnitRange {
+  size_t begin, end;
+};
 
 struct Kernels {
   const char* name;
@@ -85,11 +95,21 @@ struct Kernels {
 
   // Outputs of the blocks [begin, end) of one row; `y` is the row's output [out].
   void (*scan_bytes)(const Weight& weight, const float* tables, size_t begin, size_t end, float* y);
+
+  // Interleaved tables of units [begin, end), the first one at `tables`; `x` is [in][kBatchRows].
+  void (*build_batch_tables)(const Weight& weight, const float* x, size_t begin, size_t end, float* tables);
+
+  // Adds the entries of some units, the first one's table at `tables`, to the sums of one block,
+  // [kByteOutputs][kBatchRows].
+  void (*scan_batch)(const Weight& weight, const float* tables, const UnitRange& units, size_t block, float* sums);
 };
 
 extern const Kernels kScalarKernels;
 #if defined(ONNXPQ_COMPILE_AVX2)
 extern const Kernels kAvx2Kernels;
+#endif
+#if defined(ONNXPQ_COMPILE_NEON)
+extern const Kernels kNeonKernels;
 #endif
 
 // All levels that this binary holds and this processor has, slowest first.

@@ -20,11 +20,14 @@ float load(const Weight& weight, size_t index) {
   return value;
 }
 
+size_t codebook_of(const Weight& weight, size_t s) {
+  return s / weight.M * weight.G + s % weight.M / weight.group_width;
+}
+
 // Table [codebook_width] of unit s.
 void build_table(const Weight& weight, const float* x, size_t s, float* table) {
-  const size_t m = s % weight.M;
-  const size_t codebook = s / weight.M * weight.G + m / weight.group_width;
-  const size_t first = m * weight.d;
+  const size_t codebook = codebook_of(weight, s);
+  const size_t first = s % weight.M * weight.d;
   const size_t length = weight.in - first < weight.d ? weight.in - first : weight.d;
   for (size_t k = 0; k < weight.codebook_width; ++k) table[k] = 0.0f;
   for (size_t i = 0; i < length; ++i) {
@@ -121,8 +124,37 @@ void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t 
   }
 }
 
+void build_batch_tables(const Weight& weight, const float* x, size_t begin, size_t end, float* tables) {
+  const size_t width = weight.codebook_width;
+  for (size_t s = begin; s < end; ++s, tables += width * kBatchRows) {
+    const size_t first = s % weight.M * weight.d;
+    const size_t length = weight.in - first < weight.d ? weight.in - first : weight.d;
+    for (size_t i = 0; i < width * kBatchRows; ++i) tables[i] = 0.0f;
+    for (size_t i = 0; i < length; ++i) {
+      const size_t codebook_row = codebook_of(weight, s) * weight.d + i;
+      for (size_t k = 0; k < width; ++k) {
+        const float codeword = load(weight, codebook_row * width + k);
+        for (size_t row = 0; row < kBatchRows; ++row) {
+          tables[k * kBatchRows + row] += x[(first + i) * kBatchRows + row] * codeword;
+        }
+      }
+    }
+  }
+}
+
+void scan_batch(const Weight& weight, const float* tables, const UnitRange& units, size_t block, float* sums) {
+  const uint8_t* codes = weight.codes + block * weight.R * weight.M * kUnitBytes;
+  for (size_t s = units.begin; s < units.end; ++s, tables += weight.codebook_width * kBatchRows) {
+    for (size_t i = 0; i < kByteOutputs; ++i) {
+      const float* entries = tables + codes[s * kUnitBytes + i] * kBatchRows;
+      for (size_t row = 0; row < kBatchRows; ++row) sums[i * kBatchRows + row] += entries[row];
+    }
+  }
+}
+
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", build_nibble_tables, scan_nibbles, 1, build_byte_tables, scan_bytes};
+const Kernels kScalarKernels = {"scalar",   build_nibble_tables, scan_nibbles, 1, build_byte_tables,
+                                scan_bytes, build_batch_tables,  scan_batch};
 
 }  // namespace onnxpq
