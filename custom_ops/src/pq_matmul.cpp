@@ -54,6 +54,38 @@ void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_
       tasks, &job);
 }
 
+// Blocks of codes that the rows of a tile pass over one after the other: the codes stay in the second cache. A single
+// row reads them once; small chunks are then easier to share out.
+size_t chunk_blocks(size_t S, size_t bundles) {
+  constexpr size_t kChunkBytes = 256 * 1024, kMinBlocks = 4, kMaxBlocks = 16;
+  if (bundles == 1) return kMinBlocks;
+  return std::min(std::max(kChunkBytes / (S * kUnitBytes), kMinBlocks), kMaxBlocks);
+}
+
+// The scan of up to scan_rows rows over a chunk of blocks. Tables that the first cache holds pass over all of it before
+// the next ones: they are up to four times as many bytes as the codes.
+struct NibbleScan {
+  const Kernels& kernels;
+  const Weight& weight;
+  const NibbleTables* tables;  // [rows]
+  size_t rows;
+  float* y;  // [rows, out]
+
+  void run(size_t row, const Range& blocks) const {
+    constexpr size_t kFirstCacheBytes = 16 * 1024;
+    const size_t groups = ceil_div(weight.R * weight.M, kGroupUnits);
+    const size_t count = std::min(kernels.scan_rows, rows - row);
+    const size_t group_bytes = kGroupUnits / 2 * kPairBytes * count;
+    const size_t step = std::max<size_t>(kFirstCacheBytes / group_bytes, 1);
+    for (size_t group = 0; group < groups; group += step) {
+      for (size_t block = blocks.begin; block < blocks.end; ++block) {
+        kernels.scan_nibbles(weight, tables + row, count, {group, std::min(group + step, groups)}, block,
+                             y + row * weight.out);
+      }
+    }
+  }
+};
+
 void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
                    const ThreadPool& threads) {
   const size_t S = weight.R * weight.M;
@@ -83,14 +115,14 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
         kernels.build_nibble_tables(weight, x + (tile + row) * weight.in, i % groups, tables[row]);
       }
     });
+    const NibbleScan scan = {kernels, weight, tables, count, y + tile * weight.out};
     const size_t bundles = ceil_div(count, kernels.scan_rows);
-    // A block's codes stay in the first cache for all rows of the tile: the row runs fastest.
-    for_ranges(threads, blocks * bundles, kNibbleOutputs * S * kernels.scan_rows, kNibbleTaskLookups,
-               [&](size_t begin, size_t end) {
+    const size_t chunk = chunk_blocks(S, bundles);
+    for_ranges(threads, ceil_div(blocks, chunk) * bundles, std::min(chunk, blocks) * kNibbleOutputs * S * kernels.scan_rows,
+               kNibbleTaskLookups, [&](size_t begin, size_t end) {
                  for (size_t i = begin; i < end; ++i) {
-                   const size_t row = i % bundles * kernels.scan_rows;
-                   const size_t bundle_rows = std::min(kernels.scan_rows, count - row);
-                   kernels.scan_nibbles(weight, tables + row, bundle_rows, i / bundles, y + (tile + row) * weight.out);
+                   const size_t first = i / bundles * chunk;
+                   scan.run(i % bundles * kernels.scan_rows, {first, std::min(first + chunk, blocks)});
                  }
                });
   }
@@ -168,7 +200,7 @@ class BatchMatmul {
   static Scratch allocate_floats(size_t count) { return allocate(count * sizeof(float)); }
   static float* floats(const Scratch& scratch) { return static_cast<float*>(scratch.get()); }
 
-  void add_tile(const UnitRange& tile) {
+  void add_tile(const Range& tile) {
     const size_t count = tile.end - tile.begin;
     const size_t products = weight_.d * weight_.codebook_width;
     for_ranges(threads_, count, products, kByteTaskLookups, [&](size_t begin, size_t end) {

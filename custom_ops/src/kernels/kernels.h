@@ -25,6 +25,10 @@ constexpr size_t kNibbleOutputs = 32;     // outputs of a block of codes, K <= 1
 constexpr size_t kByteOutputs = 16;       // outputs of a block of codes, K > 16
 constexpr size_t kCodewordAlignment = 8;  // rows of a codebook are padded to a multiple of so many codewords
 
+struct Range {
+  size_t begin, end;
+};
+
 enum class Element { kFloat32, kFloat16 };
 
 // A layer's weight. Padding never reaches a result.
@@ -75,9 +79,6 @@ struct NibbleTables {
 
 constexpr size_t kBatchRows = 8;
 
-struct UnitRange {
-  size_t begin, end;
-};
 
 struct Kernels {
   const char* name;
@@ -85,9 +86,11 @@ struct Kernels {
   // Tables of one group of units. `x` is a row of X [in].
   void (*build_nibble_tables)(const Weight& weight, const float* x, size_t group, const NibbleTables& tables);
 
-  // Outputs of one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out]; next row `out`
-  // further.
-  void (*scan_nibbles)(const Weight& weight, const NibbleTables* tables, size_t rows, size_t block, float* y);
+  // Adds some groups of units to one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out], next
+  // row `out` further: it holds the sums so far, and the outputs once the last group is in. Nothing of it is read for
+  // group 0.
+  void (*scan_nibbles)(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
+                       float* y);
   size_t scan_rows;
 
   // Tables [codebook_width] of units [begin, end), at tables + s * codebook_width.
@@ -101,7 +104,7 @@ struct Kernels {
 
   // Adds the entries of some units, the first one's table at `tables`, to the sums of one block,
   // [kByteOutputs][kBatchRows].
-  void (*scan_batch)(const Weight& weight, const float* tables, const UnitRange& units, size_t block, float* sums);
+  void (*scan_batch)(const Weight& weight, const float* tables, const Range& units, size_t block, float* sums);
 };
 
 extern const Kernels kScalarKernels;

@@ -157,64 +157,76 @@ ONNXPQ_ALWAYS_INLINE void add_scaled(const IntegerSums& row, float step, float32
 
 constexpr size_t kBlockRegisters = kNibbleOutputs / 4;
 
-void store_block(const Weight& weight, size_t first, const float32x4_t* sums, float* y) {
+// The sums of a block so far.
+void load_block(const Weight& weight, size_t first, const float* y, float32x4_t* sums) {
+  float whole[kNibbleOutputs] = {};
+  const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
+  for (size_t i = 0; i < count; ++i) whole[i] = y[first + i];
+  for (size_t i = 0; i < kBlockRegisters; ++i) sums[i] = vld1q_f32(whole + 4 * i);
+}
+
+void store_block(const Weight& weight, size_t first, const float32x4_t* sums, bool last, float* y) {
   float whole[kNibbleOutputs];
   for (size_t i = 0; i < kBlockRegisters; ++i) {
     const float32x4_t scale = vld1q_f32(weight.scales + first + 4 * i);
     const float32x4_t bias = vld1q_f32(weight.bias + first + 4 * i);
-    vst1q_f32(whole + 4 * i, vaddq_f32(vmulq_f32(sums[i], scale), bias));
+    vst1q_f32(whole + 4 * i, last ? vaddq_f32(vmulq_f32(sums[i], scale), bias) : sums[i]);
   }
   const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
   for (size_t i = 0; i < count; ++i) y[first + i] = whole[i];
 }
 
 template <size_t kRows>
-void scan_block(const Weight& weight, const NibbleTables* tables, size_t block, float* y) {
+void scan_block(const Weight& weight, const NibbleTables* tables, const Range& groups, size_t block, float* y) {
   const size_t S = weight.R * weight.M;
   const uint8_t* codes = weight.codes + block * S * kUnitBytes;
   const uint8_t* planes[kRows];
   float32x4_t outputs[kRows][kBlockRegisters];
   for (size_t row = 0; row < kRows; ++row) {
     planes[row] = tables[row].planes;
+    if (groups.begin > 0) {
+      load_block(weight, block * kNibbleOutputs, y + row * weight.out, outputs[row]);
+      continue;
+    }
     float centre = 0.0f;
     for (size_t group = 0; group * kGroupUnits < S; ++group) centre += tables[row].centres[group];
     for (float32x4_t& output : outputs[row]) output = vdupq_n_f32(centre);
   }
-  for (size_t begin = 0; begin < S; begin += kGroupUnits) {
-    const size_t end = S - begin < kGroupUnits ? S : begin + kGroupUnits;
+  for (size_t group = groups.begin; group < groups.end; ++group) {
+    size_t s = group * kGroupUnits;
+    const size_t end = S - s < kGroupUnits ? S : s + kGroupUnits;
     IntegerSums sums[kRows];
     for (IntegerSums& row : sums) {
       for (uint16x8_t& sum : row.low) sum = vdupq_n_u16(0);
       for (uint8x16_t& sum : row.high) sum = vdupq_n_u8(0);
     }
-    size_t s = begin;
     for (; s + 1 < end; s += 2) {
       accumulate(planes, s / 2 * kPairBytes, codes + s * kUnitBytes, sums);
       accumulate(planes, s / 2 * kPairBytes + kNibbleCodewords, codes + (s + 1) * kUnitBytes, sums);
     }
     if (s < end) accumulate(planes, s / 2 * kPairBytes, codes + s * kUnitBytes, sums);
-    for (size_t row = 0; row < kRows; ++row) {
-      add_scaled(sums[row], tables[row].steps[begin / kGroupUnits], outputs[row]);
-    }
+    for (size_t row = 0; row < kRows; ++row) add_scaled(sums[row], tables[row].steps[group], outputs[row]);
   }
+  const bool last = groups.end * kGroupUnits >= S;
   for (size_t row = 0; row < kRows; ++row) {
-    store_block(weight, block * kNibbleOutputs, outputs[row], y + row * weight.out);
+    store_block(weight, block * kNibbleOutputs, outputs[row], last, y + row * weight.out);
   }
 }
 
 // Four rows of six sums each, the unpacked codes and the tables at hand fill the 32 registers.
 constexpr size_t kScanRows = 4;
 
-void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, size_t block, float* y) {
+void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
+                  float* y) {
   switch (rows) {
     case 4:
-      return scan_block<4>(weight, tables, block, y);
+      return scan_block<4>(weight, tables, groups, block, y);
     case 3:
-      return scan_block<3>(weight, tables, block, y);
+      return scan_block<3>(weight, tables, groups, block, y);
     case 2:
-      return scan_block<2>(weight, tables, block, y);
+      return scan_block<2>(weight, tables, groups, block, y);
     default:
-      return scan_block<1>(weight, tables, block, y);
+      return scan_block<1>(weight, tables, groups, block, y);
   }
 }
 
@@ -296,7 +308,7 @@ void build_batch_tables(const Weight& weight, const float* x, size_t begin, size
   }
 }
 
-void scan_batch(const Weight& weight, const float* tables, const UnitRange& units, size_t block, float* sums) {
+void scan_batch(const Weight& weight, const float* tables, const Range& units, size_t block, float* sums) {
   const size_t S = weight.R * weight.M;
   const size_t table_size = weight.codebook_width * kBatchRows;
   const uint8_t* block_codes = weight.codes + (block * S + units.begin) * kUnitBytes;

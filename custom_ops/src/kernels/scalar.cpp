@@ -81,7 +81,8 @@ int table_entry(const uint8_t* planes, size_t s, unsigned code) {
   return static_cast<int16_t>(low_bytes[code] | low_bytes[code + 2 * kNibbleCodewords] << 8);
 }
 
-void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, size_t block, float* y) {
+void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
+                  float* y) {
   const size_t S = weight.R * weight.M;
   const size_t first = block * kNibbleOutputs;
   const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
@@ -91,8 +92,9 @@ void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows,
     for (size_t group = 0; group * kGroupUnits < S; ++group) centre += tables[row].centres[group];
     for (size_t i = 0; i < count; ++i) {
       const unsigned shift = i < kUnitBytes ? 0 : 4;
-      float sum = centre;
-      for (size_t group = 0; group * kGroupUnits < S; ++group) {
+      float& output = y[row * weight.out + first + i];
+      float sum = groups.begin == 0 ? centre : output;
+      for (size_t group = groups.begin; group < groups.end; ++group) {
         const size_t end = (group + 1) * kGroupUnits < S ? (group + 1) * kGroupUnits : S;
         int integer_sum = 0;
         for (size_t s = group * kGroupUnits; s < end; ++s) {
@@ -101,7 +103,7 @@ void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows,
         }
         sum += static_cast<float>(integer_sum) * tables[row].steps[group];
       }
-      y[row * weight.out + first + i] = sum * weight.scales[first + i] + weight.bias[first + i];
+      output = groups.end * kGroupUnits < S ? sum : sum * weight.scales[first + i] + weight.bias[first + i];
     }
   }
 }
@@ -142,7 +144,7 @@ void build_batch_tables(const Weight& weight, const float* x, size_t begin, size
   }
 }
 
-void scan_batch(const Weight& weight, const float* tables, const UnitRange& units, size_t block, float* sums) {
+void scan_batch(const Weight& weight, const float* tables, const Range& units, size_t block, float* sums) {
   const uint8_t* codes = weight.codes + block * weight.R * weight.M * kUnitBytes;
   for (size_t s = units.begin; s < units.end; ++s, tables += weight.codebook_width * kBatchRows) {
     for (size_t i = 0; i < kByteOutputs; ++i) {
