@@ -14,6 +14,9 @@ constexpr size_t kByteTaskLookups = 8 * 1024;
 constexpr size_t kProductsPerByteLookup = 8;
 constexpr size_t kMaxTasks = 64;
 
+// Rows that share a panel.
+constexpr size_t kPanelRows = 64;
+
 // So many rows are as fast as kBatchRows together as one by one.
 constexpr size_t kMinBatchRows = 4;
 
@@ -221,6 +224,55 @@ class BatchMatmul {
   Scratch x_, tables_, sums_;
 };
 
+// Whether copying the codewords that occur and multiplying them is faster than tables of all codewords. Measured: a
+// copy costs as much as 8 multiplications of a panel, an entry of a table as much as 1.5 for each element of a codeword.
+bool few_outputs(const Weight& weight, size_t rows) {
+  constexpr size_t kCopyRows = 8;
+  const size_t sharing = std::min(rows, kPanelRows);
+  return 2 * weight.out * (sharing + kCopyRows) <= 3 * weight.codewords * sharing;
+}
+
+// x [rows, in], y [rows, out], by panels. A task is a block of outputs and kPanelRows rows.
+void panel_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
+                  const ThreadPool& threads) {
+  constexpr size_t kPanelElements = 512;  // 32 KB: the panel stays in the first or second cache
+  constexpr size_t kMaxScratches = 64;
+  const size_t S = weight.R * weight.M;
+  const size_t blocks = ceil_div(weight.out, kByteOutputs);
+  const size_t units = std::min(std::max<size_t>(kPanelElements / weight.d, 1), S);
+  const size_t sums_size = std::min(rows, kPanelRows) * kByteOutputs;
+  const size_t scratch_size = units * weight.d * kByteOutputs + sums_size;
+  const size_t items = ceil_div(rows, kPanelRows) * blocks;
+  const size_t tile_items = std::min(items, kMaxScratches);
+  const Scratch scratch = allocate(tile_items * scratch_size * sizeof(float));
+  const auto run = [&](size_t item, float* sums) {
+    const size_t row = item / blocks * kPanelRows, block = item % blocks;
+    const size_t count = std::min(kPanelRows, rows - row);
+    float* panel = sums + sums_size;
+    std::fill_n(sums, sums_size, 0.0f);
+    for (size_t begin = 0; begin < S; begin += units) {
+      const Range tile = {begin, std::min(begin + units, S)};
+      kernels.decode_panel(weight, tile, block, panel);
+      kernels.multiply_panel(weight, x + row * weight.in, count, tile, panel, sums);
+    }
+    const size_t first = block * kByteOutputs, end = std::min(first + kByteOutputs, weight.out);
+    for (size_t r = 0; r < count; ++r) {
+      for (size_t o = first; o < end; ++o) {
+        y[(row + r) * weight.out + o] = sums[r * kByteOutputs + o - first] * weight.scales[o] + weight.bias[o];
+      }
+    }
+  };
+  const size_t products = kByteOutputs * weight.in * weight.R * std::min(rows, kPanelRows);
+  for (size_t tile = 0; tile < items; tile += tile_items) {
+    for_ranges(threads, std::min(tile_items, items - tile), products / kProductsPerByteLookup, kByteTaskLookups,
+               [&](size_t begin, size_t end) {
+                 for (size_t i = begin; i < end; ++i) {
+                   run(tile + i, static_cast<float*>(scratch.get()) + i * scratch_size);
+                 }
+               });
+  }
+}
+
 }  // namespace
 
 void pq_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
@@ -228,6 +280,10 @@ void pq_matmul(const Kernels& kernels, const Weight& weight, const float* x, siz
   if (rows == 0) return;
   if (weight.codewords <= kNibbleCodewords) {
     nibble_matmul(kernels, weight, x, rows, y, threads);
+    return;
+  }
+  if (few_outputs(weight, rows)) {
+    panel_matmul(kernels, weight, x, rows, y, threads);
     return;
   }
   size_t done = 0;

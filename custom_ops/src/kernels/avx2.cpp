@@ -338,9 +338,81 @@ void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t 
   scan_byte_codes(weight, tables, begin, end, y);
 }
 
+// ---- K > 16, few outputs: two registers hold a block ----
+
+template <typename T>
+void decode_codewords(const Weight& weight, const T* codebooks, const Range& units, const uint8_t* codes,
+                      float* panel) {
+  UnitWalk unit(weight, units.begin);
+  for (size_t s = units.begin; s < units.end; ++s, unit.next(), panel += weight.d * kByteOutputs) {
+    const uint8_t* chosen = codes + s * kUnitBytes;
+    const T* row = codebooks + unit.codebook_row() * weight.codebook_width;
+    const size_t length = unit.x_count();
+    for (size_t i = 0; i < length; ++i, row += weight.codebook_width) {
+      T elements[kByteOutputs];
+      for (size_t o = 0; o < kByteOutputs; ++o) elements[o] = row[chosen[o]];
+      _mm256_storeu_ps(panel + i * kByteOutputs, load8(elements));
+      _mm256_storeu_ps(panel + i * kByteOutputs + 8, load8(elements + 8));
+    }
+  }
+}
+
+void decode_panel(const Weight& weight, const Range& units, size_t block, float* panel) {
+  const uint8_t* codes = weight.codes + block * weight.R * weight.M * kUnitBytes;
+  if (weight.codebook_element == Element::kFloat16) {
+    decode_codewords(weight, static_cast<const uint16_t*>(weight.codebooks), units, codes, panel);
+  } else {
+    decode_codewords(weight, static_cast<const float*>(weight.codebooks), units, codes, panel);
+  }
+}
+
+// kRows rows share the loads of the panel.
+template <size_t kRows>
+void multiply_rows(const Weight& weight, const float* x, const Range& units, const float* panel, float* sums) {
+  __m256 outputs[kRows][2];
+  for (size_t row = 0; row < kRows; ++row) {
+    for (size_t half = 0; half < 2; ++half) outputs[row][half] = _mm256_loadu_ps(sums + row * kByteOutputs + 8 * half);
+  }
+  UnitWalk unit(weight, units.begin);
+  for (size_t s = units.begin; s < units.end; ++s, unit.next(), panel += weight.d * kByteOutputs) {
+    const float* elements = x + unit.x_begin();
+    const size_t length = unit.x_count();
+    __m256 products[kRows][2];
+    for (auto& row : products) row[0] = row[1] = _mm256_setzero_ps();
+    for (size_t i = 0; i < length; ++i) {
+      const __m256 first = _mm256_loadu_ps(panel + i * kByteOutputs);
+      const __m256 second = _mm256_loadu_ps(panel + i * kByteOutputs + 8);
+      for (size_t row = 0; row < kRows; ++row) {
+        const __m256 element = _mm256_broadcast_ss(elements + row * weight.in + i);
+        products[row][0] = _mm256_add_ps(products[row][0], _mm256_mul_ps(element, first));
+        products[row][1] = _mm256_add_ps(products[row][1], _mm256_mul_ps(element, second));
+      }
+    }
+    for (size_t row = 0; row < kRows; ++row) {
+      for (size_t half = 0; half < 2; ++half) {
+        outputs[row][half] = _mm256_add_ps(outputs[row][half], products[row][half]);
+      }
+    }
+  }
+  for (size_t row = 0; row < kRows; ++row) {
+    for (size_t half = 0; half < 2; ++half) _mm256_storeu_ps(sums + row * kByteOutputs + 8 * half, outputs[row][half]);
+  }
+}
+
+void multiply_panel(const Weight& weight, const float* x, size_t rows, const Range& units, const float* panel,
+                    float* sums) {
+  constexpr size_t kPanelRows = 3;  // 12 sums and products
+  size_t row = 0;
+  for (; row + kPanelRows <= rows; row += kPanelRows) {
+    multiply_rows<kPanelRows>(weight, x + row * weight.in, units, panel, sums + row * kByteOutputs);
+  }
+  for (; row < rows; ++row) multiply_rows<1>(weight, x + row * weight.in, units, panel, sums + row * kByteOutputs);
+}
+
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",     build_nibble_tables, scan_nibbles, kScanRows, build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch};
+const Kernels kAvx2Kernels = {"avx2",            build_nibble_tables, scan_nibbles, kScanRows,
+                              build_byte_tables, scan_bytes,          build_batch_tables,
+                              scan_batch,        decode_panel,        multiply_panel};
 
 }  // namespace onnxpq

@@ -79,6 +79,10 @@ struct NibbleTables {
 
 constexpr size_t kBatchRows = 8;
 
+// Where a layer has fewer outputs than a table has entries, most entries are never looked up. The codewords themselves
+// are then copied to a panel, [elements][kByteOutputs] of a block, and multiplied: T[s][code] is summed in the same
+// order, for the codes that occur.
+
 
 struct Kernels {
   const char* name;
@@ -105,6 +109,13 @@ struct Kernels {
   // Adds the entries of some units, the first one's table at `tables`, to the sums of one block,
   // [kByteOutputs][kBatchRows].
   void (*scan_batch)(const Weight& weight, const float* tables, const Range& units, size_t block, float* sums);
+
+  // Panel of some units of a block; element i of unit s in row (s - units.begin) * d + i.
+  void (*decode_panel)(const Weight& weight, const Range& units, size_t block, float* panel);
+
+  // Adds the products of `rows` rows of X [rows, in] with a panel to their sums of the block, [rows][kByteOutputs].
+  void (*multiply_panel)(const Weight& weight, const float* x, size_t rows, const Range& units, const float* panel,
+                         float* sums);
 };
 
 extern const Kernels kScalarKernels;

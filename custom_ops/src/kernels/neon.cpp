@@ -334,9 +334,82 @@ void scan_batch(const Weight& weight, const float* tables, const Range& units, s
   }
 }
 
+// ---- K > 16, few outputs: four registers hold a block ----
+
+template <typename T>
+void decode_codewords(const Weight& weight, const T* codebooks, const Range& units, const uint8_t* codes,
+                      float* panel) {
+  UnitWalk unit(weight, units.begin);
+  for (size_t s = units.begin; s < units.end; ++s, unit.next(), panel += weight.d * kByteOutputs) {
+    const uint8_t* chosen = codes + s * kUnitBytes;
+    const T* row = codebooks + unit.codebook_row() * weight.codebook_width;
+    const size_t length = unit.x_count();
+    for (size_t i = 0; i < length; ++i, row += weight.codebook_width) {
+      T elements[kByteOutputs];
+      for (size_t o = 0; o < kByteOutputs; ++o) elements[o] = row[chosen[o]];
+      for (size_t o = 0; o < kByteOutputs; o += 4) vst1q_f32(panel + i * kByteOutputs + o, load4(elements + o));
+    }
+  }
+}
+
+void decode_panel(const Weight& weight, const Range& units, size_t block, float* panel) {
+  const uint8_t* codes = weight.codes + block * weight.R * weight.M * kUnitBytes;
+  if (weight.codebook_element == Element::kFloat16) {
+    decode_codewords(weight, static_cast<const uint16_t*>(weight.codebooks), units, codes, panel);
+  } else {
+    decode_codewords(weight, static_cast<const float*>(weight.codebooks), units, codes, panel);
+  }
+}
+
+constexpr size_t kPanelRegisters = kByteOutputs / 4;
+
+// kRows rows share the loads of the panel.
+template <size_t kRows>
+void multiply_rows(const Weight& weight, const float* x, const Range& units, const float* panel, float* sums) {
+  float32x4_t outputs[kRows][kPanelRegisters];
+  for (size_t row = 0; row < kRows; ++row) {
+    for (size_t q = 0; q < kPanelRegisters; ++q) outputs[row][q] = vld1q_f32(sums + row * kByteOutputs + 4 * q);
+  }
+  UnitWalk unit(weight, units.begin);
+  for (size_t s = units.begin; s < units.end; ++s, unit.next(), panel += weight.d * kByteOutputs) {
+    const float* elements = x + unit.x_begin();
+    const size_t length = unit.x_count();
+    float32x4_t products[kRows][kPanelRegisters];
+    for (auto& row : products) {
+      for (float32x4_t& product : row) product = vdupq_n_f32(0.0f);
+    }
+    for (size_t i = 0; i < length; ++i) {
+      for (size_t q = 0; q < kPanelRegisters; ++q) {
+        const float32x4_t codewords = vld1q_f32(panel + i * kByteOutputs + 4 * q);
+        for (size_t row = 0; row < kRows; ++row) {
+          const float element = elements[row * weight.in + i];
+          products[row][q] = vaddq_f32(products[row][q], vmulq_n_f32(codewords, element));
+        }
+      }
+    }
+    for (size_t row = 0; row < kRows; ++row) {
+      for (size_t q = 0; q < kPanelRegisters; ++q) outputs[row][q] = vaddq_f32(outputs[row][q], products[row][q]);
+    }
+  }
+  for (size_t row = 0; row < kRows; ++row) {
+    for (size_t q = 0; q < kPanelRegisters; ++q) vst1q_f32(sums + row * kByteOutputs + 4 * q, outputs[row][q]);
+  }
+}
+
+void multiply_panel(const Weight& weight, const float* x, size_t rows, const Range& units, const float* panel,
+                    float* sums) {
+  constexpr size_t kPanelRows = 3;  // 24 sums and products
+  size_t row = 0;
+  for (; row + kPanelRows <= rows; row += kPanelRows) {
+    multiply_rows<kPanelRows>(weight, x + row * weight.in, units, panel, sums + row * kByteOutputs);
+  }
+  for (; row < rows; ++row) multiply_rows<1>(weight, x + row * weight.in, units, panel, sums + row * kByteOutputs);
+}
+
 }  // namespace
 
-const Kernels kNeonKernels = {"neon",     build_nibble_tables, scan_nibbles, kScanRows, build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch};
+const Kernels kNeonKernels = {"neon",            build_nibble_tables, scan_nibbles, kScanRows,
+                              build_byte_tables, scan_bytes,          build_batch_tables,
+                              scan_batch,        decode_panel,        multiply_panel};
 
 }  // namespace onnxpq

@@ -154,9 +154,42 @@ void scan_batch(const Weight& weight, const float* tables, const Range& units, s
   }
 }
 
+// Elements that unit s has: d, but for the last sub-vector.
+size_t unit_length(const Weight& weight, size_t s) {
+  const size_t left = weight.in - s % weight.M * weight.d;
+  return left < weight.d ? left : weight.d;
+}
+
+void decode_panel(const Weight& weight, const Range& units, size_t block, float* panel) {
+  const uint8_t* codes = weight.codes + block * weight.R * weight.M * kUnitBytes;
+  for (size_t s = units.begin; s < units.end; ++s, panel += weight.d * kByteOutputs) {
+    for (size_t i = 0; i < unit_length(weight, s); ++i) {
+      const size_t row = (codebook_of(weight, s) * weight.d + i) * weight.codebook_width;
+      for (size_t o = 0; o < kByteOutputs; ++o) panel[i * kByteOutputs + o] = load(weight, row + codes[s * kUnitBytes + o]);
+    }
+  }
+}
+
+void multiply_panel(const Weight& weight, const float* x, size_t rows, const Range& units, const float* panel,
+                    float* sums) {
+  for (size_t row = 0; row < rows; ++row, x += weight.in, sums += kByteOutputs) {
+    for (size_t s = units.begin; s < units.end; ++s) {
+      const float* elements = x + s % weight.M * weight.d;
+      for (size_t o = 0; o < kByteOutputs; ++o) {
+        float sum = 0.0f;
+        for (size_t i = 0; i < unit_length(weight, s); ++i) {
+          sum += elements[i] * panel[((s - units.begin) * weight.d + i) * kByteOutputs + o];
+        }
+        sums[o] += sum;
+      }
+    }
+  }
+}
+
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar",   build_nibble_tables, scan_nibbles, 1, build_byte_tables,
-                                scan_bytes, build_batch_tables,  scan_batch};
+const Kernels kScalarKernels = {"scalar",          build_nibble_tables, scan_nibbles, 1,
+                                build_byte_tables, scan_bytes,          build_batch_tables,
+                                scan_batch,        decode_panel,        multiply_panel};
 
 }  // namespace onnxpq
