@@ -3,7 +3,8 @@
 //
 //     bench_kernels [--level avx2] [--rows 8] [out in d K]
 //
-// Columns are first deciles (what else runs on the machine only ever adds time) in ns for one row of X; `w/ns` are weights of the dense layer for one ns of the whole, hot.
+// Columns are first deciles (what else runs on the machine only ever adds time) in ns for one row of X; `w/ns` are
+// weights of the dense layer for one ns of the whole, hot.
 
 #include <algorithm>
 #include <chrono>
@@ -146,7 +147,8 @@ Parts time_batch(const Kernels& kernels, Layer& layer) {
   std::vector<float> tables(units * weight.codebook_width * kBatchRows), x(weight.in * kBatchRows, 0.5f);
   std::vector<float> sums(layer.blocks * kByteOutputs * kBatchRows);
   const double rows_and_tiles = static_cast<double>(kBatchRows * units) / static_cast<double>(layer.M);
-  const double build = decile_ns([&](size_t) { kernels.build_batch_tables(weight, x.data(), 0, units, tables.data()); });
+  const double build =
+      decile_ns([&](size_t) { kernels.build_batch_tables(weight, x.data(), 0, units, tables.data()); });
   const double scan = decile_ns([&](size_t) {
     for (size_t b = 0; b < layer.blocks; ++b) {
       kernels.scan_batch(weight, tables.data(), {0, units}, b, sums.data() + b * kByteOutputs * kBatchRows);
@@ -176,8 +178,8 @@ void report(const Kernels& kernels, const Case& c) {
 std::vector<Case> default_cases() {
   std::vector<Case> cases;
   for (const size_t rows : {1, 16}) {
-    for (const auto& [out, in] : {std::pair<size_t, size_t>{10, 500}, {256, 256}, {1024, 1024}, {1024, 4096},
-                                 {4096, 4096}, {1024, 16384}}) {
+    for (const auto& [out, in] :
+         {std::pair<size_t, size_t>{10, 500}, {256, 256}, {1024, 1024}, {1024, 4096}, {4096, 4096}, {1024, 16384}}) {
       cases.push_back({out, in, 4, 16, rows});
       cases.push_back({out, in, 8, 256, rows});
     }

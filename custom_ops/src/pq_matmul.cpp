@@ -121,8 +121,9 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
     const NibbleScan scan = {kernels, weight, tables, count, y + tile * weight.out};
     const size_t bundles = ceil_div(count, kernels.scan_rows);
     const size_t chunk = chunk_blocks(S, bundles);
-    for_ranges(threads, ceil_div(blocks, chunk) * bundles, std::min(chunk, blocks) * kNibbleOutputs * S * kernels.scan_rows,
-               kNibbleTaskLookups, [&](size_t begin, size_t end) {
+    for_ranges(threads, ceil_div(blocks, chunk) * bundles,
+               std::min(chunk, blocks) * kNibbleOutputs * S * kernels.scan_rows, kNibbleTaskLookups,
+               [&](size_t begin, size_t end) {
                  for (size_t i = begin; i < end; ++i) {
                    const size_t first = i / bundles * chunk;
                    scan.run(i % bundles * kernels.scan_rows, {first, std::min(first + chunk, blocks)});
@@ -225,7 +226,8 @@ class BatchMatmul {
 };
 
 // Whether copying the codewords that occur and multiplying them is faster than tables of all codewords. Measured: a
-// copy costs as much as 8 multiplications of a panel, an entry of a table as much as 1.5 for each element of a codeword.
+// copy costs as much as 8 multiplications of a panel, an entry of a table as much as 1.5 for each element of a
+// codeword.
 bool few_outputs(const Weight& weight, size_t rows) {
   constexpr size_t kCopyRows = 8;
   const size_t sharing = std::min(rows, kPanelRows);

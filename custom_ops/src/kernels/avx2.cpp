@@ -13,6 +13,13 @@
 #define ONNXPQ_ALWAYS_INLINE inline __attribute__((always_inline))
 #endif
 
+// Keeps small arrays of registers in registers; other compilers do so of their own accord.
+#if defined(__GNUC__) && !defined(__clang__)
+#define ONNXPQ_UNROLL_QUAD _Pragma("GCC unroll 4")
+#else
+#define ONNXPQ_UNROLL_QUAD
+#endif
+
 namespace onnxpq {
 namespace {
 
@@ -61,6 +68,7 @@ TableStatistics build_float_tables(const Weight& weight, const T* codebooks, con
   UnitWalk unit(weight, begin);
   for (size_t j = 0; j < count; j += kQuad) {
     __m128 low[kQuad], high[kQuad];
+    ONNXPQ_UNROLL_QUAD
     for (size_t q = 0; q < kQuad; ++q) {
       FloatTable table = {_mm256_setzero_ps(), _mm256_setzero_ps()};
       if (j + q < count) {
@@ -411,8 +419,7 @@ void multiply_panel(const Weight& weight, const float* x, size_t rows, const Ran
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",            build_nibble_tables, scan_nibbles, kScanRows,
-                              build_byte_tables, scan_bytes,          build_batch_tables,
-                              scan_batch,        decode_panel,        multiply_panel};
+const Kernels kAvx2Kernels = {"avx2",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
+                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel};
 
 }  // namespace onnxpq

@@ -83,7 +83,6 @@ constexpr size_t kBatchRows = 8;
 // are then copied to a panel, [elements][kByteOutputs] of a block, and multiplied: T[s][code] is summed in the same
 // order, for the codes that occur.
 
-
 struct Kernels {
   const char* name;
 

@@ -408,8 +408,7 @@ void multiply_panel(const Weight& weight, const float* x, size_t rows, const Ran
 
 }  // namespace
 
-const Kernels kNeonKernels = {"neon",            build_nibble_tables, scan_nibbles, kScanRows,
-                              build_byte_tables, scan_bytes,          build_batch_tables,
-                              scan_batch,        decode_panel,        multiply_panel};
+const Kernels kNeonKernels = {"neon",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
+                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel};
 
 }  // namespace onnxpq

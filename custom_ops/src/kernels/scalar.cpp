@@ -165,7 +165,8 @@ void decode_panel(const Weight& weight, const Range& units, size_t block, float*
   for (size_t s = units.begin; s < units.end; ++s, panel += weight.d * kByteOutputs) {
     for (size_t i = 0; i < unit_length(weight, s); ++i) {
       const size_t row = (codebook_of(weight, s) * weight.d + i) * weight.codebook_width;
-      for (size_t o = 0; o < kByteOutputs; ++o) panel[i * kByteOutputs + o] = load(weight, row + codes[s * kUnitBytes + o]);
+      for (size_t o = 0; o < kByteOutputs; ++o)
+        panel[i * kByteOutputs + o] = load(weight, row + codes[s * kUnitBytes + o]);
     }
   }
 }
@@ -188,8 +189,8 @@ void multiply_panel(const Weight& weight, const float* x, size_t rows, const Ran
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar",          build_nibble_tables, scan_nibbles, 1,
-                                build_byte_tables, scan_bytes,          build_batch_tables,
-                                scan_batch,        decode_panel,        multiply_panel};
+const Kernels kScalarKernels = {"scalar",          build_nibble_tables, scan_nibbles,       1,
+                                build_byte_tables, scan_bytes,          build_batch_tables, scan_batch,
+                                decode_panel,      multiply_panel};
 
 }  // namespace onnxpq
