@@ -161,8 +161,8 @@ def main() -> None:
                     case = f"{size}, {batch}, {threads}"
                     results[case] = measure((in_features, out), batch, threads, options.rounds)
                     print(case, {name: round(times["hot"]) for name, times in results[case].items()}, flush=True)
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    RESULTS.parent.mkdir(exist_ok=True)
+                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 
 
