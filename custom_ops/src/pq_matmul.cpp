@@ -14,6 +14,12 @@ constexpr size_t kByteTaskLookups = 8 * 1024;
 constexpr size_t kProductsPerByteLookup = 8;
 constexpr size_t kMaxTasks = 64;
 
+// Rows that share a panel.
+constexpr size_t kPanelRows = 64;
+
+// So many rows are as fast as kBatchRows together as one by one.
+constexpr size_t kMinBatchRows = 4;
+
 // Tables of so many bytes stay in the second cache while all codes pass by.
 constexpr size_t kTileBytes = 256 * 1024;
 
@@ -51,6 +57,38 @@ void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_
       tasks, &job);
 }
 
+// Blocks of codes that the rows of a tile pass over one after the other: the codes stay in the second cache. A single
+// row reads them once; small chunks are then easier to share out.
+size_t chunk_blocks(size_t S, size_t bundles) {
+  constexpr size_t kChunkBytes = 256 * 1024, kMinBlocks = 4, kMaxBlocks = 16;
+  if (bundles == 1) return kMinBlocks;
+  return std::min(std::max(kChunkBytes / (S * kUnitBytes), kMinBlocks), kMaxBlocks);
+}
+
+// The scan of up to scan_rows rows over a chunk of blocks. Tables that the first cache holds pass over all of it before
+// the next ones: they are up to four times as many bytes as the codes.
+struct NibbleScan {
+  const Kernels& kernels;
+  const Weight& weight;
+  const NibbleTables* tables;  // [rows]
+  size_t rows;
+  float* y;  // [rows, out]
+
+  void run(size_t row, const Range& blocks) const {
+    constexpr size_t kFirstCacheBytes = 16 * 1024;
+    const size_t groups = ceil_div(weight.R * weight.M, kGroupUnits);
+    const size_t count = std::min(kernels.scan_rows, rows - row);
+    const size_t group_bytes = kGroupUnits / 2 * kPairBytes * count;
+    const size_t step = std::max<size_t>(kFirstCacheBytes / group_bytes, 1);
+    for (size_t group = 0; group < groups; group += step) {
+      for (size_t block = blocks.begin; block < blocks.end; ++block) {
+        kernels.scan_nibbles(weight, tables + row, count, {group, std::min(group + step, groups)}, block,
+                             y + row * weight.out);
+      }
+    }
+  }
+};
+
 void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
                    const ThreadPool& threads) {
   const size_t S = weight.R * weight.M;
@@ -80,14 +118,15 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
         kernels.build_nibble_tables(weight, x + (tile + row) * weight.in, i % groups, tables[row]);
       }
     });
+    const NibbleScan scan = {kernels, weight, tables, count, y + tile * weight.out};
     const size_t bundles = ceil_div(count, kernels.scan_rows);
-    // A block's codes stay in the first cache for all rows of the tile: the row runs fastest.
-    for_ranges(threads, blocks * bundles, kNibbleOutputs * S * kernels.scan_rows, kNibbleTaskLookups,
+    const size_t chunk = chunk_blocks(S, bundles);
+    for_ranges(threads, ceil_div(blocks, chunk) * bundles,
+               std::min(chunk, blocks) * kNibbleOutputs * S * kernels.scan_rows, kNibbleTaskLookups,
                [&](size_t begin, size_t end) {
                  for (size_t i = begin; i < end; ++i) {
-                   const size_t row = i % bundles * kernels.scan_rows;
-                   const size_t bundle_rows = std::min(kernels.scan_rows, count - row);
-                   kernels.scan_nibbles(weight, tables + row, bundle_rows, i / bundles, y + (tile + row) * weight.out);
+                   const size_t first = i / bundles * chunk;
+                   scan.run(i % bundles * kernels.scan_rows, {first, std::min(first + chunk, blocks)});
                  }
                });
   }
@@ -124,6 +163,118 @@ void byte_matmul(const Kernels& kernels, const Weight& weight, const float* x, s
   }
 }
 
+// Interleaved tables of so many units stay in the second cache; so many at a time in the first.
+constexpr size_t kBatchTileUnits = 32;
+
+// kBatchRows rows, `count` of them wanted; `sums` [blocks * kByteOutputs][kBatchRows].
+class BatchMatmul {
+ public:
+  BatchMatmul(const Kernels& kernels, const Weight& weight, const ThreadPool& threads)
+      : kernels_(kernels),
+        weight_(weight),
+        threads_(threads),
+        units_(weight.R * weight.M),
+        blocks_(ceil_div(weight.out, kByteOutputs)),
+        table_size_(weight.codebook_width * kBatchRows),
+        x_(allocate_floats(weight.in * kBatchRows)),
+        tables_(allocate_floats(std::min(kBatchTileUnits, units_) * table_size_)),
+        sums_(allocate_floats(blocks_ * kBlockSums)) {}
+
+  // x [count, in], y [count, out], count <= kBatchRows.
+  void multiply(const float* x, size_t count, float* y) {
+    for (size_t i = 0; i < weight_.in; ++i) {
+      for (size_t row = 0; row < kBatchRows; ++row) {
+        floats(x_)[i * kBatchRows + row] = row < count ? x[row * weight_.in + i] : 0.0f;
+      }
+    }
+    std::fill_n(floats(sums_), blocks_ * kBlockSums, 0.0f);
+    for (size_t begin = 0; begin < units_; begin += kBatchTileUnits) {
+      add_tile({begin, std::min(units_, begin + kBatchTileUnits)});
+    }
+    for (size_t row = 0; row < count; ++row) {
+      for (size_t o = 0; o < weight_.out; ++o) {
+        y[row * weight_.out + o] = floats(sums_)[o * kBatchRows + row] * weight_.scales[o] + weight_.bias[o];
+      }
+    }
+  }
+
+ private:
+  static constexpr size_t kBlockSums = kByteOutputs * kBatchRows;
+
+  static Scratch allocate_floats(size_t count) { return allocate(count * sizeof(float)); }
+  static float* floats(const Scratch& scratch) { return static_cast<float*>(scratch.get()); }
+
+  void add_tile(const Range& tile) {
+    const size_t count = tile.end - tile.begin;
+    const size_t products = weight_.d * weight_.codebook_width;
+    for_ranges(threads_, count, products, kByteTaskLookups, [&](size_t begin, size_t end) {
+      kernels_.build_batch_tables(weight_, floats(x_), tile.begin + begin, tile.begin + end,
+                                  floats(tables_) + begin * table_size_);
+    });
+    for_ranges(threads_, blocks_, kByteOutputs * count, kByteTaskLookups, [&](size_t begin, size_t end) {
+      for (size_t block = begin; block < end; ++block) {
+        kernels_.scan_batch(weight_, floats(tables_), tile, block, floats(sums_) + block * kBlockSums);
+      }
+    });
+  }
+
+  const Kernels& kernels_;
+  const Weight& weight_;
+  const ThreadPool& threads_;
+  size_t units_, blocks_, table_size_;
+  Scratch x_, tables_, sums_;
+};
+
+// Whether copying the codewords that occur and multiplying them is faster than tables of all codewords. Measured: a
+// copy costs as much as 8 multiplications of a panel, an entry of a table as much as 1.5 for each element of a
+// codeword.
+bool few_outputs(const Weight& weight, size_t rows) {
+  constexpr size_t kCopyRows = 8;
+  const size_t sharing = std::min(rows, kPanelRows);
+  return 2 * weight.out * (sharing + kCopyRows) <= 3 * weight.codewords * sharing;
+}
+
+// x [rows, in], y [rows, out], by panels. A task is a block of outputs and kPanelRows rows.
+void panel_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
+                  const ThreadPool& threads) {
+  constexpr size_t kPanelElements = 512;  // 32 KB: the panel stays in the first or second cache
+  constexpr size_t kMaxScratches = 64;
+  const size_t S = weight.R * weight.M;
+  const size_t blocks = ceil_div(weight.out, kByteOutputs);
+  const size_t units = std::min(std::max<size_t>(kPanelElements / weight.d, 1), S);
+  const size_t sums_size = std::min(rows, kPanelRows) * kByteOutputs;
+  const size_t scratch_size = units * weight.d * kByteOutputs + sums_size;
+  const size_t items = ceil_div(rows, kPanelRows) * blocks;
+  const size_t tile_items = std::min(items, kMaxScratches);
+  const Scratch scratch = allocate(tile_items * scratch_size * sizeof(float));
+  const auto run = [&](size_t item, float* sums) {
+    const size_t row = item / blocks * kPanelRows, block = item % blocks;
+    const size_t count = std::min(kPanelRows, rows - row);
+    float* panel = sums + sums_size;
+    std::fill_n(sums, sums_size, 0.0f);
+    for (size_t begin = 0; begin < S; begin += units) {
+      const Range tile = {begin, std::min(begin + units, S)};
+      kernels.decode_panel(weight, tile, block, panel);
+      kernels.multiply_panel(weight, x + row * weight.in, count, tile, panel, sums);
+    }
+    const size_t first = block * kByteOutputs, end = std::min(first + kByteOutputs, weight.out);
+    for (size_t r = 0; r < count; ++r) {
+      for (size_t o = first; o < end; ++o) {
+        y[(row + r) * weight.out + o] = sums[r * kByteOutputs + o - first] * weight.scales[o] + weight.bias[o];
+      }
+    }
+  };
+  const size_t products = kByteOutputs * weight.in * weight.R * std::min(rows, kPanelRows);
+  for (size_t tile = 0; tile < items; tile += tile_items) {
+    for_ranges(threads, std::min(tile_items, items - tile), products / kProductsPerByteLookup, kByteTaskLookups,
+               [&](size_t begin, size_t end) {
+                 for (size_t i = begin; i < end; ++i) {
+                   run(tile + i, static_cast<float*>(scratch.get()) + i * scratch_size);
+                 }
+               });
+  }
+}
+
 }  // namespace
 
 void pq_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
@@ -131,9 +282,20 @@ void pq_matmul(const Kernels& kernels, const Weight& weight, const float* x, siz
   if (rows == 0) return;
   if (weight.codewords <= kNibbleCodewords) {
     nibble_matmul(kernels, weight, x, rows, y, threads);
-  } else {
-    byte_matmul(kernels, weight, x, rows, y, threads);
+    return;
   }
+  if (few_outputs(weight, rows)) {
+    panel_matmul(kernels, weight, x, rows, y, threads);
+    return;
+  }
+  size_t done = 0;
+  if (rows >= kMinBatchRows) {
+    BatchMatmul batch(kernels, weight, threads);
+    for (; rows - done >= kMinBatchRows; done += std::min(rows - done, kBatchRows)) {
+      batch.multiply(x + done * weight.in, std::min(rows - done, kBatchRows), y + done * weight.out);
+    }
+  }
+  if (done < rows) byte_matmul(kernels, weight, x + done * weight.in, rows - done, y + done * weight.out, threads);
 }
 
 }  // namespace onnxpq

@@ -153,8 +153,9 @@ class PQMatMulKernel {
 
   static void run_in_pool(void* pool, void (*task)(void*, size_t), size_t count, void* argument) {
     auto& p = *static_cast<OrtPool*>(pool);
-    constexpr size_t kRuntimeChoosesBatches = 0;
-    OrtStatus* status = p.api->KernelContext_ParallelFor(p.context, task, count, kRuntimeChoosesBatches, argument);
+    // A batch for each task: threads take them as they get free. Left to itself, onnxruntime makes one for each thread,
+    // and all wait for the one that was interrupted.
+    OrtStatus* status = p.api->KernelContext_ParallelFor(p.context, task, count, count, argument);
     if (status == nullptr) return;
     if (p.failure != nullptr) p.api->ReleaseStatus(p.failure);
     p.failure = status;

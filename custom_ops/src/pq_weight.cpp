@@ -9,6 +9,10 @@ namespace {
 
 constexpr size_t kMaxCodewords = 256;
 
+// Float16 codebooks of up to so many elements (64 KB then) are widened once: a small layer spends a quarter of its time
+// on it otherwise. Larger ones stay where they are, so that a session needs no more memory than the file.
+constexpr size_t kWidenedElements = 16 * 1024;
+
 const char* name_of(TensorType type) {
   switch (type) {
     case TensorType::kFloat32:
@@ -101,9 +105,9 @@ void check_per_output(const std::string& node, const char* input, const TensorVi
   check_rank(node, input, tensor, 1, "[out]");
 }
 
-std::vector<float> widened(const TensorView& tensor, size_t padded_size) {
+// The first `count` elements as float32, then zeros.
+std::vector<float> widened(const TensorView& tensor, size_t count, size_t padded_size) {
   std::vector<float> result(padded_size, 0.0f);
-  const auto count = static_cast<size_t>(tensor.shape[0]);
   if (tensor.type == TensorType::kFloat32) {
     std::memcpy(result.data(), tensor.data, count * sizeof(float));
     return result;
@@ -169,20 +173,25 @@ PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs) : shap
                               ? kNibbleCodewords
                               : (shape_.codewords + kCodewordAlignment - 1) / kCodewordAlignment * kCodewordAlignment;
   shape_.codebook_element = inputs.codebooks.type == TensorType::kFloat16 ? Element::kFloat16 : Element::kFloat32;
-  if (shape_.codebook_width != shape_.codewords) {
+  const size_t rows = shape_.R * shape_.G * shape_.d;
+  if (shape_.codebook_element == Element::kFloat16 && rows * shape_.codebook_width <= kWidenedElements) {
+    const std::vector<float> values = widened(inputs.codebooks, rows * shape_.codewords, rows * shape_.codewords);
+    const TensorView wide = {TensorType::kFloat32, codebooks, values.data()};
+    own_codebooks_ = padded_rows(wide, rows, shape_.codewords, shape_.codebook_width, sizeof(float));
+    shape_.codebook_element = Element::kFloat32;
+  } else if (shape_.codebook_width != shape_.codewords) {
     const size_t element_size = shape_.codebook_element == Element::kFloat16 ? sizeof(uint16_t) : sizeof(float);
-    padded_codebooks_ = padded_rows(inputs.codebooks, shape_.R * shape_.G * shape_.d, shape_.codewords,
-                                    shape_.codebook_width, element_size);
+    own_codebooks_ = padded_rows(inputs.codebooks, rows, shape_.codewords, shape_.codebook_width, element_size);
   }
   const size_t padded_out = static_cast<size_t>(inputs.codes.shape[0]) * (nibbles ? kNibbleOutputs : kByteOutputs);
-  scales_ = widened(inputs.scales, padded_out);
-  bias_ = widened(inputs.bias, padded_out);
+  scales_ = widened(inputs.scales, shape_.out, padded_out);
+  bias_ = widened(inputs.bias, shape_.out, padded_out);
 }
 
 Weight PQWeight::view(size_t in, const void* codebooks, const void* codes) const {
   Weight weight = shape_;
   weight.in = in;
-  weight.codebooks = padded_codebooks_.empty() ? codebooks : padded_codebooks_.data();
+  weight.codebooks = own_codebooks_.empty() ? codebooks : own_codebooks_.data();
   weight.codes = static_cast<const uint8_t*>(codes);
   weight.scales = scales_.data();
   weight.bias = bias_.data();

@@ -55,7 +55,7 @@ class PQWeight {
  private:
   Weight shape_;  // without pointers and `in`
   std::vector<float> scales_, bias_;
-  std::vector<unsigned char> padded_codebooks_;  // empty where the input serves as it is
+  std::vector<unsigned char> own_codebooks_;  // empty where the input serves as it is
 };
 
 }  // namespace onnxpq

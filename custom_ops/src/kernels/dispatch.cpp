@@ -67,6 +67,9 @@ KernelList available_kernels() {
 #if defined(ONNXPQ_COMPILE_AVX2)
   if (has_avx2()) list.levels[list.count++] = &kAvx2Kernels;
 #endif
+#if defined(ONNXPQ_COMPILE_NEON)
+  list.levels[list.count++] = &kNeonKernels;  // every 64-bit Arm processor that runs an operating system has it
+#endif
   return list;
 }
 

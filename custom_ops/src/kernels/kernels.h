@@ -25,6 +25,10 @@ constexpr size_t kNibbleOutputs = 32;     // outputs of a block of codes, K <= 1
 constexpr size_t kByteOutputs = 16;       // outputs of a block of codes, K > 16
 constexpr size_t kCodewordAlignment = 8;  // rows of a codebook are padded to a multiple of so many codewords
 
+struct Range {
+  size_t begin, end;
+};
+
 enum class Element { kFloat32, kFloat16 };
 
 // A layer's weight. Padding never reaches a result.
@@ -68,6 +72,16 @@ struct NibbleTables {
 // ---- K > 16: float tables ---------------------------------------------------------------------------------------
 //
 // T as above, [S][codebook_width] float32. y[o] = (sum over units in order of T[s][code[o, s]]) * scales[o] + bias[o].
+//
+// A processor does one or two lookups a cycle whatever they fetch. So where there are several rows, kBatchRows of them
+// share a lookup: their tables are interleaved, [units][codebook_width][kBatchRows], and each entry is a vector. Each
+// row's sums and their order are the same.
+
+constexpr size_t kBatchRows = 8;
+
+// Where a layer has fewer outputs than a table has entries, most entries are never looked up. The codewords themselves
+// are then copied to a panel, [elements][kByteOutputs] of a block, and multiplied: T[s][code] is summed in the same
+// order, for the codes that occur.
 
 struct Kernels {
   const char* name;
@@ -75,9 +89,11 @@ struct Kernels {
   // Tables of one group of units. `x` is a row of X [in].
   void (*build_nibble_tables)(const Weight& weight, const float* x, size_t group, const NibbleTables& tables);
 
-  // Outputs of one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out]; next row `out`
-  // further.
-  void (*scan_nibbles)(const Weight& weight, const NibbleTables* tables, size_t rows, size_t block, float* y);
+  // Adds some groups of units to one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out], next
+  // row `out` further: it holds the sums so far, and the outputs once the last group is in. Nothing of it is read for
+  // group 0.
+  void (*scan_nibbles)(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
+                       float* y);
   size_t scan_rows;
 
   // Tables [codebook_width] of units [begin, end), at tables + s * codebook_width.
@@ -85,11 +101,28 @@ struct Kernels {
 
   // Outputs of the blocks [begin, end) of one row; `y` is the row's output [out].
   void (*scan_bytes)(const Weight& weight, const float* tables, size_t begin, size_t end, float* y);
+
+  // Interleaved tables of units [begin, end), the first one at `tables`; `x` is [in][kBatchRows].
+  void (*build_batch_tables)(const Weight& weight, const float* x, size_t begin, size_t end, float* tables);
+
+  // Adds the entries of some units, the first one's table at `tables`, to the sums of one block,
+  // [kByteOutputs][kBatchRows].
+  void (*scan_batch)(const Weight& weight, const float* tables, const Range& units, size_t block, float* sums);
+
+  // Panel of some units of a block; element i of unit s in row (s - units.begin) * d + i.
+  void (*decode_panel)(const Weight& weight, const Range& units, size_t block, float* panel);
+
+  // Adds the products of `rows` rows of X [rows, in] with a panel to their sums of the block, [rows][kByteOutputs].
+  void (*multiply_panel)(const Weight& weight, const float* x, size_t rows, const Range& units, const float* panel,
+                         float* sums);
 };
 
 extern const Kernels kScalarKernels;
 #if defined(ONNXPQ_COMPILE_AVX2)
 extern const Kernels kAvx2Kernels;
+#endif
+#if defined(ONNXPQ_COMPILE_NEON)
+extern const Kernels kNeonKernels;
 #endif
 
 // All levels that this binary holds and this processor has, slowest first.

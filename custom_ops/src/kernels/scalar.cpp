@@ -20,11 +20,14 @@ float load(const Weight& weight, size_t index) {
   return value;
 }
 
+size_t codebook_of(const Weight& weight, size_t s) {
+  return s / weight.M * weight.G + s % weight.M / weight.group_width;
+}
+
 // Table [codebook_width] of unit s.
 void build_table(const Weight& weight, const float* x, size_t s, float* table) {
-  const size_t m = s % weight.M;
-  const size_t codebook = s / weight.M * weight.G + m / weight.group_width;
-  const size_t first = m * weight.d;
+  const size_t codebook = codebook_of(weight, s);
+  const size_t first = s % weight.M * weight.d;
   const size_t length = weight.in - first < weight.d ? weight.in - first : weight.d;
   for (size_t k = 0; k < weight.codebook_width; ++k) table[k] = 0.0f;
   for (size_t i = 0; i < length; ++i) {
@@ -78,7 +81,8 @@ int table_entry(const uint8_t* planes, size_t s, unsigned code) {
   return static_cast<int16_t>(low_bytes[code] | low_bytes[code + 2 * kNibbleCodewords] << 8);
 }
 
-void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, size_t block, float* y) {
+void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
+                  float* y) {
   const size_t S = weight.R * weight.M;
   const size_t first = block * kNibbleOutputs;
   const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
@@ -88,8 +92,9 @@ void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows,
     for (size_t group = 0; group * kGroupUnits < S; ++group) centre += tables[row].centres[group];
     for (size_t i = 0; i < count; ++i) {
       const unsigned shift = i < kUnitBytes ? 0 : 4;
-      float sum = centre;
-      for (size_t group = 0; group * kGroupUnits < S; ++group) {
+      float& output = y[row * weight.out + first + i];
+      float sum = groups.begin == 0 ? centre : output;
+      for (size_t group = groups.begin; group < groups.end; ++group) {
         const size_t end = (group + 1) * kGroupUnits < S ? (group + 1) * kGroupUnits : S;
         int integer_sum = 0;
         for (size_t s = group * kGroupUnits; s < end; ++s) {
@@ -98,7 +103,7 @@ void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows,
         }
         sum += static_cast<float>(integer_sum) * tables[row].steps[group];
       }
-      y[row * weight.out + first + i] = sum * weight.scales[first + i] + weight.bias[first + i];
+      output = groups.end * kGroupUnits < S ? sum : sum * weight.scales[first + i] + weight.bias[first + i];
     }
   }
 }
@@ -121,8 +126,71 @@ void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t 
   }
 }
 
+void build_batch_tables(const Weight& weight, const float* x, size_t begin, size_t end, float* tables) {
+  const size_t width = weight.codebook_width;
+  for (size_t s = begin; s < end; ++s, tables += width * kBatchRows) {
+    const size_t first = s % weight.M * weight.d;
+    const size_t length = weight.in - first < weight.d ? weight.in - first : weight.d;
+    for (size_t i = 0; i < width * kBatchRows; ++i) tables[i] = 0.0f;
+    for (size_t i = 0; i < length; ++i) {
+      const size_t codebook_row = codebook_of(weight, s) * weight.d + i;
+      for (size_t k = 0; k < width; ++k) {
+        const float codeword = load(weight, codebook_row * width + k);
+        for (size_t row = 0; row < kBatchRows; ++row) {
+          tables[k * kBatchRows + row] += x[(first + i) * kBatchRows + row] * codeword;
+        }
+      }
+    }
+  }
+}
+
+void scan_batch(const Weight& weight, const float* tables, const Range& units, size_t block, float* sums) {
+  const uint8_t* codes = weight.codes + block * weight.R * weight.M * kUnitBytes;
+  for (size_t s = units.begin; s < units.end; ++s, tables += weight.codebook_width * kBatchRows) {
+    for (size_t i = 0; i < kByteOutputs; ++i) {
+      const float* entries = tables + codes[s * kUnitBytes + i] * kBatchRows;
+      for (size_t row = 0; row < kBatchRows; ++row) sums[i * kBatchRows + row] += entries[row];
+    }
+  }
+}
+
+// Elements that unit s has: d, but for the last sub-vector.
+size_t unit_length(const Weight& weight, size_t s) {
+  const size_t left = weight.in - s % weight.M * weight.d;
+  return left < weight.d ? left : weight.d;
+}
+
+void decode_panel(const Weight& weight, const Range& units, size_t block, float* panel) {
+  const uint8_t* codes = weight.codes + block * weight.R * weight.M * kUnitBytes;
+  for (size_t s = units.begin; s < units.end; ++s, panel += weight.d * kByteOutputs) {
+    for (size_t i = 0; i < unit_length(weight, s); ++i) {
+      const size_t row = (codebook_of(weight, s) * weight.d + i) * weight.codebook_width;
+      for (size_t o = 0; o < kByteOutputs; ++o)
+        panel[i * kByteOutputs + o] = load(weight, row + codes[s * kUnitBytes + o]);
+    }
+  }
+}
+
+void multiply_panel(const Weight& weight, const float* x, size_t rows, const Range& units, const float* panel,
+                    float* sums) {
+  for (size_t row = 0; row < rows; ++row, x += weight.in, sums += kByteOutputs) {
+    for (size_t s = units.begin; s < units.end; ++s) {
+      const float* elements = x + s % weight.M * weight.d;
+      for (size_t o = 0; o < kByteOutputs; ++o) {
+        float sum = 0.0f;
+        for (size_t i = 0; i < unit_length(weight, s); ++i) {
+          sum += elements[i] * panel[((s - units.begin) * weight.d + i) * kByteOutputs + o];
+        }
+        sums[o] += sum;
+      }
+    }
+  }
+}
+
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", build_nibble_tables, scan_nibbles, 1, build_byte_tables, scan_bytes};
+const Kernels kScalarKernels = {"scalar",          build_nibble_tables, scan_nibbles,       1,
+                                build_byte_tables, scan_bytes,          build_batch_tables, scan_batch,
+                                decode_panel,      multiply_panel};
 
 }  // namespace onnxpq

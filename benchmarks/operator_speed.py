@@ -1,0 +1,170 @@
+"""`PQMatMul` against the fully-connected layers that onnxruntime has: float32, dynamic int8, 4 and 2 bits.
+
+    python benchmarks/operator_speed.py                          # all sizes and batches, one thread
+    python benchmarks/operator_speed.py --sizes 4096x4096 500x10 --batches 1 64 --threads 1 2
+    python benchmarks/operator_speed.py --table                  # only prints what is stored
+
+Sizes are inputs x outputs. All layers of a size are timed in turns, many short rounds each, so that what else runs on
+the machine hits all of them; a figure is the median of its rounds, of whole `session.run` calls. Cold: 64 MB of other
+memory are read before every call. Results are added to results/operator_speed.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
+from onnxpq.function_body import node_attributes  # noqa: E402
+from onnxpq.opschema import DOMAIN, OP_TYPE  # noqa: E402
+from onnxpq.pq.packing import pack_codes  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "operator_speed.json"
+SIZES = ["256x256", "500x10", "784x300", "1024x1024", "4096x1024", "4096x4096"]
+BATCHES = [1, 4, 16, 128]
+FLUSH_BYTES = 64 << 20
+ROUND_SECONDS = 0.004
+
+Arrays = dict[str, np.ndarray]
+Layer = tuple[str, str, Arrays, list[onnx.AttributeProto]]
+"""Domain, operator, constant inputs in order, attributes."""
+
+
+def pq_layer(rng: np.random.Generator, size: tuple[int, int], d: int, codewords: int) -> Layer:
+    in_features, out = size
+    sub_vectors = -(-in_features // d)
+    codes = rng.integers(0, codewords, (out, 1, sub_vectors)).astype(np.uint8)
+    constants = {
+        "codebooks": rng.standard_normal((1, sub_vectors, d, codewords)).astype(np.float16),
+        "codes": pack_codes(codes, codewords),
+        "scales": np.ones(out, np.float32),
+        "bias": np.zeros(out, np.float32),
+    }
+    return DOMAIN, OP_TYPE, constants, [ir.to_proto(a) for a in node_attributes(in_features, codewords)]
+
+
+def bits_layer(rng: np.random.Generator, size: tuple[int, int], bits: int, block: int) -> Layer:
+    in_features, out = size
+    blocks = -(-in_features // block)
+    constants = {
+        "B": rng.integers(0, 256, (out, blocks, block * bits // 8)).astype(np.uint8),
+        "scales": np.full((out, blocks), 0.01, np.float32),
+    }
+    # accuracy_level 4 (int8 activations) is the fast path; without it, weights are first widened to float32.
+    attributes = {"K": in_features, "N": out, "bits": bits, "block_size": block, "accuracy_level": 4}
+    return "com.microsoft", "MatMulNBits", constants, [helper.make_attribute(*pair) for pair in attributes.items()]
+
+
+def int8_layer(rng: np.random.Generator, size: tuple[int, int]) -> Layer:
+    constants = {
+        "B": rng.integers(-127, 128, size).astype(np.int8),
+        "scale": np.array(0.01, np.float32),
+        "zero": np.array(0, np.int8),
+    }
+    return "com.microsoft", "DynamicQuantizeMatMul", constants, []
+
+
+LAYERS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Layer]] = {
+    "float32": lambda rng, size: ("", "MatMul", {"B": rng.standard_normal(size).astype(np.float32)}, []),
+    "int8": int8_layer,
+    "4 bits": lambda rng, size: bits_layer(rng, size, 4, 32),
+    "2 bits": lambda rng, size: bits_layer(rng, size, 2, 64),
+    "pq d=4 K=16": lambda rng, size: pq_layer(rng, size, 4, 16),
+    "pq d=2 K=16": lambda rng, size: pq_layer(rng, size, 2, 16),
+    "pq d=8 K=256": lambda rng, size: pq_layer(rng, size, 8, 256),
+}
+
+
+def session_of(layer: Layer, size: tuple[int, int], threads: int) -> Any:
+    import onnxruntime  # noqa: PLC0415 -- OMP_NUM_THREADS is set first
+
+    domain, op_type, constants, attributes = layer
+    node = helper.make_node(op_type, ["X", *constants], ["Y"], name="fc", domain=domain)
+    node.attribute.extend(attributes)
+    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", size[0]])
+    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", size[1]])
+    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    imports = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    model = helper.make_model(
+        helper.make_graph([node], "fc", [x], [y], initializers), opset_imports=imports, ir_version=8
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxpq.session(model, options=options)
+
+
+def hot_seconds(session: Any, x: np.ndarray, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        session.run(None, {"X": x})
+    return (time.perf_counter() - start) / calls
+
+
+def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Microseconds of a call, by layer: hot and cold."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, size[0])).astype(np.float32)
+    sessions = {name: session_of(make(rng, size), size, threads) for name, make in LAYERS.items()}
+    calls = {name: max(1, round(ROUND_SECONDS / hot_seconds(s, x, 2))) for name, s in sessions.items()}
+    flush = np.ones(FLUSH_BYTES // 8)
+    hot: dict[str, list[float]] = {name: [] for name in sessions}
+    cold: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(rounds):
+        for name, session in sessions.items():
+            hot[name].append(hot_seconds(session, x, calls[name]))
+            flush.sum()
+            cold[name].append(hot_seconds(session, x, 1))
+    return {
+        name: {"hot": 1e6 * statistics.median(hot[name]), "cold": 1e6 * statistics.median(cold[name])}
+        for name in sessions
+    }
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Microseconds hot / cold, one line for each size, batch and number of threads."""
+    lines = ["| in x out, batch, threads | " + " | ".join(LAYERS) + " |", "|---" * (len(LAYERS) + 1) + "|"]
+    for case, layers in results.items():
+        cells = [f"{layers[name]['hot']:.0f} / {layers[name]['cold']:.0f}" for name in LAYERS]
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="inputs x outputs, as 4096x1024")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--table", action="store_true", help="only print the table of stored results")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not options.table:
+        for size in options.sizes:
+            in_features, out = (int(part) for part in size.split("x"))
+            for batch in options.batches:
+                for threads in options.threads:
+                    case = f"{size}, {batch}, {threads}"
+                    results[case] = measure((in_features, out), batch, threads, options.rounds)
+                    print(case, {name: round(times["hot"]) for name, times in results[case].items()}, flush=True)
+                    RESULTS.parent.mkdir(exist_ok=True)
+                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
