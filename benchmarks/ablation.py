@@ -38,7 +38,10 @@ TERMS = {
 CHOICES = {
     "alpha 10": {"alpha": 10.0},
     "alpha 0.1": {"alpha": 0.1},
-    "term l1, alpha 1": {"regularizer": "l1", "alpha": 1.0},
+    "term murray-ng, alpha 0.1": {"regularizer": "murray-ng", "alpha": 0.1},
+    "term l1, alpha 0.1": {"regularizer": "l1", "alpha": 0.1},
+    "term l2, alpha 0.1": {"regularizer": "l2", "alpha": 0.1},
+    "term quartic, alpha 0.1": {"regularizer": "quartic", "alpha": 0.1},
     "codes never move": {"regularized": 0.0},
     "half of the epochs regularized": {"regularized": 0.5},
     "no mixup": {"mixup": 0.0},

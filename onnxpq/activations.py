@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpq import runtime
+from onnxpq.data import common_batch
 from onnxpq.errors import ConfigError, DataError, OutputError
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -190,17 +191,11 @@ def fixed_batch(model: ir.Model) -> int | None:
     Raises:
         DataError: if two inputs demand different ones.
     """
-    sizes: dict[int, str] = {}
+    first_dimensions: dict[str, int | None] = {}
     for value in model.graph.inputs:
         first = value.shape[0] if value.shape is not None and len(value.shape) > 0 else None
-        if isinstance(first, int):
-            sizes[first] = _name(value)
-    if len(sizes) > 1:
-        raise DataError(
-            f"The model's inputs {', '.join(sizes.values())} have the fixed first dimensions {sorted(sizes)}, so they "
-            "have no common batch. Compress without data."
-        )
-    return next(iter(sizes), None)
+        first_dimensions[_name(value)] = first if isinstance(first, int) else None
+    return common_batch(first_dimensions)
 
 
 def _checked(name: str, value: Array, rows: int, earlier: Array | None) -> Array:

@@ -111,9 +111,9 @@ def _compress(options: argparse.Namespace) -> int:
         raise ConfigError("--labels names a key of the data, and no --data was given.")
     from onnxpq import modelio, pipeline  # noqa: PLC0415 -- torch and onnxruntime take seconds to load
 
+    _check_paths(options)
     modelio.check_output_path(options.target, options.model)
     if options.report is not None:
-        _check_report_path(options.report, options.target)
         modelio.check_output_path(options.report, options.model)
     with _progress() as progress:
         result = pipeline.compress(
@@ -133,9 +133,18 @@ def _compress(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_report_path(report: str, target: str) -> None:
-    if os.path.realpath(report) in (os.path.realpath(target), os.path.realpath(f"{target}.data")):
-        raise OutputError(f"--report '{report}' and --output '{target}' are the same file. Choose another path.")
+def _check_paths(options: argparse.Namespace) -> None:
+    """No file that is read may be written, nor one file twice; the model's own files are `modelio`'s business."""
+    written = {os.path.realpath(path): "--output" for path in (options.target, f"{options.target}.data")}
+    if options.report is not None:
+        if os.path.realpath(options.report) in written:
+            raise OutputError(f"--report '{options.report}' would overwrite the model. Choose another path.")
+        written[os.path.realpath(options.report)] = "--report"
+    for flag in ("data", "test", "config"):
+        path = getattr(options, flag)
+        if path is not None and os.path.realpath(path) in written:
+            taken = written[os.path.realpath(path)]
+            raise OutputError(f"{taken} would overwrite '{path}', the file of --{flag}. Choose another path.")
 
 
 def _inspect(options: argparse.Namespace) -> int:

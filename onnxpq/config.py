@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from onnxpq.errors import ConfigError
 
 REGULARIZERS: Final = ("codebook", "murray-ng", "l1", "l2", "quartic", "none")
-DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.1, "l1": 0.1, "l2": 0.1, "quartic": 0.1, "none": 0.0}
+DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.01, "l1": 0.01, "l2": 0.01, "quartic": 0.01, "none": 0.0}
 """Final weight of each term where the user names none (benchmarks/regularization.py)."""
 
 LOSSES: Final = ("auto", "cross-entropy", "mse", "distillation")

@@ -119,7 +119,7 @@ def load(source: Source, inputs: Iterable[InputSpec], *, label_key: str | None =
         labels = arrays[label_key]
     lengths = {name: len(array) for name, array in found.items()}
     if labels is not None:
-        labels = np.asarray(labels)
+        labels = _native(np.asarray(labels))
         _check_finite(labels, f"{where}: labels '{label_key or 'labels'}'")
         lengths[f"labels '{label_key or 'labels'}'"] = labels.shape[0] if labels.ndim else 0
     if len(set(lengths.values())) > 1:
@@ -170,7 +170,16 @@ def fixed_batch(inputs: Iterable[InputSpec]) -> int | None:
     Raises:
         DataError: two inputs prescribe different ones.
     """
-    fixed = {spec.name: spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None}
+    return common_batch({spec.name: spec.shape[0] for spec in inputs if spec.shape})
+
+
+def common_batch(first_dimensions: Mapping[str, int | None]) -> int | None:
+    """The one number among the first dimensions of a model's inputs, None where all are open.
+
+    Raises:
+        DataError: there are two numbers.
+    """
+    fixed = {name: size for name, size in first_dimensions.items() if size is not None}
     if len(set(fixed.values())) > 1:
         raise DataError(
             f"The model's inputs have different fixed first dimensions: {fixed}. onnxpq needs the samples along axis 0 "
@@ -253,7 +262,7 @@ def _concatenate(parts: Iterable[Mapping[str, Array]], what: str) -> dict[str, A
 def _checked(arrays: Mapping[str, Array], spec: InputSpec, where: str) -> Array:
     if spec.name not in arrays:
         raise DataError(f"{where} lacks the model's input '{spec.name}' ({spec.describe()}); found {_names(arrays)}.")
-    array = np.asarray(arrays[spec.name])
+    array = _native(np.asarray(arrays[spec.name]))
     if array.dtype != spec.dtype:
         raise DataError(
             f"{where}: input '{spec.name}' has type {array.dtype}, the model expects {spec.describe()}. "
@@ -271,6 +280,11 @@ def _checked(arrays: Mapping[str, Array], spec: InputSpec, where: str) -> Array:
     _batch(spec, 1)
     _check_finite(array, f"{where}: input '{spec.name}'")
     return array
+
+
+def _native(array: Array) -> Array:
+    """The array in this machine's byte order, which is all that torch and onnxruntime take."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_finite(array: Array, what: str) -> None:

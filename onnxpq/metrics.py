@@ -86,7 +86,10 @@ def check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> N
         DataError: labels of another number of entries than the output has, or no numbers.
     """
     if not np.issubdtype(labels.dtype, np.number):
-        raise DataError(f"Labels to be compared with an output must be numbers; found {labels.dtype}.")
+        raise DataError(
+            f"Labels to be compared with an output must be numbers; found {labels.dtype}. Convert them to integers "
+            "where they name classes, else to floats."
+        )
     if math.prod(labels.shape[1:]) != math.prod(output.shape[1:]):
         raise DataError(
             f"Labels of shape {list(labels.shape)} do not fit the output of shape {[len(labels), *output.shape[1:]]}: "
@@ -162,13 +165,14 @@ class Correct:
         """Accuracies with Wilson intervals, and their paired difference."""
         total = self.both + self.only_original + self.only_compressed + self.neither
         drop = (self.only_original - self.only_compressed) / total
-        changed = (self.only_original + self.only_compressed) / total
-        margin = Z95 * math.sqrt(max(0.0, changed - drop**2) / total)
+        # Bonett and Price (2012): one sample more on either side, so that few changes give no interval of width zero.
+        lost, won = (self.only_original + 1) / (total + 2), (self.only_compressed + 1) / (total + 2)
+        centre, margin = lost - won, Z95 * math.sqrt((lost + won - (lost - won) ** 2) / (total + 2))
         return Accuracy(
             output,
             wilson(self.both + self.only_original, total),
             wilson(self.both + self.only_compressed, total),
-            Interval(drop, drop - margin, drop + margin),
+            Interval(drop, max(-1.0, centre - margin), min(1.0, centre + margin)),
         )
 
 

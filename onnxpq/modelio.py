@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import version_converter
+from onnx_ir.passes import common
 
 from onnxpq.errors import ModelError, OutputError
 from onnxpq.modelproto import (
@@ -32,6 +33,9 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 
 MIN_OPSET: Final = 9
 """The function body of `onnxpq::PQMatMul` needs ConstantOfShape, NonZero and Where of opset 9."""
+
+FIRST_IR_WITH_CONSTANTS: Final = 4
+"""The first IR version whose initializers need not be graph inputs."""
 
 RAISED_OPSET: Final = 13
 """Where models below `MIN_OPSET` are raised to."""
@@ -58,7 +62,8 @@ def load(source: Source) -> ir.Model:
         source: a path, the bytes of a file, a protobuf or an `onnx_ir.Model`; what is passed is never changed.
 
     Returns:
-        A model of its own, of ai.onnx opset 9 or newer. External data stays memory-mapped.
+        A model of its own, of ai.onnx opset 9 or newer and IR version 4 or newer: initializers of older ones are
+        constants, not graph inputs. External data stays memory-mapped.
 
     Raises:
         ModelError: the source cannot be read, is damaged or invalid, refers to external data that is missing or too
@@ -83,6 +88,7 @@ def load(source: Source) -> ir.Model:
     if external:
         model.graph.meta[_EXTERNAL_KEY] = True
     model = _with_supported_opset(model, where)
+    _free_initializers(model)
     check_finite(model)
     return model
 
@@ -312,6 +318,13 @@ def _with_supported_opset(model: ir.Model, where: str) -> ir.Model:
             f"{where} has opset {version}; onnxpq needs {MIN_OPSET} or newer, and onnx {onnx.__version__} cannot "
             f"convert the model: {error}. Export it again with a newer opset."
         ) from error
+
+
+def _free_initializers(model: ir.Model) -> None:
+    """Before IR version 4 every initializer had to be a graph input as well: that did not make it one to be fed."""
+    if model.ir_version < FIRST_IR_WITH_CONSTANTS:
+        common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = FIRST_IR_WITH_CONSTANTS
 
 
 def _check_external_data(tensors: Sequence[ir.ExternalTensor], where: str) -> None:

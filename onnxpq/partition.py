@@ -11,7 +11,7 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
-from onnxpq.activations import extract
+from onnxpq.activations import Array, extract
 from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
 from onnxpq.modelproto import structure
 from onnxpq.network import node_label, used_values
@@ -73,6 +73,23 @@ def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None
         prefix=extract(whole, [_name(v) for v in whole.graph.inputs], computed) if computed else None,
         suffix=_with_open_batch(extract(whole, names, [_name(value) for value in wanted])),
     )
+
+
+def complete_types(model: ir.Model, arrays: Mapping[str, Array]) -> None:
+    """Give the inputs of a suffix whose types could not be inferred those of the captured arrays.
+
+    Shape inference knows nothing of what an operator of a foreign domain computes; onnxruntime wants to know it.
+
+    Args:
+        model: `Cut.suffix`; changed in place.
+        arrays: the boundary values, [N, ...].
+    """
+    for value in model.graph.inputs:
+        array = arrays[_name(value)]
+        if value.type is None:
+            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        if value.shape is None:
+            value.shape = ir.Shape([_BATCH, *array.shape[1:]])
 
 
 def _with_known_shapes(model: ir.Model) -> ir.Model:

@@ -8,14 +8,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxpq import allocation, finetuning, importing, modelio, partition, quantization, rewriting, runtime, sampling
+from onnxpq import (
+    activations,
+    allocation,
+    finetuning,
+    importing,
+    modelio,
+    objectives,
+    partition,
+    quantization,
+    rewriting,
+    runtime,
+    sampling,
+)
 from onnxpq import verification as verifying
-from onnxpq.activations import capture
 from onnxpq.config import Config
 from onnxpq.data import Dataset, InputSpec, Source, first, fixed_batch, input_specs, split_rows
 from onnxpq.errors import ModelError, NothingToCompressError
@@ -113,7 +125,9 @@ def compress(
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
     run.notes.extend(notes)
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
-    output = choose_output(runtime.run(runtime.session(original, use_library=False), few), run.config.output)
+    outputs = runtime.run(runtime.session(original, use_library=False), few)
+    output = choose_output(outputs, run.config.output)
+    _check_labels(run.config, outputs[output], train, evidence)
 
     with run.stage("clustering"):
         quantized = _cluster(run, normal, layers, layouts)
@@ -157,6 +171,17 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
     return layers, skipped
 
 
+def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
+    """Refuse labels that do not fit before the hours of work, as training and verification would after."""
+    if train is not None and train.labels is not None:
+        if np.issubdtype(train.labels.dtype, np.integer):
+            verifying.check_labels(train.labels, scores)
+        labels = train.labels[np.resize(np.arange(len(train)), len(scores))]
+        objectives.choose(config.training, scores, labels)
+    if evidence.dataset.labels is not None:
+        verifying.check_labels(evidence.dataset.labels, scores)
+
+
 def _cluster(
     run: _Run, normal: ir.Model, layers: Sequence[Layer], layouts: Mapping[str, Layout]
 ) -> dict[str, Quantized]:
@@ -186,10 +211,11 @@ def _finetune(
         boundary = dict(train.inputs)
         tick = run.ticker("caching")
         if cut.prefix is not None:
-            boundary |= capture(cut.prefix, cut.boundary, train.inputs, cache_dir=cache_dir, progress=tick)
-        teacher = capture(cut.suffix, [output], boundary, cache_dir=cache_dir, progress=tick)[output]
+            boundary |= activations.capture(cut.prefix, cut.boundary, train.inputs, cache_dir=cache_dir, progress=tick)
+        partition.complete_types(cut.suffix, boundary)
+        teacher = activations.capture(cut.suffix, [output], boundary, cache_dir=cache_dir, progress=tick)[output]
         network = importing.import_model(cut.suffix)
-        fixed = fixed_batch(input_specs(normal))
+        fixed = activations.fixed_batch(cut.suffix)
         batch = first(Dataset({name: boundary[name] for name in cut.boundary}), fixed, CHECKED_SAMPLES)
         check = importing.check_forward(network, cut.suffix, batch)
     rows = split_rows(len(train), run.config.training.validation, run.config.seed)

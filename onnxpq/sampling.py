@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxpq.config import Config
 from onnxpq.data import Dataset, InputSpec, Source, load, random_inputs, split_rows
 from onnxpq.errors import DataError
@@ -57,6 +59,9 @@ def prepare(
         return None, Evidence(random, "random inputs, as no data was given", False), [plain, warning]
     train = load(data, inputs, label_key=labels, what="training data")
     notes = []
+    if tested is not None and _same_samples(train, tested.dataset):
+        tested = Evidence(tested.dataset, "test data, WHICH IS THE TRAINING DATA", False)
+        notes.append("The test data is the training data: its figures do not say how the model does on new data.")
     if labels is None and train.unused:
         notes.append(
             f"The data holds {', '.join(map(repr, train.unused))}, which is no input of the model and was not used. If "
@@ -69,3 +74,7 @@ def prepare(
     kept, aside = split_rows(len(train), config.held_out, config.seed)
     share = f"{100 * config.held_out:g} % of the data, set aside and not trained on"
     return train.take(kept), Evidence(train.take(aside), share, True), notes
+
+
+def _same_samples(one: Dataset, other: Dataset) -> bool:
+    return all(np.array_equal(array, other.inputs[name]) for name, array in one.inputs.items())

@@ -183,5 +183,5 @@ def test_fixed_batch():
     assert fixed_batch(model(4)) == 4
     mixed = model(4)
     mixed.graph.inputs[1].shape = ir.Shape([5, 2])
-    with pytest.raises(DataError, match=r"inputs x, other have the fixed first dimensions \[4, 5\]"):
+    with pytest.raises(DataError, match=r"different fixed first dimensions: \{'x': 4, 'other': 5\}"):
         fixed_batch(mixed)

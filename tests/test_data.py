@@ -73,6 +73,14 @@ def test_iterable_of_batches_is_read_once_and_in_order() -> None:
     same(data.load(batches(), [X], label_key="y"))
 
 
+def test_arrays_get_the_byte_order_of_the_machine() -> None:
+    found = data.load({"x": ARRAY.astype(">f4"), "y": np.arange(4).astype(">i8")}, [X], label_key="y")
+    same(found)
+    assert found.inputs["x"].dtype.isnative
+    assert found.labels is not None
+    assert found.labels.dtype.isnative
+
+
 def test_dataset_keeps_its_labels_with_or_without_a_key() -> None:
     same(data.load(Dataset({"x": ARRAY}, np.arange(4)), [X]))
     same(data.load(Dataset({"x": ARRAY}, np.arange(4)), [X], label_key="target"))

@@ -1,5 +1,7 @@
 """Fine-tuning on a small problem whose answer is known: a network that must be told classes apart."""
 
+from itertools import pairwise
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -108,7 +110,7 @@ def test_alpha_grows_geometrically(network: Network, data: tuple[Samples, Sample
     tuned = tune(network, data, epochs=8, regularized=0.75, alpha=2.0, alpha_growth=64.0)
     alphas = [epoch.alpha for epoch in tuned.epochs if epoch.phase == "regularized"]
     assert alphas[-1] == pytest.approx(2.0)
-    ratios = [after / before for before, after in zip(alphas, alphas[1:], strict=False)]
+    ratios = [after / before for before, after in pairwise(alphas)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
     assert tuned.epochs[-1].alpha == 0
 
@@ -161,7 +163,7 @@ def test_a_fixed_batch_is_kept(network: Network, data: tuple[Samples, Samples]) 
     sizes = set()
 
     class Recorder(Network):
-        def forward(self, inputs, **rest):  # noqa: ANN001, ANN003, ANN202
+        def forward(self, inputs, **rest):
             sizes.add(len(inputs["x"]))
             return network(inputs, **rest)
 

@@ -27,7 +27,7 @@ ALLOWED = {
     "function_body": {"opschema", "errors"},
     "allocation": {"config", "errors", "layers", "pq"},
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
-    "activations": {"errors", "runtime"},
+    "activations": {"data", "errors", "runtime"},
     "ops": {"errors"},
     "network": {"errors", "ops"},
     "partition": {"activations", "errors", "modelproto", "network", "ops"},

@@ -10,7 +10,6 @@ from scipy.stats import binomtest
 from onnxpq import metrics
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.metrics import Correct, Difference
-from onnxpq.report import Interval
 
 ROUNDING = 1e-12
 """Relative difference of float64 sums taken in another order."""
@@ -61,14 +60,15 @@ def counted(both: int, first: int, second: int, neither: int) -> Correct:
 
 
 def test_paired_drop_by_hand() -> None:
-    # 100 samples, 5 lost, 2 won: drop 0.03, variance (0.07 - 0.0009) / 100, margin 1.96 * 0.026287 = 0.051521
+    # 100 samples, 5 lost, 2 won: drop 0.03; interval of 6/102 and 3/102: centre 0.0294118,
+    # variance (0.0882353 - 0.000865052) / 102, margin 1.95996 * 0.0292670 = 0.0573622
     report = counted(85, 5, 2, 8).report("scores")
     assert report.output == "scores"
     assert report.original.value == 0.90
     assert report.compressed.value == 0.87
     assert report.drop.value == 0.03
-    assert report.drop.low == pytest.approx(0.03 - 0.0515212, abs=1e-6)
-    assert report.drop.high == pytest.approx(0.03 + 0.0515212, abs=1e-6)
+    assert report.drop.low == pytest.approx(0.0294118 - 0.0573622, abs=1e-6)
+    assert report.drop.high == pytest.approx(0.0294118 + 0.0573622, abs=1e-6)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
@@ -80,10 +80,12 @@ def test_paired_drop_is_the_mean_of_the_differences(pairs: list[tuple[bool, bool
         correct.add(labels[part], first[part], second[part])
     report = correct.report("y")
     differences = np.array([float(a) - float(b) for a, b in pairs])
-    margin = metrics.Z95 * differences.std() / math.sqrt(len(pairs))
-    expected = Interval(differences.mean(), differences.mean() - margin, differences.mean() + margin)
-    for name in ("value", "low", "high"):
-        assert getattr(report.drop, name) == pytest.approx(getattr(expected, name), abs=1e-9)
+    assert report.drop.value == pytest.approx(differences.mean(), abs=1e-9)
+    # Bonett and Price's interval is Wald's on the samples and two more, one lost and one won.
+    more = np.append(differences, [1.0, -1.0])
+    margin = metrics.Z95 * more.std() / math.sqrt(len(more))
+    assert report.drop.low == pytest.approx(max(-1.0, more.mean() - margin), abs=1e-9)
+    assert report.drop.high == pytest.approx(min(1.0, more.mean() + margin), abs=1e-9)
     assert report.original == metrics.wilson(sum(a for a, _ in pairs), len(pairs))
     assert report.compressed == metrics.wilson(sum(b for _, b in pairs), len(pairs))
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from skl2onnx import to_onnx
 from sklearn.neural_network import MLPClassifier
 
-from onnxpq import modelio, modelproto
+from onnxpq import modelio, modelproto, rewriting
 from onnxpq.errors import ModelError, OutputError
 
 
@@ -393,3 +393,19 @@ def test_structure_is_small_and_keeps_types():
     assert [tensor.name for tensor in small.graph.initializer] == ["b"]
     assert small.ByteSize() < 1000
     assert [value.name for value in model.graph.inputs] == ["x"]
+
+
+def test_weights_of_old_files_are_constants(tmp_path: Path) -> None:
+    """IR version 3, as exporters wrote it until 2019: every initializer is listed as an input, too."""
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    inputs = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["N", 4]), ("w", [4, 3]))]
+    output = onnx.helper.make_tensor_value_info("y", 1, ["N", 3])
+    graph = onnx.helper.make_graph([node], "old", inputs, [output], [weight])
+    path = tmp_path / "old.onnx"
+    onnx.save(onnx.helper.make_model(graph, ir_version=3, opset_imports=[onnx.helper.make_opsetid("", 9)]), path)
+    model = modelio.load(path)
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert set(model.graph.initializers) == {"w"}
+    layers, _ = rewriting.find(model, min_weights=1)
+    assert [layer.weight for layer in layers] == ["w"]

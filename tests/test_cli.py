@@ -1,0 +1,234 @@
+"""The command line: what it prints, writes and returns."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from tiny_models import CLASSES, classes, mlp, samples, save_data, save_model
+
+from onnxpq import cli, finetuning, modelio, pipeline, quantization, rewriting, runtime, verification
+from onnxpq.errors import TrainingError
+
+QUICK = ("--epochs", "2", "--batch-size", "16")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with `m.onnx`, and `d.npz` of its input and labels."""
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "m.onnx", mlp())
+    save_data(tmp_path / "d.npz", x=samples(), y=classes())
+    return tmp_path
+
+
+# What works
+
+
+def test_compress_writes_model_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--data", "d.npz", "--labels", "y", "--report", "r.json"]
+    assert cli.main(["compress", "m.onnx", "-o", "o.onnx", *files, *QUICK, "--sub-vector", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("Compressed layers\n")
+    assert out.endswith("\nWrote o.onnx.\n")
+    found = json.loads((folder / "r.json").read_text())
+    assert found["settings"]["pq"]["sub_vector"] == 4
+    assert found["settings"]["training"]["epochs"] == 2
+    assert [layer["node"] for layer in found["layers"]] == ["fc1", "fc2"]
+    assert found["verification"]["bytes_after"] == os.path.getsize("o.onnx") < os.path.getsize("m.onnx")
+    assert found["verification"]["accuracy"]["output"] == "logits"
+    assert f"{found['ratio']:.1f} times smaller" in out
+    logits = runtime.run(runtime.session("o.onnx", use_library=False), {"x": samples()})["logits"]
+    assert logits.shape == (60, CLASSES)
+
+
+def test_compress_without_data_says_what_it_did_not_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compress", "m.onnx", "-o", "o.onnx"]) == 0
+    out, _ = capsys.readouterr()
+    assert "Note: No training data was given: the weights were quantized as they are, without training." in out
+    assert "Note: The result was compared with the original on random inputs only, which says nothing about" in out
+    assert (folder / "o.onnx").exists()
+
+
+def test_an_existing_output_is_replaced(folder: Path) -> None:
+    (folder / "o.onnx").write_bytes(b"old")
+    assert cli.main(["compress", "m.onnx", "-o", "o.onnx"]) == 0
+    assert onnx.load("o.onnx").graph.node
+
+
+def test_flags_win_over_the_file_of_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "c.toml").write_text('min_weights = 2000\n[pq]\ncodewords = 4\nsub_vector = 2\ncodebooks = "layer"\n')
+    assert cli.main(["inspect", "m.onnx", "--config", "c.toml", "--sub-vector", "4"]) == 0
+    out = re.sub(" +", " ", capsys.readouterr().out)
+    # 4 blocks x 16 sub-vectors x 16 bytes, one codebook of 4 x 4 x 2, scales 512
+    assert f" fc1 Gemm W1 128 x 64 4 4 1 32768 {4 * 16 * 16 + 32 + 512}\n" in out
+    assert " fc2 (Gemm): It has 1280 weights; layers with fewer than 2000 gain too little.\n" in out
+
+
+def test_codebooks_by_name_and_number(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, groups in (("layer", 1), ("position", 8), ("2", 2)):
+        assert cli.main(["inspect", "m.onnx", "--codebooks", given, "--include", "fc1"]) == 0
+        assert f"16  {groups}  32768" in capsys.readouterr().out
+
+
+def test_every_flag_reaches_its_setting() -> None:
+    given = {
+        "--sub-vector": 3,
+        "--codewords": 5,
+        "--codebooks": "layer",
+        "--loss": "mse",
+        "--epochs": 6,
+        "--regularizer": "l1",
+        "--alpha": 0.5,
+        "--alpha-growth": 7.0,
+        "--learning-rate": 0.25,
+        "--batch-size": 8,
+        "--min-weights": 9,
+        "--output-name": "y",
+        "--seed": 11,
+    }
+    assert given.keys() == {flag for flag, *_ in cli._SETTINGS}
+    arguments = [text for flag, value in given.items() for text in (flag, str(value))]
+    options = cli._parser().parse_args(
+        ["inspect", "m", *arguments, "--include", "a*", "--include", "b", "--exclude", "c"]
+    )
+    settings = cli._config(options).to_dict()
+    for flag, setting, _, _ in cli._SETTINGS:
+        table, _, name = setting.rpartition(".")
+        assert (settings[table] if table else settings)[name] == given[flag], flag
+    assert (settings["include"], settings["exclude"]) == (("a*", "b"), ("c",))
+
+
+# What ends before the end
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: command"),
+        (["compress", "m.onnx"], "the following arguments are required: -o/--output"),
+        (["compress", "m.onnx", "-o", "o.onnx", "--foo"], "unrecognized arguments: --foo"),
+        (
+            ["compress", "m.onnx", "-o", "o.onnx", "--codewords", "many"],
+            "argument --codewords: invalid int value: 'many'",
+        ),
+        (["train", "m.onnx"], "invalid choice: 'train'"),
+    ],
+)
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "stage"),
+    [
+        (quantization, "quantize"),
+        (finetuning, "finetune"),
+        (rewriting, "rewrite"),
+        (verification, "verify"),
+        (modelio, "save"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, TrainingError("The loss became nan.")], ids=["interrupted", "failed"]
+)
+def test_stage_that_ends_early_leaves_no_file(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    stage: str,
+    error: BaseException,
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, stage, stop)
+    before = sorted(folder.rglob("*"))
+    code = cli.main(["compress", "m.onnx", "-o", "o.onnx", "--data", "d.npz", *QUICK])
+    _, err = capsys.readouterr()
+    if error is KeyboardInterrupt:
+        assert (code, err) == (130, "onnxpq: interrupted; nothing was written.\n")
+    else:
+        assert (code, err) == (1, "onnxpq: error: The loss became nan.\n")
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["torch", "rich"])
+def test_missing_extra_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(pipeline, "compress", lacking)
+    assert cli.main(["compress", "m.onnx", "-o", "o.onnx"]) == 1
+    expected = f'onnxpq: error: compressing needs {name}: pip install "onnxpq[compress]".\n'
+    assert capsys.readouterr().err == expected
+
+
+def test_other_missing_modules_are_a_defect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'foo'", name="foo")
+
+    monkeypatch.setattr(pipeline, "compress", lacking)
+    with pytest.raises(ModuleNotFoundError, match="foo"):
+        cli.main(["compress", "m.onnx", "-o", "o.onnx"])
+
+
+# Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_bars_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert cli.main(["compress", "m.onnx", "-o", "o.onnx", "--data", "d.npz", *QUICK]) == 0
+    shown = sys.stderr.getvalue()
+    for stage in ("clustering", "caching", "training", "verification"):
+        assert stage in shown
+    assert "100%" in shown
+
+
+def test_no_progress_bars_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with cli._progress() as progress:
+        assert progress is None
+
+
+# As a program
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "onnxpq", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_program_refuses_with_a_sentence_and_no_traceback(folder: Path) -> None:
+    (folder / "bad.onnx").write_bytes(b"hello")
+    found = program("compress", "bad.onnx", "-o", "o.onnx", "--data", "d.npz")
+    expected = "onnxpq: error: 'bad.onnx' is not an ONNX model: 5 bytes that are no protobuf of one.\n"
+    assert (found.returncode, found.stdout, found.stderr) == (1, "", expected)
+    assert not (folder / "o.onnx").exists()
+
+
+def test_program_writes_a_model(folder: Path) -> None:
+    found = program("compress", "m.onnx", "-o", "o.onnx", "--data", "d.npz", "--labels", "y", *QUICK)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.endswith("Wrote o.onnx.\n")
+    assert (folder / "o.onnx").exists()
