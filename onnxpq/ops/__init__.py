@@ -18,6 +18,7 @@ from onnxpq.ops import (
     scatter,
     sequences,
     shape,
+    signal,
 )
 from onnxpq.ops.registry import register_op, resolve
 
@@ -39,6 +40,7 @@ FAMILIES = (
     scatter,
     sequences,
     shape,
+    signal,
 )
 """Importing a family registers its operators; a test compares this list with the folder."""
 

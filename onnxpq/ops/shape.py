@@ -301,6 +301,18 @@ def _mirrored(size: int, before: int, after: int, mode: str) -> Tensor:
     raise UnsupportedOperatorError(f"Pad in mode '{mode}'; constant, edge, reflect and wrap are supported.")
 
 
+@register("CenterCropPad", 18)
+def center_crop_pad(x: Tensor, shape: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
+    """Crop around the middle, or pad with zeros on both sides, to the given sizes."""
+    chosen = range(x.ndim) if axes is None else [a % x.ndim for a in axes]
+    sizes = ints(shape)
+    cut = [max(x.shape[axis] - size, 0) for axis, size in zip(chosen, sizes, strict=True)]
+    for axis, size, lost in zip(chosen, sizes, cut, strict=True):
+        x = x.narrow(axis, lost // 2, min(size, x.shape[axis]))
+    missing = [size - x.shape[axis] for axis, size in zip(chosen, sizes, strict=True)]
+    return _pad(x, [n // 2 for n in missing] + [n - n // 2 for n in missing], chosen, "constant", 0)
+
+
 @register("Cast", 6, 9, 13, 19, 21, 23, 24, 25, 28)
 def cast(x: Any, *, round_mode: str = "up", saturate: int = 1, to: int) -> Tensor:  # noqa: ARG001 - of 8-bit floats
     """Convert the element type."""
