@@ -163,3 +163,58 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, size: int, *, interleaved: bool)
     cos, sin = cos[..., : size // 2], sin[..., : size // 2]
     parts = (cos * first - sin * second, sin * first + cos * second)
     return torch.cat([torch.stack(parts, -1).flatten(-2) if interleaved else torch.cat(parts, -1), rest], -1)
+
+
+@register("LinearAttention", 27)
+def linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_state: Tensor | None = None,
+    decay: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    chunk_size: int = 64,
+    kv_num_heads: int,
+    q_num_heads: int,
+    scale: float = 0.0,
+    update_rule: str = "gated_delta",
+) -> tuple[Tensor, Tensor]:
+    """A state S [N, B, E, F] that every step decays and adds to; the result of a step is scale * q' S.
+
+    A step adds k v', or, where `beta` is given, beta * k (v - S' k)'. The rule is known by which inputs there are.
+
+    Args:
+        query: [N, Q, A * E].
+        key: [N, Q, B * E].
+        value: [N, Q, B * F].
+        past_state: [N, B, E, F], zero by default.
+        decay: logarithm of the factor of S, [N, Q, B] or [N, Q, B * E].
+        beta: rate, [N, Q, B] or [N, Q, 1].
+        chunk_size: of implementations in chunks; without effect here.
+        kv_num_heads: B.
+        q_num_heads: A.
+        scale: by default 1 / sqrt(E).
+        update_rule: linear, gated, delta or gated_delta.
+
+    Returns:
+        The results [N, Q, A * F], and the last state.
+    """
+    expected = {"linear": (0, 0), "gated": (1, 0), "delta": (0, 1), "gated_delta": (1, 1)}.get(update_rule)
+    if expected != (decay is not None, beta is not None):
+        raise UnsupportedOperatorError(f"LinearAttention by the rule '{update_rule}' with other inputs than it takes.")
+    q, k, v = split_heads(query, q_num_heads), split_heads(key, kv_num_heads), split_heads(value, kv_num_heads)
+    state = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]) if past_state is None else past_state
+    factors = None if decay is None else split_heads(decay, kv_num_heads).exp()
+    rates = None if beta is None else split_heads(beta, beta.shape[-1])
+    results = []
+    for t in range(q.shape[2]):
+        state = state if factors is None else state * factors[:, :, t].unsqueeze(-1)
+        added = v[:, :, t]
+        if rates is not None:
+            added = rates[:, :, t] * (added - torch.einsum("nbef,nbe->nbf", state, k[:, :, t]))
+        state = state + torch.einsum("nbe,nbf->nbef", k[:, :, t], added)
+        shared = state.repeat_interleave(q_num_heads // kv_num_heads, 1)
+        results.append(torch.einsum("nae,naef->naf", q[:, :, t], shared))
+    factor = scale or 1 / math.sqrt(q.shape[-1])
+    return factor * merge_heads(torch.stack(results, 2)), state

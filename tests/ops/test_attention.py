@@ -6,12 +6,14 @@ from torch.nn import functional
 
 from onnxpq.errors import UnsupportedOperatorError
 from onnxpq.ops import attention as family
-from onnxpq.ops.attention import attention, rotary_embedding
+from onnxpq.ops.attention import attention, linear_attention, rotary_embedding
 
 TOLERANCE = 1e-5
 Q, K, V = normal(2, 4, 3, 8), normal(2, 2, 5, 8), normal(2, 2, 5, 6)
 MASK = np.array([[True, False, True, True, True]] * 3)
 COS, SIN = np.cos(normal(7, 4)), np.sin(normal(7, 4))
+PACKED = [normal(2, 3, 16), normal(2, 3, 8), normal(2, 3, 6)]
+STATE, DECAY, RATE = normal(2, 2, 4, 3), -np.abs(normal(2, 3, 2)), np.abs(normal(2, 3, 2))
 POSITIONS = np.array([[0, 1, 2], [4, 5, 6]], dtype=np.int64)
 
 CASES = [
@@ -24,6 +26,17 @@ CASES = [
     Case("Attention", [Q, K, V], {"softcap": 2.0}, versions=(24, 25)),
     Case("Attention", [Q, K, V, None, None, None, ints(3, 5)], versions=(24, 25)),
     Case("Attention", [Q, Q, Q], {"left_window_size": 1, "right_window_size": 0}, versions=(25,)),
+    *[
+        Case(
+            "LinearAttention", [*PACKED, *inputs], {"q_num_heads": 4, "kv_num_heads": 2, "update_rule": rule}, outputs=2
+        )
+        for rule, inputs in (
+            ("linear", [STATE]),
+            ("gated", [None, DECAY]),
+            ("delta", [STATE, None, RATE]),
+            ("gated_delta", [STATE, DECAY, RATE]),
+        )
+    ],
     Case("RotaryEmbedding", [Q, COS, SIN, POSITIONS]),
     Case("RotaryEmbedding", [Q, COS, SIN, POSITIONS], {"interleaved": 1}),
     Case("RotaryEmbedding", [Q, COS[:, :2], SIN[:, :2], POSITIONS], {"rotary_embedding_dim": 4}),
@@ -70,3 +83,9 @@ def test_the_number_of_heads_must_be_known():
     x = torch.ones(1, 2, 8)
     with pytest.raises(UnsupportedOperatorError, match=r"shape \[1, 2, 8\] needs the number of heads"):
         attention(x, x, x)
+
+
+def test_a_rule_without_its_inputs_is_refused():
+    x = torch.ones(1, 2, 4)
+    with pytest.raises(UnsupportedOperatorError, match="by the rule 'gated' with other inputs than it takes"):
+        linear_attention(x, x, x, q_num_heads=2, kv_num_heads=2, update_rule="gated")
