@@ -30,8 +30,8 @@ The importer knows {operators} operators in {versions} versions. Of the {all} no
 operators again), {plain_passed} of {plain} pass; and {usable_passed} of {usable} if 8-bit and smaller floats, 4-bit and
 smaller integers, strings, images, random numbers, training and preview operators are left out as well.
 
-Other importers were measured in 2026 on {peer_cases} of the cases of onnx 1.23.2, whose selection was not kept: {peers}.
-None of the counts above is over exactly these cases.
+Other importers were measured in 2026 on {peer_cases} of the cases of onnx 1.23.2, whose selection was not kept:
+{peers}. None of the counts above is over exactly these cases.
 
 A case that does not pass has an operator that the importer refuses by name, or is one of the exceptions in
 `tests/ops/test_node_conformance.py`, which gives the reason.
