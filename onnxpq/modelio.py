@@ -19,10 +19,12 @@ from onnxpq.errors import ModelError, OutputError
 from onnxpq.modelproto import (
     EMBEDDED_BYTES,
     check,
+    check_tensors,
     embed_external,
     external_tensors,
     external_tensors_of,
     from_proto,
+    open_negative_dimensions,
     read_array,
     run_checker,
     structure,
@@ -77,6 +79,7 @@ def load(source: Source) -> ir.Model:
         check(model)
     else:
         proto, folder = _read_proto(source, where)
+        check_tensors(proto, where)
         external = external_tensors_of(proto, folder)
         _check_external_data(external, where)
         # The path form of the checker also takes models whose weights exceed protobuf's 2 GiB.
@@ -85,6 +88,7 @@ def load(source: Source) -> ir.Model:
         for tensor in external_tensors(model):
             tensor.base_dir = folder
         _check_writable(model, where)
+    open_negative_dimensions(model)
     if external:
         model.graph.meta[_EXTERNAL_KEY] = True
     model = _with_supported_opset(model, where)

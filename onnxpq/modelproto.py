@@ -56,6 +56,33 @@ def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
     return model
 
 
+def check_tensors(proto: onnx.ModelProto, where: str) -> None:
+    """Checks the types and sizes of all tensors, some of which ONNX's checker does not look at.
+
+    Raises:
+        ModelError: a tensor has an unknown element type or a negative size; `where` names the model.
+    """
+    known = {int(dtype) for dtype in ir.DataType}
+    for tensor in _tensor_protos(proto):
+        if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
+            raise ModelError(
+                f"{where} has a tensor '{tensor.name}' of element type {tensor.data_type} and sizes "
+                f"{list(tensor.dims)}; expected one of ONNX's types and sizes of at least 0. The file is damaged: copy "
+                "or export it again."
+            )
+
+
+def open_negative_dimensions(model: ir.Model) -> None:
+    """Changes `model`: negative sizes of inputs, outputs and other values become unknown, as is meant by them.
+
+    PaddlePaddle's exporter writes -1 for an open batch; onnxruntime takes it so.
+    """
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)):
+            if value.shape is not None and any(isinstance(size, int) and size < 0 for size in value.shape):
+                value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in value.shape])
+
+
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a protobuf; tensors in external data stay references to their files."""
     proto = ir.to_proto(model)

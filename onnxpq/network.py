@@ -159,7 +159,8 @@ class Network(torch.nn.Module):
             keep: names of intermediate values, inputs or initializers to return as well.
 
         Returns:
-            The outputs and the kept values by name. A value of type string is a numpy array.
+            The outputs and the kept values by name. A value of type string is a numpy array, a sequence a list of
+            tensors, an optional without a value None.
 
         Raises:
             DataError: if an input is missing.
@@ -341,6 +342,8 @@ _HELD_IN = {
 
 
 def _computable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_computable(element) for element in value]
     return value.to(_HELD_IN[value.dtype]) if isinstance(value, Tensor) and value.dtype in _HELD_IN else value
 
 
@@ -354,6 +357,8 @@ def _on_one_device(arguments: list[Any]) -> list[Any]:
 
 
 def _describe(value: Any) -> str:
+    if not hasattr(value, "dtype"):
+        return f"{len(value)} values" if isinstance(value, list) else "nothing"
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
 
 

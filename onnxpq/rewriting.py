@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -23,6 +23,7 @@ from onnxpq.rules.base import Rule, interface
 from onnxpq.rules.context import Context, describe
 from onnxpq.rules.editor import Editor
 from onnxpq.rules.unmatched import explain, explain_nested
+from onnxpq.rules.weights import is_view
 
 MIN_IR_VERSION: Final = 8
 """The first IR version with model-local functions."""
@@ -193,7 +194,7 @@ def _blocker(weight: ir.Value, layers: Sequence[Layer], context: Context) -> str
             f"The weight '{weight.name}' is used as it is and transposed by {_quoted(layer.node for layer in layers)}."
         )
     compressed = {layer.node for layer in layers}
-    for node, index in weight.uses():
+    for node, index in _uses(weight):
         label = context.labels.get(node)
         if label not in compressed or index != _WEIGHT_INPUT:
             name = label or node.name
@@ -202,6 +203,15 @@ def _blocker(weight: ir.Value, layers: Sequence[Layer], context: Context) -> str
                 "the weight would stay in the file."
             )
     return None
+
+
+def _uses(weight: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The nodes that use a weight, and as which input; what only passes it on counts by the nodes behind it."""
+    for node, index in weight.uses():
+        if is_view(node) and not any(value.is_graph_output() for value in node.outputs):
+            yield from _uses(node.outputs[0])
+        else:
+            yield node, index
 
 
 def _lifted(graph: ir.Graph) -> list[ir.Value]:

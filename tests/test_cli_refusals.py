@@ -277,12 +277,12 @@ def test_output_without_gradient(folder: Path, refuse: Refuse) -> None:
 @pytest.fixture
 def unknown(folder: Path) -> str:
     """A model that onnxruntime runs, with an operator of its own that onnxpq has no handler for, behind fc1."""
-    save_model(folder / "unknown.onnx", mlp(activation="QuickGelu", domain="com.microsoft"))
+    save_model(folder / "unknown.onnx", mlp(activation="Trilu", domain="com.microsoft"))
     return "unknown.onnx"
 
 
 def test_operator_without_a_handler_behind_a_layer(refuse: Refuse, unknown: str) -> None:
-    message = "Node 'act' uses operator com.microsoft::QuickGelu version 1 (the model imports version 1 of the domain)"
+    message = "Node 'act' uses operator com.microsoft::Trilu version 1 (the model imports version 1 of the domain)"
     refuse("--data", "d.npz", *QUICK, model=unknown, message=message)
 
 

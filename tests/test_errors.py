@@ -42,7 +42,7 @@ def no_layer(scratch: Path) -> None:
 
 
 def no_handler(scratch: Path) -> None:
-    importing.import_model(ir.from_proto(mlp(activation="QuickGelu", domain="com.microsoft")))
+    importing.import_model(ir.from_proto(mlp(activation="Trilu", domain="com.microsoft")))
 
 
 def another_network(scratch: Path) -> None:
@@ -102,7 +102,7 @@ TRIGGERS: dict[type[OnnxpqError], tuple[Callable[[Path], None], str]] = {
     ),
     errors.UnsupportedOperatorError: (
         no_handler,
-        r"(?s)'act'.*com\.microsoft::QuickGelu version 1 .*cannot train through.*register_op.*compress without data",
+        r"(?s)'act'.*com\.microsoft::Trilu version 1 .*cannot train through.*register_op.*compress without data",
     ),
     errors.ForwardMismatchError: (
         another_network,

@@ -1,9 +1,47 @@
 """ONNX operators in torch, a file per family. `onnxpq.ops.registry` says how to add one."""
 
-from onnxpq.ops import activations, control, conv, math, ml, normalization, reduction, shape
+from onnxpq.ops import (
+    activations,
+    attention,
+    bitwise,
+    contrib,
+    control,
+    conv,
+    losses,
+    math,
+    ml,
+    normalization,
+    quantized,
+    recurrent,
+    reduction,
+    resize,
+    scatter,
+    sequences,
+    shape,
+    signal,
+)
 from onnxpq.ops.registry import register_op, resolve
 
-FAMILIES = (activations, control, conv, math, ml, normalization, reduction, shape)
+FAMILIES = (
+    activations,
+    attention,
+    bitwise,
+    contrib,
+    control,
+    conv,
+    losses,
+    math,
+    ml,
+    normalization,
+    quantized,
+    recurrent,
+    reduction,
+    resize,
+    scatter,
+    sequences,
+    shape,
+    signal,
+)
 """Importing a family registers its operators; a test compares this list with the folder."""
 
 __all__ = ["FAMILIES", "register_op", "resolve"]

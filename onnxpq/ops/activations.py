@@ -90,6 +90,12 @@ def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return x * torch.sigmoid(alpha * x)
 
 
+@register("SwiGLU", 28)
+def swiglu(a: Tensor, b: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Swish of the gate a, times b."""
+    return swish(a, alpha=alpha) * b
+
+
 @register("Mish", 18, 22)
 def mish(x: Tensor) -> Tensor:
     """X * tanh(softplus(x))."""

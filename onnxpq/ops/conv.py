@@ -138,6 +138,52 @@ def average_pool(
     return sums / _window_means(functional.pad(counts, window.torch_pads(window.overhang)), window)
 
 
+@register("LpPool", 2, 11, 18, 22)
+def lp_pool(
+    x: Tensor,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    p: int = 2,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """The p-norm of each window; padding is zero."""
+    window = _Window(x, list(kernel_shape), strides, dilations, pads, auto_pad, ceil_mode)
+    powers = functional.pad(x.abs() ** p, window.both_pads())
+    return (_window_means(powers, window) * math.prod(window.kernel)) ** (1 / p)
+
+
+@register("GlobalLpPool", 2, 22)
+def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
+    """The p-norm over all spatial dimensions, which stay with size 1."""
+    axes = tuple(range(2, x.ndim))
+    return (x.abs() ** p).sum(dim=axes, keepdim=True) ** (1 / p)
+
+
+@register("CausalConvWithState", 27)
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    past: Tensor | None = None,
+    *,
+    activation: str = "none",
+) -> tuple[Tensor, Tensor]:
+    """Each channel of x [N, C, T] with its kernel [C, 1, k], over the past only; and the last k - 1 positions."""
+    kernel = weight.shape[-1]
+    before = x.new_zeros(*x.shape[:2], kernel - 1) if past is None else past
+    whole = torch.cat([before, x], -1)
+    y = functional.conv1d(whole, weight, bias, groups=x.shape[1])
+    if activation in ("silu", "swish"):
+        y = functional.silu(y)
+    elif activation != "none":
+        raise UnsupportedOperatorError(f"CausalConvWithState with activation '{activation}'; expected none or silu.")
+    return y, whole[..., whole.shape[-1] - kernel + 1 :]
+
+
 @register("GlobalAveragePool", 1, 22)
 def global_average_pool(x: Tensor) -> Tensor:
     """Mean over all spatial dimensions, which stay with size 1."""

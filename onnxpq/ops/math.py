@@ -182,6 +182,18 @@ def cumsum(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> 
     return y.flip(dim) if reverse else y
 
 
+@register("CumProd", 26)
+def cumprod(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    """Running product along one axis; `exclusive` leaves out the element itself, `reverse` starts at the end."""
+    dim = ints(axis)[0]
+    x = x.flip(dim) if reverse else x
+    if exclusive:
+        # Not a division, which zeros would spoil.
+        x = torch.cat([torch.ones_like(x.narrow(dim, 0, 1)), x.narrow(dim, 0, x.shape[dim] - 1)], dim)
+    y = x.cumprod(dim, dtype=x.dtype)
+    return y.flip(dim) if reverse else y
+
+
 @register("Einsum", 12, 28)
 def einsum(*inputs: Tensor, equation: str) -> Tensor:
     """Sum of products by index names."""

@@ -229,7 +229,7 @@ def gather(x: Any, indices: Tensor, *, axis: int = 0) -> Any:
     if isinstance(x, np.ndarray):
         return np.asarray(np.take(x, indices.cpu().numpy(), axis=axis), dtype=object)
     axis = axis % x.ndim
-    flat = _non_negative(indices.reshape(-1), x.shape[axis])
+    flat = non_negative(indices.reshape(-1), x.shape[axis])
     picked = x.index_select(axis, flat)
     return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
@@ -237,7 +237,7 @@ def gather(x: Any, indices: Tensor, *, axis: int = 0) -> Any:
 @register("GatherElements", 11, 13)
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     """One element of x for each index."""
-    return x.gather(axis, _non_negative(indices, x.shape[axis]))
+    return x.gather(axis, non_negative(indices, x.shape[axis]))
 
 
 @register("GatherND", 11, 12, 13)
@@ -247,13 +247,14 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     flat_x = x.reshape(-1, *x.shape[batch_dims:])
     flat_indices = indices.reshape(flat_x.shape[0], -1, indices.shape[-1])
     sizes = x.shape[batch_dims:]
-    places = [_non_negative(flat_indices[..., i], sizes[i]) for i in range(indices.shape[-1])]
+    places = [non_negative(flat_indices[..., i], sizes[i]) for i in range(indices.shape[-1])]
     rows = torch.arange(flat_x.shape[0], device=x.device).reshape(-1, 1).expand_as(places[0])
     picked = flat_x[(rows, *places)]
     return picked.reshape((*batch, *indices.shape[batch_dims:-1], *sizes[indices.shape[-1] :]))
 
 
-def _non_negative(indices: Tensor, size: int) -> Tensor:
+def non_negative(indices: Tensor, size: int) -> Tensor:
+    """Indices into an axis of `size` entries; a negative one counts from its end."""
     indices = indices.to(torch.int64)
     return torch.where(indices < 0, indices + size, indices)
 
@@ -298,6 +299,18 @@ def _mirrored(size: int, before: int, after: int, mode: str) -> Tensor:
         at = at % period
         return torch.where(at >= size, period - at, at)
     raise UnsupportedOperatorError(f"Pad in mode '{mode}'; constant, edge, reflect and wrap are supported.")
+
+
+@register("CenterCropPad", 18)
+def center_crop_pad(x: Tensor, shape: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
+    """Crop around the middle, or pad with zeros on both sides, to the given sizes."""
+    chosen = range(x.ndim) if axes is None else [a % x.ndim for a in axes]
+    sizes = ints(shape)
+    cut = [max(x.shape[axis] - size, 0) for axis, size in zip(chosen, sizes, strict=True)]
+    for axis, size, lost in zip(chosen, sizes, cut, strict=True):
+        x = x.narrow(axis, lost // 2, min(size, x.shape[axis]))
+    missing = [size - x.shape[axis] for axis, size in zip(chosen, sizes, strict=True)]
+    return _pad(x, [n // 2 for n in missing] + [n - n // 2 for n in missing], chosen, "constant", 0)
 
 
 @register("Cast", 6, 9, 13, 19, 21, 23, 24, 25, 28)

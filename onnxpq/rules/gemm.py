@@ -26,7 +26,7 @@ class GemmRule(Rule):
         if isinstance(weight, Skipped):
             return weight
         is_in_out = not node.attributes.get_int("transB", 0)
-        rows, columns = weight.tensor.shape.numpy()
+        rows, columns = weight.shape
         out_features, in_features = (columns, rows) if is_in_out else (rows, columns)
         bias = _bias(node, context, out_features)
         return Layer(
@@ -35,7 +35,7 @@ class GemmRule(Rule):
             weight=weight.name,
             out_features=out_features,
             in_features=in_features,
-            weight_is_in_out=is_in_out,
+            weight_is_in_out=is_in_out != weight.is_transposed,
             bias=bias.source.name if bias is not None else None,
         )
 

@@ -20,7 +20,7 @@ class MatMulRule(Rule):
         weight = right_factor(node, context)
         if isinstance(weight, Skipped):
             return weight
-        in_features, out_features = weight.tensor.shape.numpy()
+        in_features, out_features = weight.shape
         fused = _fused_add(node, context, out_features)
         return Layer(
             node=context.labels[node],
@@ -28,7 +28,7 @@ class MatMulRule(Rule):
             weight=weight.name,
             out_features=out_features,
             in_features=in_features,
-            weight_is_in_out=True,
+            weight_is_in_out=not weight.is_transposed,
             bias=fused[1].source.name if fused is not None else None,
         )
 

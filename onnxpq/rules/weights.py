@@ -1,7 +1,7 @@
 """Which constants can be a compressed weight or its bias: the questions that all rules ask."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -30,6 +30,30 @@ class ConstantBias:
     is_source: bool
 
 
+@dataclass(frozen=True)
+class Weight:
+    """The constant float32 matrix that a node multiplies by, as the model stores it and as the node gets it.
+
+    Attributes:
+        origin: the constant.
+        is_transposed: the node gets its transpose.
+    """
+
+    origin: Origin
+    is_transposed: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the constant."""
+        return self.origin.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns as the node gets them."""
+        rows, columns = self.origin.tensor.shape.numpy()
+        return (columns, rows) if self.is_transposed else (rows, columns)
+
+
 def is_operator(node: ir.Node, op_type: str) -> bool:
     """Whether the node is ai.onnx's operator `op_type`."""
     return node.domain in ("", "ai.onnx") and node.op_type == op_type
@@ -47,11 +71,34 @@ def required_input(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
-def right_factor(node: ir.Node, context: Context) -> Origin | Skipped:
+def is_view(node: ir.Node) -> bool:
+    """Whether the node passes a matrix on as it is, or transposed: Identity, Transpose, Cast to float32."""
+    if is_operator(node, "Transpose"):
+        return list(node.attributes.get_ints("perm", [1, 0])) in ([1, 0], [0, 1])
+    return is_operator(node, "Identity") or (
+        is_operator(node, "Cast") and node.attributes.get_int("to", 0) == ir.DataType.FLOAT
+    )
+
+
+def _is_transposed(value: ir.Value) -> bool | None:
+    """Whether the views between a constant matrix and `value` transpose it; None where others than views are there."""
+    node, transposed = value.producer(), False
+    while node is not None and not is_operator(node, "Constant"):
+        source = node.inputs[0]
+        if source is None or not is_view(node):
+            return None
+        if is_operator(node, "Transpose"):
+            transposed ^= list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]
+        node = source.producer()
+    return transposed
+
+
+def right_factor(node: ir.Node, context: Context) -> Weight | Skipped:
     """The weight of a node that multiplies its first two inputs, one of which at least is constant.
 
     Returns:
-        The constant float32 matrix that is the second input, or a whole sentence why there is none.
+        The constant float32 matrix that is the second input, maybe through `is_view` nodes; or a whole sentence why
+        there is none.
     """
     left, right = (context.origin(required_input(node, index)) for index in (0, 1))
     if right is None:
@@ -61,8 +108,14 @@ def right_factor(node: ir.Node, context: Context) -> Origin | Skipped:
     if left is not None:
         reason = f"Both factors, '{left.name}' and '{right.name}', are constant: fold constants first."
         return Skipped(context.labels[node], node.op_type, right.name, reason)
-    refusal = next((sentence(right) for applies, sentence in _REFUSALS if applies(right)), None)
-    return right if refusal is None else Skipped(context.labels[node], node.op_type, right.name, refusal)
+    transposed = _is_transposed(required_input(node, 1))
+    seen = right if transposed is None else replace(right, steps=())
+    refusal = next((sentence(seen) for applies, sentence in _REFUSALS if applies(seen)), None)
+    return (
+        Weight(seen, bool(transposed))
+        if refusal is None
+        else Skipped(context.labels[node], node.op_type, right.name, refusal)
+    )
 
 
 def constant_bias(
@@ -105,7 +158,8 @@ _REFUSALS: Final[tuple[tuple[Callable[[Origin], bool], Callable[[Origin], str]],
     (
         lambda weight: weight.tensor.dtype != ir.DataType.FLOAT,
         lambda weight: (
-            f"The weight '{weight.name}' has type {weight.tensor.dtype.name}; only FLOAT (float32) is supported yet."
+            f"The weight '{weight.name}' has type {weight.tensor.dtype.name}; the operator that would replace its node "
+            "computes in FLOAT (float32) only. Export the model in float32."
         ),
     ),
     (

@@ -10,6 +10,7 @@ WITH_ALPHA = ["LeakyRelu", "ThresholdedRelu", "Elu", "Celu", "Selu", "HardSigmoi
 SOFTMAX = ["Softmax", "LogSoftmax", "Hardmax"]
 
 CASES = [
+    Case("SwiGLU", [normal(2, 3), normal(2, 3)], {"alpha": 1.5}),
     *[Case(op, [3 * normal(2, 5)]) for op in SIMPLE],
     *[Case(op, [3 * normal(2, 5)], {"alpha": 0.7}) for op in WITH_ALPHA],
     Case("Gelu", [3 * normal(2, 5)], {"approximate": "tanh"}),

@@ -53,6 +53,8 @@ CASES = [
     Case("Where", [BOOLS[0], normal(2, 3), normal(3)]),
     Case("CumSum", [normal(2, 3), ints(1)]),
     Case("CumSum", [normal(2, 3), np.int64(-2)], {"exclusive": 1, "reverse": 1}),
+    Case("CumProd", [normal(2, 3), np.int64(1)]),
+    Case("CumProd", [np.array([2, 0, 3, 4], np.float32), np.int64(0)], {"exclusive": 1, "reverse": 1}),
     Case("Einsum", [normal(2, 3), normal(3, 4)], {"equation": "ij, jk -> ki"}),
 ]
 

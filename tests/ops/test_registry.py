@@ -32,15 +32,20 @@ def as_default(value):
         return pytest.approx(value, rel=ATTRIBUTE_TOLERANCE)
     if isinstance(value, bytes):
         return value.decode()
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(as_default, value)) if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("name", sorted({(d, o) for d, o, _ in registered()}), ids="::".join)
+def of_onnx():
+    """All but onnxruntime's operators, whose schemas the onnx package does not have."""
+    return [key for key in registered() if key[0] != "com.microsoft"]
+
+
+@pytest.mark.parametrize("name", sorted({(d, o) for d, o, _ in of_onnx()}), ids="::".join)
 def test_versions_are_exactly_those_in_force_since_opset_7(name):
     assert {v for d, o, v in registered() if (d, o) == name} == history(*name)
 
 
-@pytest.mark.parametrize("key", sorted(registered()), ids=lambda key: f"{key[1]}-{key[2]}")
+@pytest.mark.parametrize("key", sorted(of_onnx()), ids=lambda key: f"{key[1]}-{key[2]}")
 def test_attributes_and_defaults_are_those_of_the_schema(key):
     domain, op_type, version = key
     schema = onnx.defs.get_schema(op_type, version, domain)

@@ -80,6 +80,8 @@ CASES = [
     Case("Range", [np.float32(2), np.float32(-1), np.float32(-0.75)]),
     Case("Trilu", [normal(2, 3, 4)]),
     Case("Trilu", [normal(3, 4), np.int64(-1)], {"upper": 0}),
+    Case("CenterCropPad", [normal(5, 4), ints(2, 7)]),
+    Case("CenterCropPad", [normal(2, 3, 6), ints(4, 5)], {"axes": [1, -1]}),
     Case("DepthToSpace", [normal(2, 8, 2, 3)], {"blocksize": 2}),
     Case("DepthToSpace", [normal(2, 8, 2, 3)], {"blocksize": 2, "mode": "CRD"}, (11, 13, 28)),
     Case("SpaceToDepth", [normal(2, 2, 4, 6)], {"blocksize": 2}),

@@ -193,3 +193,16 @@ def test_every_combination_of_transposes_by_hand():
         # W [out, in] = [[3, 5], [2*5, 2*5]]
         expected = (a.T if trans_a else a) @ np.array([[3, 10], [5, 10]], np.float32)
         np.testing.assert_array_equal(run(rewrite(model, layers, {"w": tensor}), {"a": a})[0], expected)
+
+
+@pytest.mark.parametrize(("trans_b", "shape", "is_in_out"), [(0, (5, 6), False), (1, (6, 5), True)])
+def test_a_weight_behind_a_transpose(trans_b, shape, is_in_out):
+    model = parse(
+        f"(float[N,6] x) => (float[N,5] y) {{ v = Transpose(w) y = Gemm<transB={trans_b}>(x, v, b) }}",
+        initializer("w", *shape),
+        initializer("b", 5),
+    )
+    (layer,), rewritten = check_rewrite(model, {"x": np.ones((2, 6), np.float32)})
+    assert (layer.weight, layer.out_features, layer.in_features) == ("w", 5, 6)
+    assert layer.weight_is_in_out == is_in_out
+    assert operators(rewritten) == ["PQMatMul"]

@@ -141,7 +141,10 @@ def test_other_types_are_refused_by_name(dtype, onnx_name):
     weight = numpy_helper.from_array(np.ones((6, 6), dtype), "w")
     text = f"({onnx_name.lower()}[N,6] x) => ({onnx_name.lower()}[N,6] y) {{ [fc] y = MatMul(x, w) }}"
     model = parse(text, weight)
-    assert reasons(model) == {"fc": f"The weight 'w' has type {onnx_name}; only FLOAT (float32) is supported yet."}
+    reason = (
+        f"The weight 'w' has type {onnx_name}; the operator that would replace its node computes in FLOAT (float32)"
+    )
+    assert reasons(model) == {"fc": f"{reason} only. Export the model in float32."}
 
 
 @pytest.mark.parametrize(
@@ -171,8 +174,8 @@ def test_refusals(body, shape, reason):
 @pytest.mark.parametrize(
     ("chain", "steps"),
     [
-        ("v = Transpose<perm=[1,0]>(w)", "Transpose"),
-        ("v = Identity(w)", "Identity"),
+        ("v = Abs(w)", "Abs"),
+        ("h = Cast<to=10>(w) v = Cast<to=1>(h)", "Cast, Cast"),
         ("t = Transpose(w) v = Mul(t, s)", "Transpose, Mul"),
     ],
 )
@@ -186,6 +189,53 @@ def test_a_weight_behind_other_operators_is_refused(chain, steps):
         "fc": f"The weight 'w' reaches the node through {steps}, which is not supported yet; fold constants first "
         "(onnxruntime's basic optimization does)."
     }
+
+
+@pytest.mark.parametrize(
+    ("chain", "shape", "is_in_out"),
+    [
+        ("v = Transpose<perm=[1,0]>(w)", (5, 6), False),
+        ("v = Transpose(w)", (5, 6), False),
+        ("v = Transpose<perm=[0,1]>(w)", (6, 5), True),
+        ("v = Identity(w)", (6, 5), True),
+        ("c = Cast<to=1>(w) t = Transpose(c) v = Identity(t)", (5, 6), False),
+        ("t = Transpose(w) v = Transpose(t)", (6, 5), True),
+    ],
+)
+def test_a_weight_is_seen_through_views(chain, shape, is_in_out):
+    model = parse(
+        f"(float[N,6] x) => (float[N,5] y) {{ {chain} h = MatMul(x, v) y = Add(h, b) }}",
+        initializer("w", *shape),
+        initializer("b", 5),
+    )
+    (layer,), rewritten = check_rewrite(model, {"x": np.ones((2, 6), np.float32)})
+    assert (layer.weight, layer.out_features, layer.in_features) == ("w", 5, 6)
+    assert layer.weight_is_in_out == is_in_out
+    assert operators(rewritten) == ["PQMatMul"]
+    assert "w" not in rewritten.graph.initializers
+
+
+def test_two_layers_behind_one_transpose_share_the_weight():
+    model = parse(
+        "(float[N,6] x) => (float[N,6] y) { v = Transpose(w) h = MatMul(x, v) g = Relu(h) y = MatMul(g, v) }",
+        initializer("w", 6, 6),
+    )
+    layers, rewritten = check_rewrite(model, {"x": np.ones((2, 6), np.float32)})
+    assert [layer.weight for layer in layers] == ["w", "w"]
+    assert operators(rewritten) == ["PQMatMul", "Relu", "PQMatMul"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("t = Transpose(w) e = Gather(w, i) [fc] y = MatMul(e, t)", "is used by node 'e' (Gather) too"),
+        ("t = Transpose(w) s = Abs(t) e = Gather(s, i) [fc] y = MatMul(e, t)", "is used by node 's' (Abs) too"),
+        ("t = Transpose(w) e = Gather(w, i) z = MatMul(e, w) [fc] y = MatMul(z, t)", "as it is and transposed"),
+    ],
+)
+def test_a_weight_behind_a_transpose_that_would_stay_is_refused(body, sentence):
+    model = parse(f"(int64[N] i) => (float[N,6] y) {{ {body} }}", initializer("w", 6, 6))
+    assert sentence in reasons(model)["fc"]
 
 
 def test_a_quantized_weight_is_refused():
