@@ -52,8 +52,9 @@ def choose(settings: TrainingConfig, teacher: NDArray[np.generic], labels: NDArr
     """The objective that the settings, the original's outputs and the labels ask for.
 
     Class scores (there are integer labels, or the outputs are probabilities) are distilled by the Kullback-Leibler
-    divergence of softened distributions (Hinton, Vinyals, Dean 2015); any other output by its squared error relative to
-    its variance.
+    divergence of softened distributions (Hinton, Vinyals, Dean 2015), numbers by their squared error relative to the
+    variance. Without labels nothing tells whether several columns are scores or numbers: the sum of both is taken,
+    which the original's own output minimises in either case.
 
     Args:
         settings: loss, share of distillation, temperature.
@@ -73,10 +74,14 @@ def choose(settings: TrainingConfig, teacher: NDArray[np.generic], labels: NDArr
         name = _describe("cross-entropy", settings)
         return Objective(name, _cross_entropy(logits), divergence, settings.distillation)
     variance = max(float(teacher[:_SAMPLE].astype(np.float64).var(axis=0).mean()), 1e-12)
-    distilled = _divergence(settings.temperature, logits) if probabilities else _squared(variance)
+    divergence, squared = _divergence(settings.temperature, logits), _squared(variance)
     if loss == "mse" and labels is not None:
         check_numbers(labels, teacher)
-        return Objective(_describe("squared error", settings), _squared(variance), distilled, settings.distillation)
+        distilled = divergence if probabilities else squared
+        return Objective(_describe("squared error", settings), squared, distilled, settings.distillation)
+    if probabilities:
+        return Objective("distillation from the original model", None, divergence, 1.0)
+    distilled = _sum(squared, divergence) if is_scores(teacher) else squared
     return Objective("distillation from the original model", None, distilled, 1.0)
 
 
@@ -141,13 +146,15 @@ def _divergence(temperature: float, logits: Callable[[Tensor], Tensor]) -> Calla
     return loss
 
 
+def _sum(*losses: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(output: Tensor, teacher: Tensor) -> Tensor:
+        return torch.stack([part(output, teacher) for part in losses]).sum()
+
+    return loss
+
+
 def _squared(variance: float) -> Callable[[Tensor, Tensor], Tensor]:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return (output - target.reshape(output.shape).to(output.dtype)).square().mean() / variance
 
     return loss
-
-
-def to_tensor(labels: NDArray[np.generic] | None) -> Tensor | None:
-    """Labels as a tensor, None staying None."""
-    return None if labels is None else torch.from_numpy(np.ascontiguousarray(labels))

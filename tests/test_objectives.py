@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 
-from onnxpq import objectives
 from onnxpq.config import TrainingConfig
 from onnxpq.errors import ConfigError, DataError, OnnxpqError
 from onnxpq.objectives import choose
@@ -27,7 +26,9 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 def loss(settings: TrainingConfig, output: np.ndarray, teacher: np.ndarray, labels: np.ndarray | None) -> float:
-    return float(choose(settings, teacher, labels)(tensor(output), tensor(teacher), objectives.to_tensor(labels)))
+    return float(
+        choose(settings, teacher, labels)(tensor(output), tensor(teacher), None if labels is None else tensor(labels))
+    )
 
 
 def divergence(output: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
@@ -189,3 +190,14 @@ def test_gradients_reach_the_output_alone() -> None:
     assert bool(torch.isfinite(output.grad).all())
     # Scores may be shifted as one: the gradient of each row sums to zero.
     assert float(output.grad.sum(-1).abs().max()) == pytest.approx(0, abs=1e-6)
+
+
+def test_columns_of_unknown_kind_are_distilled_both_ways() -> None:
+    """Without labels: the squared error relative to the variance, and the divergence that class scores have."""
+    settings = TrainingConfig(distillation=1.0)
+    both = loss(settings, OTHER, LOGITS, None)
+    divergence = loss(settings, OTHER, LOGITS, LABELS)
+    squared = float(np.square(OTHER - LOGITS).mean() / LOGITS.var(axis=0).mean())
+    assert both == pytest.approx(divergence + squared, rel=ROUNDING)
+    column = loss(settings, OTHER[:, :1], LOGITS[:, :1], None)
+    assert column == pytest.approx(float(np.square(OTHER - LOGITS)[:, :1].mean() / LOGITS[:, :1].var()), rel=ROUNDING)
