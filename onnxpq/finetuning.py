@@ -148,10 +148,10 @@ def finetune(
         history.append(epoch)
         if epoch.validation < best:
             best, kept, stale = epoch.validation, student.snapshot(), 0
-        else:
+        elif epoch.phase == TUNED:
+            # The first phase is no place to stop: while alpha grows and codes move its loss goes up and down.
             stale += 1
-        # The first phase is no place to stop: while alpha grows and codes move its loss goes up and down.
-        if stale >= settings.patience and epoch.phase == TUNED:
+        if stale >= settings.patience:
             break
     return Finetuned(kept[0], kept[1], objective.describe, before, start, best, tuple(history))
 
