@@ -66,7 +66,8 @@ class TrainingConfig:
         learning_rate: AdamW's for codebooks, scales (their logarithms) and biases, at its peak.
         latent_rate: that of the float weights, as a multiple of it.
         mixup: parameter of the Beta distribution by which training samples are mixed in pairs, the original model
-            telling what a mixture should give; 0 for none. Only where all inputs of the trained part are floats.
+            telling what a mixture should give (labels count in proportion); 0 for none. Only where all inputs of the
+            trained part are floats.
         batch_size: samples per step.
         validation: share of the training data that is held out to choose the best epoch.
         patience: epochs without a better validation loss after which the training stops.

@@ -267,13 +267,18 @@ class _Trainer:
 
     def _step(self, batch: Batch, phase: str, alpha: float) -> float:
         """One update; the loss without the term."""
-        if self.settings.mixup > 0 and all(value.is_floating_point() for value in batch[0].values()):
-            batch = self._mixed(batch[0])
+        inputs, teacher, labels = batch
+        other, share = None, 1.0
+        if self.settings.mixup > 0 and all(value.is_floating_point() for value in inputs.values()):
+            share = float(self.random.beta(self.settings.mixup, self.settings.mixup))
+            other = torch.from_numpy(self.random.permutation(len(teacher)))
+            inputs, teacher = self._mixed(inputs, other, share)
         if phase == REGULARIZED:
             self.student.reassign()
-        inputs, teacher, labels = batch
-        outputs = self.problem.network(inputs, weights=self.student.weights(phase))
-        loss = self.objective(outputs[self.problem.output], teacher, labels)
+        scores = self.problem.network(inputs, weights=self.student.weights(phase))[self.problem.output]
+        loss = self.objective(scores, teacher, labels)
+        if other is not None and labels is not None:
+            loss = share * loss + (1 - share) * self.objective(scores, teacher, labels[other])
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -291,12 +296,10 @@ class _Trainer:
         return value
 
     @torch.no_grad()
-    def _mixed(self, inputs: Mapping[str, Tensor]) -> Batch:
-        """Mixtures of the samples in pairs, labelled by the original model."""
-        share = float(self.random.beta(self.settings.mixup, self.settings.mixup))
-        other = torch.from_numpy(self.random.permutation(len(next(iter(inputs.values())))))
+    def _mixed(self, inputs: Mapping[str, Tensor], other: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Mixtures of the samples in pairs, and what the original model makes of them."""
         mixed = {name: share * value + (1 - share) * value[other] for name, value in inputs.items()}
-        return mixed, self.problem.network(mixed)[self.problem.output], None
+        return mixed, self.problem.network(mixed)[self.problem.output]
 
     @torch.no_grad()
     def validate(self, samples: Samples, *, weights: Mapping[str, Tensor] | None = None) -> float:

@@ -172,3 +172,12 @@ def test_a_fixed_batch_is_kept(network: Network, data: tuple[Samples, Samples]) 
     chosen = TrainingConfig(epochs=2)
     finetuning.finetune(Problem(recorder, LAYERS, "scores", fixed_batch=7), start(network), data, chosen, seed=0)
     assert sizes == {7}
+
+
+def test_labels_of_mixtures_are_trained_on(network: Network, data: tuple[Samples, Samples]) -> None:
+    """With labels alone (no teacher), wrong ones must show: the network learns them, mixed samples or not."""
+    train, _ = data
+    shifted = (np.asarray(train.labels) + 1) % CLASSES
+    wrong = tuple(Samples(part.inputs, part.teacher, shifted, part.rows) for part in data)
+    tuned = tune(network, wrong, distillation=0.0, learning_rate=1e-2)
+    assert tuned.best < 0.6 * tuned.before
