@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from onnxpq.errors import ConfigError
+from onnxpq.opschema import MAX_NIBBLE_CODEWORDS
 
 REGULARIZERS: Final = ("codebook", "murray-ng", "l1", "l2", "quartic", "none")
 DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.01, "l1": 0.01, "l2": 0.01, "quartic": 0.01, "none": 0.0}
@@ -32,15 +33,25 @@ class PQConfig:
         codebooks: G per layer. "position": one codebook per sub-vector position; "layer": one for the whole layer;
             a number: that many; "auto": "position" unless its codebooks would take more bytes than half the codes, and
             then as many as take that.
+        fast: the operator uses tables of 8 bits instead of 15: 1.1 to 1.2 times as fast, about 1 % error of a layer's
+            outputs instead of 0.2 %. Needs at most 16 codewords.
     """
 
     sub_vector: int = 8
     codewords: int = 16
     codebooks: str | int = "auto"
+    fast: bool = False
 
     def __post_init__(self) -> None:
         _integer(self, "sub_vector", 1, 64)
         _integer(self, "codewords", 2, 256)
+        if not isinstance(self.fast, bool):
+            raise ConfigError(_sentence(self, "fast", "True or False", self.fast))
+        if self.fast and self.codewords > MAX_NIBBLE_CODEWORDS:
+            raise ConfigError(
+                f"The 'fast' parameter of PQConfig needs at most {MAX_NIBBLE_CODEWORDS} codewords."
+                f" Got {self.codewords} instead."
+            )
         if isinstance(self.codebooks, str):
             _choice(self, "codebooks", CODEBOOKS)
         else:

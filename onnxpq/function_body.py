@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxpq.errors import ModelError
 from onnxpq.opschema import (
+    ATTR_FAST,
     ATTR_IN_FEATURES,
     ATTR_PLACE_VALUES,
     ATTRIBUTES,
@@ -134,17 +135,19 @@ def pq_matmul_function(opset: int) -> ir.Function:
     return function
 
 
-def node_attributes(in_features: int, codewords: int) -> tuple[ir.Attr, ir.Attr]:
-    """The attributes that a `PQMatMul` node carries for the function body (`onnxpq.opschema`).
+def node_attributes(in_features: int, codewords: int, *, fast: bool = False) -> tuple[ir.Attr, ...]:
+    """The attributes that a `PQMatMul` node carries (`onnxpq.opschema`).
 
     Args:
         in_features: `in`.
         codewords: K.
+        fast: whether the operator is to use tables of 8 bits; K <= 16 only.
     """
     place_values = [16**i for i in range(codes_per_byte(codewords))]
     return (
         ir.AttrTensor(ATTR_IN_FEATURES, ir.tensor(np.array([in_features], np.int64))),
         ir.AttrTensor(ATTR_PLACE_VALUES, ir.tensor(np.array(place_values, np.int32))),
+        ir.AttrInt64(ATTR_FAST, int(fast)),
     )
 
 

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -136,7 +136,8 @@ def compress(
         with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
             tuned, training = _finetune(run, normal, layers, quantized, train, output, Path(cache_dir or scratch))
         quantized, values = tuned.quantized, tuned.values
-    tensors = {name: part.freeze() for name, part in quantized.items()}
+    fast = run.config.pq.fast
+    tensors = {name: replace(part.freeze(), fast=fast) for name, part in quantized.items()}
     compressed = rewriting.rewrite(rewriting.update_initializers(original, values), layers, tensors)
     with run.stage("verification"):
         proof = _verify(run, model, original, compressed, evidence, inputs, output)
@@ -270,6 +271,7 @@ def _verify(
             description=evidence.description,
             held_out=evidence.held_out,
             file_bytes=(before, modelio.file_bytes(path)),
+            library_budget=verifying.FAST_LIBRARY_BUDGET if run.config.pq.fast else verifying.LIBRARY_BUDGET,
             progress=run.ticker("verification"),
         )
 

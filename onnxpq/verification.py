@@ -28,7 +28,10 @@ LATENCY_SECONDS = 2.0
 
 LIBRARY_BUDGET = 1e-2
 """Largest relative L2 difference of an output between native operator and function body that is not a defect: the
-operator's int16 tables are within 1e-3 of a layer's output, and a few layers follow one another."""
+operator's tables are within 2e-3 of a layer's output, and a few layers follow one another."""
+
+FAST_LIBRARY_BUDGET = 1e-1
+"""The same with fast tables, which are within 2 % (3 % where a few inputs are 40 times the others)."""
 
 
 @dataclass
@@ -65,6 +68,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     description: str,
     held_out: bool,
     file_bytes: tuple[int, int],
+    library_budget: float = LIBRARY_BUDGET,
     progress: Progress | None = None,
 ) -> Verification:
     """Run both models over the data set and compare.
@@ -78,6 +82,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         description: what the samples are, for the report.
         held_out: whether none of them was used for training.
         file_bytes: of the original and of the compressed file.
+        library_budget: largest relative L2 difference of an output between native operator and function body.
         progress: is told the samples that are done and their number.
 
     Returns:
@@ -104,7 +109,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         done += count
         if progress is not None:
             progress(done, len(dataset))
-    _require(sums, file_bytes)
+    _require(sums, file_bytes, library_budget)
     library = max((entry.relative for entry in sums.library.values()), default=0.0)
     return Verification(
         data=description,
@@ -168,7 +173,7 @@ def _squared_error(sums: _Sums, output: str) -> SquaredError | None:
     return SquaredError(output, sums.squared_original / sums.values, sums.squared_compressed / sums.values)
 
 
-def _require(sums: _Sums, file_bytes: tuple[int, int]) -> None:
+def _require(sums: _Sums, file_bytes: tuple[int, int], library_budget: float) -> None:
     for name, difference in sums.outputs.items():
         if not difference.finite_reference:
             raise VerificationError(
@@ -182,10 +187,10 @@ def _require(sums: _Sums, file_bytes: tuple[int, int]) -> None:
             )
     for name, difference in sums.library.items():
         # Written so that NaN, which is above and below nothing, is refused.
-        if not difference.relative <= LIBRARY_BUDGET:
+        if not difference.relative <= library_budget:
             raise VerificationError(
                 f"Output '{name}': native operator and function body differ by {difference.relative:.2e} "
-                f"(relative L2), at most {LIBRARY_BUDGET:.0e} is expected. Nothing was written. Please report this "
+                f"(relative L2), at most {library_budget:.0e} is expected. Nothing was written. Please report this "
                 "with the model."
             )
     before, after = file_bytes

@@ -100,6 +100,8 @@ def model_of(
     constants: dict[str, NDArray[Any]] | None = None,
     as_inputs: tuple[str, ...] = (),
     with_body: bool = True,
+    x_type: int = TensorProto.FLOAT,
+    fast: bool = False,
 ) -> onnx.ModelProto:
     """Y = PQMatMul(X), node 'fc'.
 
@@ -110,15 +112,17 @@ def model_of(
         constants: replace constant inputs of the node, to make bad ones.
         as_inputs: constant inputs that become graph inputs instead.
         with_body: whether the model carries the function body.
+        x_type: of X and Y.
+        fast: the attribute.
     """
     values = layer.constants() | (constants or {})
-    attributes = [ir.to_proto(a) for a in node_attributes(layer.in_features, layer.codewords)]
+    attributes = [ir.to_proto(a) for a in node_attributes(layer.in_features, layer.codewords, fast=fast)]
     node = helper.make_node(OP_TYPE, ["X", *values], ["Y"], name="fc", domain=DOMAIN)
     node.attribute.extend(attributes)
     x_shape = ["N", layer.in_features] if x_shape is None else x_shape
-    x_info = helper.make_tensor_value_info("X", TensorProto.FLOAT, x_shape)
+    x_info = helper.make_tensor_value_info("X", x_type, x_shape)
     y_shape = [*x_shape[:-1], len(layer.scales)]
-    y_info = helper.make_tensor_value_info("Y", TensorProto.FLOAT, y_shape)
+    y_info = helper.make_tensor_value_info("Y", x_type, y_shape)
     initializers = [numpy_helper.from_array(v, name) for name, v in values.items() if name not in as_inputs]
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values[name].dtype), values[name].shape)

@@ -38,7 +38,14 @@ CHOICES = {
     (TrainingConfig, "regularizer"): ("codebook", "murray-ng", "l1", "l2", "quartic", "none"),
     (TrainingConfig, "loss"): ("auto", "cross-entropy", "mse", "distillation"),
 }
-OTHERS = {(Config, "pq"), (Config, "training"), (Config, "include"), (Config, "exclude"), (Config, "output")}
+OTHERS = {
+    (PQConfig, "fast"),
+    (Config, "pq"),
+    (Config, "training"),
+    (Config, "include"),
+    (Config, "exclude"),
+    (Config, "output"),
+}
 """Each has a test of its own below."""
 
 
@@ -93,6 +100,14 @@ def test_choices_are_listed(kind: type, name: str) -> None:
 def test_globs_are_a_tuple_of_strings(name: str, bad: Any) -> None:
     with pytest.raises(ConfigError, match=sentence(Config, name, "a tuple of strings", bad)):
         Config(**{name: bad})
+
+
+def test_fast_tables_are_for_few_codewords() -> None:
+    assert PQConfig(fast=True, codewords=16).fast
+    with pytest.raises(ConfigError, match=sentence(PQConfig, "fast", "True or False", 1)):
+        PQConfig(fast=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^The 'fast' parameter of PQConfig needs at most 16 codewords. Got 17 inst"):
+        PQConfig(fast=True, codewords=17)
 
 
 def test_nested_settings_and_output_have_types() -> None:

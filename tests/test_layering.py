@@ -19,7 +19,7 @@ ALLOWED = {
     "layers": set(),
     "report": set(),
     "pq": {"errors", "opschema"},
-    "config": {"errors"},
+    "config": {"errors", "opschema"},
     "data": {"errors"},
     "metrics": {"errors", "report"},
     "modelproto": {"errors"},

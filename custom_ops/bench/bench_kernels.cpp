@@ -1,7 +1,7 @@
 // Times the kernels on one thread: the tables of a row of X, the scan of the codes, and the whole multiplication, hot
 // (the same buffers every time) and cold (weights that have left the caches).
 //
-//     bench_kernels [--level avx2] [--rows 8] [out in d K]
+//     bench_kernels [--level avx2] [--fast] [--rows 8] [out in d K]
 //
 // Columns are first deciles (what else runs on the machine only ever adds time) in ns for one row of X; `w/ns` are
 // weights of the dense layer for one ns of the whole, hot.
@@ -31,6 +31,7 @@ constexpr size_t kColdBytes = size_t{128} << 20;
 
 struct Case {
   size_t out, in, d, K, rows;
+  bool fast;
 };
 
 // First decile of the time of a call in ns; call(i) may use another buffer for each i.
@@ -78,7 +79,7 @@ class Layer {
                                    {TensorType::kUint8, {n(blocks), n(M), 16}, codes_.data()},
                                    {TensorType::kFloat32, {n(c.out)}, scales_.data()},
                                    {TensorType::kFloat32, {n(c.out)}, scales_.data()}};
-    checked_ = std::make_unique<PQWeight>("bench", inputs);
+    checked_ = std::make_unique<PQWeight>("bench", inputs, c.fast && c.K <= kNibbleCodewords);
   }
 
   // The layer with the `i`-th of the copies of its codes.
@@ -110,7 +111,7 @@ struct Parts {
 Parts time_nibbles(const Kernels& kernels, Layer& layer) {
   const Weight weight = layer.weight(0);
   const size_t groups = (layer.M - 1) / kGroupUnits + 1;
-  std::vector<uint8_t> planes((layer.M + 1) / 2 * kPairBytes + 64);
+  std::vector<uint8_t> planes((layer.M + 1) / 2 * pair_bytes(false) + 64);
   std::vector<float> steps(groups), centres(groups);
   uint8_t* aligned = planes.data() + (64 - reinterpret_cast<uintptr_t>(planes.data()) % 64) % 64;
   const NibbleTables tables = {aligned, steps.data(), centres.data()};
@@ -175,15 +176,15 @@ void report(const Kernels& kernels, const Case& c) {
   std::fflush(stdout);
 }
 
-std::vector<Case> default_cases() {
+std::vector<Case> default_cases(bool fast) {
   std::vector<Case> cases;
   for (const size_t rows : {1, 16}) {
     for (const auto& [out, in] :
          {std::pair<size_t, size_t>{10, 500}, {256, 256}, {1024, 1024}, {1024, 4096}, {4096, 4096}, {1024, 16384}}) {
-      cases.push_back({out, in, 4, 16, rows});
-      cases.push_back({out, in, 8, 256, rows});
+      cases.push_back({out, in, 4, 16, rows, fast});
+      cases.push_back({out, in, 8, 256, rows, fast});
     }
-    cases.push_back({4096, 4096, 2, 16, rows});
+    cases.push_back({4096, 4096, 2, 16, rows, fast});
   }
   return cases;
 }
@@ -193,18 +194,21 @@ std::vector<Case> default_cases() {
 int main(int argc, char** argv) {
   std::string level;
   size_t rows = 1;
+  bool fast = false;
   std::vector<size_t> sizes;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--level") == 0 && i + 1 < argc) {
       level = argv[++i];
     } else if (std::strcmp(argv[i], "--rows") == 0 && i + 1 < argc) {
       rows = std::strtoul(argv[++i], nullptr, 10);
+    } else if (std::strcmp(argv[i], "--fast") == 0) {
+      fast = true;
     } else {
       sizes.push_back(std::strtoul(argv[i], nullptr, 10));
     }
   }
   if ((!sizes.empty() && sizes.size() != 4) || std::count(sizes.begin(), sizes.end(), size_t{0}) != 0 || rows == 0) {
-    std::fprintf(stderr, "usage: bench_kernels [--level name] [--rows n] [out in d K]\n");
+    std::fprintf(stderr, "usage: bench_kernels [--level name] [--fast] [--rows n] [out in d K]\n");
     return 2;
   }
   char refusal[256] = "";
@@ -213,8 +217,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", refusal);
     return 2;
   }
-  std::vector<Case> cases = default_cases();
-  if (!sizes.empty()) cases = {{sizes[0], sizes[1], sizes[2], sizes[3], rows}};
+  std::vector<Case> cases = default_cases(fast);
+  if (!sizes.empty()) cases = {{sizes[0], sizes[1], sizes[2], sizes[3], rows, fast}};
   std::printf("%-7s %5s %5s %3s %4s %5s %10s %10s %10s %10s %8s\n", "level", "out", "in", "d", "K", "rows", "tables",
               "scan", "whole hot", "cold", "w/ns");
   for (const Case& c : cases) report(*kernels, c);

@@ -73,7 +73,9 @@ struct OrtApi {
                                                      size_t count);
   UnusedFunction unused_64[1];
   OrtStatus*(ONNXPQ_ORT_CALL* GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** out);
-  UnusedFunction unused_66[24];
+  UnusedFunction unused_66[20];
+  OrtStatus*(ONNXPQ_ORT_CALL* KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* out);
+  UnusedFunction unused_87[3];
   OrtStatus*(ONNXPQ_ORT_CALL* KernelContext_GetInput)(const OrtKernelContext* context, size_t index,
                                                       const OrtValue** out);
   OrtStatus*(ONNXPQ_ORT_CALL* KernelContext_GetOutput)(OrtKernelContext* context, size_t index, const int64_t* dims,
@@ -141,6 +143,7 @@ ONNXPQ_CHECK_POSITION(GetDimensionsCount, 61);
 ONNXPQ_CHECK_POSITION(GetDimensions, 62);
 ONNXPQ_CHECK_POSITION(GetSymbolicDimensions, 63);
 ONNXPQ_CHECK_POSITION(GetTensorTypeAndShape, 65);
+ONNXPQ_CHECK_POSITION(KernelInfoGetAttribute_int64, 86);
 ONNXPQ_CHECK_POSITION(KernelContext_GetInput, 90);
 ONNXPQ_CHECK_POSITION(KernelContext_GetOutput, 91);
 ONNXPQ_CHECK_POSITION(ReleaseStatus, 93);

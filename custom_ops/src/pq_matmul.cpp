@@ -65,7 +65,7 @@ size_t chunk_blocks(size_t S, size_t bundles) {
   return std::min(std::max(kChunkBytes / (S * kUnitBytes), kMinBlocks), kMaxBlocks);
 }
 
-// The scan of up to scan_rows rows over a chunk of blocks. Tables that the first cache holds pass over all of it before
+// The scan of up to scan_rows rows over a chunk of blocks. Tables of a quarter of the second cache pass over all of it before
 // the next ones: they are up to four times as many bytes as the codes.
 struct NibbleScan {
   const Kernels& kernels;
@@ -75,11 +75,11 @@ struct NibbleScan {
   float* y;  // [rows, out]
 
   void run(size_t row, const Range& blocks) const {
-    constexpr size_t kFirstCacheBytes = 16 * 1024;
+    constexpr size_t kTableCacheBytes = 64 * 1024;
     const size_t groups = ceil_div(weight.R * weight.M, kGroupUnits);
     const size_t count = std::min(kernels.scan_rows, rows - row);
-    const size_t group_bytes = kGroupUnits / 2 * kPairBytes * count;
-    const size_t step = std::max<size_t>(kFirstCacheBytes / group_bytes, 1);
+    const size_t group_bytes = kGroupUnits / 2 * pair_bytes(weight.fast) * count;
+    const size_t step = std::max<size_t>(kTableCacheBytes / group_bytes, 1);
     for (size_t group = 0; group < groups; group += step) {
       for (size_t block = blocks.begin; block < blocks.end; ++block) {
         kernels.scan_nibbles(weight, tables + row, count, {group, std::min(group + step, groups)}, block,
@@ -94,7 +94,7 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
   const size_t S = weight.R * weight.M;
   const size_t groups = ceil_div(S, kGroupUnits);
   const size_t blocks = ceil_div(weight.out, kNibbleOutputs);
-  const size_t plane_bytes = ceil_div(S, 2) * kPairBytes;
+  const size_t plane_bytes = ceil_div(S, 2) * pair_bytes(weight.fast);
   const size_t row_bytes = plane_bytes + ceil_div(2 * groups * sizeof(float), kAlignment) * kAlignment;
   // A multiple of scan_rows, so that only the last tile has rows that share no codes.
   const size_t wanted_rows =

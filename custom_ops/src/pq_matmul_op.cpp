@@ -1,5 +1,6 @@
 #include "pq_matmul_op.h"
 
+#include <algorithm>
 #include <exception>
 #include <memory>
 #include <string>
@@ -118,11 +119,28 @@ TensorView constant_input(const OrtApi& api, const OrtKernelInfo* info, const st
   return view(api, value);
 }
 
+// The attribute `fast`, 0 where the node has none.
+bool fast_attribute(const OrtApi& api, const OrtKernelInfo* info, const std::string& node) {
+  int64_t value = 0;
+  if (OrtStatus* absent = api.KernelInfoGetAttribute_int64(info, "fast", &value)) {
+    api.ReleaseStatus(absent);
+    return false;
+  }
+  if (value != 0 && value != 1) {
+    throw Refusal("onnxpq::PQMatMul node '" + node + "': attribute 'fast' is " + std::to_string(value) +
+                  "; expected 0 or 1.");
+  }
+  return value == 1;
+}
+
 // A node of the model. Immutable once made: sessions run it from several threads at once.
 class PQMatMulKernel {
  public:
   PQMatMulKernel(const OrtApi& api, const Kernels& kernels, const OrtKernelInfo* info)
-      : api_(api), kernels_(kernels), node_(node_name(api, info)), weight_(node_, constants(api, info, node_)) {}
+      : api_(api),
+        kernels_(kernels),
+        node_(node_name(api, info)),
+        weight_(node_, constants(api, info, node_), fast_attribute(api, info, node_)) {}
 
   void compute(OrtKernelContext* context) const {
     const TensorView x = input(context, kX);
@@ -137,9 +155,11 @@ class PQMatMulKernel {
     const Weight weight =
         weight_.view(static_cast<size_t>(x.shape.back()), input(context, kCodebooks).data, input(context, kCodes).data);
     OrtPool pool = {&api_, context, nullptr};
-    pq_matmul(kernels_, weight, static_cast<const float*>(x.data), rows, static_cast<float*>(y_data),
-              {&pool, run_in_pool});
-    check(pool.failure);
+    if (x.type == TensorType::kFloat16) {
+      multiply_halves(weight, static_cast<const uint16_t*>(x.data), rows, static_cast<uint16_t*>(y_data), pool);
+    } else {
+      multiply(weight, static_cast<const float*>(x.data), rows, static_cast<float*>(y_data), pool);
+    }
   }
 
   const OrtApi& api() const { return api_; }
@@ -160,6 +180,29 @@ class PQMatMulKernel {
     if (p.failure != nullptr) p.api->ReleaseStatus(p.failure);
     p.failure = status;
   }
+
+  void multiply(const Weight& weight, const float* x, size_t rows, float* y, OrtPool& pool) const {
+    pq_matmul(kernels_, weight, x, rows, y, {&pool, run_in_pool});
+    check(pool.failure);
+  }
+
+  // A tile of rows is widened, multiplied in float32 and narrowed: rounding is that of X and Y alone.
+  void multiply_halves(const Weight& weight, const uint16_t* x, size_t rows, uint16_t* y, OrtPool& pool) const {
+    constexpr size_t kTileElements = 256 * 1024;
+    const size_t row_elements = weight.in + weight.out;
+    const size_t tile_rows = std::min(rows, std::max<size_t>(kTileElements / row_elements, kMinTileRows));
+    std::vector<float> floats(tile_rows * row_elements);
+    float* const wide_y = floats.data() + tile_rows * weight.in;
+    for (size_t row = 0; row < rows; row += tile_rows) {
+      const size_t count = std::min(tile_rows, rows - row);
+      kernels_.widen(x + row * weight.in, count * weight.in, floats.data());
+      multiply(weight, floats.data(), count, wide_y, pool);
+      kernels_.narrow(wide_y, count * weight.out, y + row * weight.out);
+    }
+  }
+
+  // So many rows share the codes at least.
+  static constexpr size_t kMinTileRows = 16;
 
   static ConstantInputs constants(const OrtApi& api, const OrtKernelInfo* info, const std::string& node) {
     return {constant_input(api, info, node, kCodebooks), constant_input(api, info, node, kCodes),
@@ -229,29 +272,32 @@ OrtStatus* ONNXPQ_ORT_CALL infer_shape(const OrtCustomOp* op, OrtShapeInferConte
     OrtTensorTypeAndShapeInfo* raw = nullptr;
     check(api.CreateTensorTypeAndShapeInfo(&raw));
     const OwnedInfo y(raw, {&api});
-    check(api.SetTensorElementType(y.get(), ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
+    // onnxruntime asks one of the two operators, whatever the type of X is.
+    const bool half = x.type() == TensorType::kFloat16;
+    check(api.SetTensorElementType(
+        y.get(), half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
     check(api.SetDimensions(y.get(), shape.data(), shape.size()));
     check(api.SetSymbolicDimensions(y.get(), symbols.data(), symbols.size()));
     check(api.ShapeInferContext_SetOutputTypeShape(context, 0, y.get()));
   });
 }
 
-ONNXTensorElementDataType ONNXPQ_ORT_CALL input_type(const OrtCustomOp*, size_t index) {
-  if (index == kX) return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+ONNXTensorElementDataType ONNXPQ_ORT_CALL input_type(const OrtCustomOp* op, size_t index) {
+  if (index == kX) return self(op).element_type;
   if (index == kCodes) return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // float16 or float32; checked when the kernel is made
 }
 
 }  // namespace
 
-PQMatMulOp::PQMatMulOp(const abi::OrtApi* ort_api, const Kernels* chosen_kernels)
-    : OrtCustomOp{}, api(ort_api), kernels(chosen_kernels) {
+PQMatMulOp::PQMatMulOp(const abi::OrtApi* ort_api, const Kernels* chosen_kernels, ONNXTensorElementDataType type)
+    : OrtCustomOp{}, api(ort_api), kernels(chosen_kernels), element_type(type) {
   version = kApiVersion;
   GetName = [](const OrtCustomOp*) { return "PQMatMul"; };
   GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
   GetInputType = input_type;
   GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputCount; };
-  GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+  GetOutputType = [](const OrtCustomOp* op, size_t) { return self(op).element_type; };
   GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };

@@ -7,12 +7,13 @@
 
 namespace onnxpq {
 
-// The operator with the functions that onnxruntime calls.
+// The operator for one type of X and Y, float32 or float16, with the functions that onnxruntime calls.
 struct PQMatMulOp : abi::OrtCustomOp {
-  PQMatMulOp(const abi::OrtApi* api, const Kernels* kernels);
+  PQMatMulOp(const abi::OrtApi* api, const Kernels* kernels, abi::ONNXTensorElementDataType type);
 
   const abi::OrtApi* api;
   const Kernels* kernels;
+  const abi::ONNXTensorElementDataType element_type;
 };
 
 }  // namespace onnxpq

@@ -145,8 +145,12 @@ std::string to_string(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs) : shape_{} {
+PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs, bool fast) : shape_{} {
   check_codebooks(node, inputs.codebooks);
+  if (fast && inputs.codebooks.shape[3] > static_cast<int64_t>(kNibbleCodewords)) {
+    throw Refusal("onnxpq::PQMatMul node '" + node + "': attribute 'fast' is 1 with " +
+                  std::to_string(inputs.codebooks.shape[3]) + " codewords; expected 0 where there are more than 16.");
+  }
   check_per_output(node, "scales", inputs.scales);
   check_per_output(node, "bias", inputs.bias);
   const int64_t out = inputs.scales.shape[0];
@@ -165,6 +169,7 @@ PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs) : shap
   shape_.d = static_cast<size_t>(codebooks[2]);
   shape_.codewords = static_cast<size_t>(codebooks[3]);
   shape_.M = S / shape_.R;
+  shape_.fast = fast;
   shape_.group_width = (shape_.M - 1) / shape_.G + 1;
   check_code_values(node, inputs.codes, shape_.codewords);
 

@@ -40,9 +40,9 @@ std::string to_string(const std::vector<int64_t>& shape);
 // output), and the codebooks where K is no multiple of 8 or below 16. Everything else stays where it is.
 class PQWeight {
  public:
-  // Throws Refusal, with `node` in the sentence, where the inputs contradict each other or a code points past the
-  // codebook.
-  PQWeight(const std::string& node, const ConstantInputs& inputs);
+  // `fast`: tables of 8 bits. Throws Refusal, with `node` in the sentence, where the inputs contradict each other, a
+  // code points past the codebook, or fast tables are asked for where K > 16.
+  PQWeight(const std::string& node, const ConstantInputs& inputs, bool fast);
 
   // Sub-vectors hold (M-1)*d + 1 to M*d inputs; how many there are is for X to say.
   size_t min_in() const { return (shape_.M - 1) * shape_.d + 1; }

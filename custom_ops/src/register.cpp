@@ -20,7 +20,11 @@ constexpr const char* kDomain = "onnxpq";  // onnxpq/opschema.py
 // The operator and its domain for one runtime. Sessions keep referring to both and onnxruntime does not say when they
 // are done, so that they live as long as the process.
 struct Registration {
-  PQMatMulOp op;
+  Registration(const OrtApi& api, const Kernels& kernels)
+      : float32(&api, &kernels, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
+        float16(&api, &kernels, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {}
+
+  PQMatMulOp float32, float16;
   OrtCustomOpDomain* domain = nullptr;
 };
 
@@ -42,12 +46,12 @@ OrtStatus* add_operators(const OrtApi& api, OrtSessionOptions* options) {
   static std::mutex mutex;
   static auto& registrations = *new std::map<const OrtApi*, Registration>;
   const std::lock_guard<std::mutex> lock(mutex);
-  Registration& registration =
-      registrations.try_emplace(&api, Registration{PQMatMulOp(&api, kernels), nullptr}).first->second;
+  Registration& registration = registrations.try_emplace(&api, api, *kernels).first->second;
   if (registration.domain == nullptr) {
     OrtCustomOpDomain* domain = nullptr;
     if (OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain)) return status;
-    if (OrtStatus* status = api.CustomOpDomain_Add(domain, &registration.op)) return status;
+    if (OrtStatus* status = api.CustomOpDomain_Add(domain, &registration.float32)) return status;
+    if (OrtStatus* status = api.CustomOpDomain_Add(domain, &registration.float16)) return status;
     registration.domain = domain;
   }
   return api.AddCustomOpDomain(options, registration.domain);

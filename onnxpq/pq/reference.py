@@ -7,10 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 TABLE_GROUP = 64
-"""Sub-vectors that share one scale of the int16 tables."""
+"""Sub-vectors that share one scale of the integer tables."""
 
-TABLE_RANGE = 32700.0
-"""Largest sum of a group's int16 entries before rounding; the 64 roundings add at most 32, and 32767 is the limit."""
+TABLE_RANGE = 16340.0
+"""Largest sum of a group's entries before rounding; the 64 roundings add at most 32, and 16383 is the limit."""
+
+FAST_TABLE_RANGE = 127.0
+"""Largest entry of a fast table."""
 
 MIN_SPAN = 1e-30
 """A group whose tables span less than this counts as constant: the scale would overflow float32."""
@@ -62,14 +65,21 @@ def pq_matmul(x: Float, codebooks: Float, codes: NDArray[np.uint8], scales: Floa
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def pq_matmul_int16(
-    x: Float, codebooks: Float, codes: NDArray[np.uint8], scales: Float, bias: Float
+def pq_matmul_tables(
+    x: Float,
+    codebooks: Float,
+    codes: NDArray[np.uint8],
+    scales: Float,
+    bias: Float,
+    *,
+    fast: bool = False,
 ) -> NDArray[np.float32]:
-    """The same with the kernels' int16 tables (K <= 16), step by step in the kernels' float32 arithmetic.
+    """The same with the kernels' integer tables (K <= 16), step by step in the kernels' float32 arithmetic.
 
     Sub-vectors are taken in groups of `TABLE_GROUP`. With ``c`` the mid-range and ``h`` the half-span of each table and
-    ``scale = TABLE_RANGE / sum of h``, a table becomes ``rint((T - c) * scale)``: a sum over the group cannot overflow
-    int16, whatever the codes. A group that holds a NaN or an infinity makes its whole row NaN.
+    ``scale = TABLE_RANGE / sum of h``, a table becomes ``rint((T - c) * scale)``: a sum over the group has 15 bits,
+    whatever the codes. With `fast`, ``scale = FAST_TABLE_RANGE / max of h``, and each entry has 8 bits. A group that
+    holds a NaN or an infinity makes its whole row NaN.
 
     Args:
         x: [..., in].
@@ -77,6 +87,7 @@ def pq_matmul_int16(
         codes: [out, R, M], not packed.
         scales: [out].
         bias: [out].
+        fast: tables of 8 bits.
 
     Returns:
         [..., out] float32, equal bit for bit to what every level of the kernels gives.
@@ -88,7 +99,7 @@ def pq_matmul_int16(
     products = []
     for first in range(0, count, TABLE_GROUP):
         group = tables[:, first : first + TABLE_GROUP]
-        integers, step, centre = _int16_group(group)
+        integers, step, centre = _integer_group(group, fast=fast)
         sums = np.zeros((rows, codes.shape[0]), np.int16)
         for j in range(group.shape[1]):
             sums += integers[:, j, units[:, first + j]]
@@ -118,18 +129,20 @@ def _tables(x: Float, codebooks: Float, sub_vectors: int) -> Float:
     return tables
 
 
-def _int16_group(tables: Float) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]:
+def _integer_group(tables: Float, *, fast: bool) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]:
     """Tables [N, S, K] float32 of one group -> integers [N, S, K], value of one unit [N, 1], sum of centres [N, 1]."""
     half = np.float32(0.5)
     low, high = half * tables.min(axis=2), half * tables.max(axis=2)  # [N, S]
     centres = low + high
+    table_range = np.float32(FAST_TABLE_RANGE if fast else TABLE_RANGE)
     span, centre = np.zeros((2, tables.shape[0], 1), np.float32)
     for j in range(tables.shape[1]):
-        span += (high - low)[:, j, None]
+        half_span = (high - low)[:, j, None]
+        span = np.maximum(span, half_span) if fast else span + half_span
         centre += centres[:, j, None]
     finite = np.logical_and.reduce(np.isfinite(tables), axis=(1, 2))[:, None] & np.isfinite(span)  # [N, 1]
     usable = finite & (span >= np.float32(MIN_SPAN))
-    scale = np.where(usable, np.float32(TABLE_RANGE) / np.where(usable, span, np.float32(1)), np.float32(0))
-    step = np.where(usable, span / np.float32(TABLE_RANGE), np.where(finite, np.float32(0), np.float32(np.nan)))
+    scale = np.where(usable, table_range / np.where(usable, span, np.float32(1)), np.float32(0))
+    step = np.where(usable, span / table_range, np.where(finite, np.float32(0), np.float32(np.nan)))
     shifted = np.where(usable[:, :, None], tables - centres[:, :, None], np.float32(0))
     return np.rint(shifted * scale[:, :, None]).astype(np.int16), step, centre

@@ -19,12 +19,14 @@ class PQTensor:
         codes: [out, R, M] uint8, not packed.
         scales: [out] float32.
         in_features: `in`; the last ``M*d - in`` entries of a decoded row are padding and are dropped.
+        fast: whether the operator is to use tables of 8 bits (`onnxpq.opschema.ATTR_FAST`).
     """
 
     codebooks: NDArray[np.floating]
     codes: NDArray[np.uint8]
     scales: NDArray[np.float32]
     in_features: int
+    fast: bool = False
 
     @property
     def out_features(self) -> int:

@@ -78,7 +78,7 @@ class Editor:
             ("scales", (alpha,), lambda: (np.float64(alpha) * tensor.scales).astype(np.float32)),
         )
         constants = [self.shared_constant((weight, part, *key), f"{weight}.{part}", make) for part, key, make in parts]
-        attributes = node_attributes(tensor.in_features, tensor.codewords)
+        attributes = node_attributes(tensor.in_features, tensor.codewords, fast=tensor.fast)
         return ir.Node(DOMAIN, OP_TYPE, [x, *constants, self.bias(layer, bias)], attributes, name=layer.node)
 
     def node(self, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: ir.Attr) -> ir.Node:

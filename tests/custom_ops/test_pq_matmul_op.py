@@ -19,10 +19,13 @@ from pq_layers import FLOAT_BUDGET, PQLayer, layers, model_of, normal_rows, rand
 
 import onnxpq
 from onnxpq.errors import DataError, ModelError
-from onnxpq.pq.reference import pq_matmul, pq_matmul_int16
+from onnxpq.pq.reference import TABLE_GROUP, pq_matmul, pq_matmul_tables
 
-INT16_BUDGET = 2e-3
-"""Error of y through int16 tables, relative to the rms of y (seen: up to 1.1e-3)."""
+TABLE_BUDGET = 4e-3
+"""Error of y through the tables, relative to the rms of y."""
+
+FAST_BUDGET = 0.018
+"""The same through fast tables."""
 
 pytestmark = pytest.mark.skipif(not onnxpq.library_available(), reason="onnxpq was built without a C++ compiler")
 
@@ -37,7 +40,70 @@ def kernel(model: onnx.ModelProto, x: np.ndarray, **options: Any) -> np.ndarray:
 def test_nibble_kernel_equals_its_definition_bit_for_bit(layer: PQLayer, leading: list[int]) -> None:
     x = normal_rows(1, *leading, layer.in_features)
     model = model_of(layer, x_shape=[*leading, layer.in_features], with_body=False)
-    np.testing.assert_array_equal(kernel(model, x), pq_matmul_int16(x, *layer.arguments))
+    np.testing.assert_array_equal(kernel(model, x), pq_matmul_tables(x, *layer.arguments))
+
+
+@settings(max_examples=100, deadline=None)
+@given(layers(st.integers(2, 16), max_in=200), st.lists(st.integers(0, 4), max_size=3), st.booleans())
+def test_fast_nibble_kernel_equals_its_definition_bit_for_bit(layer: PQLayer, leading: list[int], fast: bool) -> None:
+    x = normal_rows(1, *leading, layer.in_features)
+    model = model_of(layer, x_shape=[*leading, layer.in_features], with_body=False, fast=fast)
+    np.testing.assert_array_equal(kernel(model, x), pq_matmul_tables(x, *layer.arguments, fast=fast))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("stages", [1, 2])
+def test_extreme_sums_do_not_overflow(stages: int, fast: bool) -> None:
+    # Every sub-vector of output 0 takes its largest entry, of output 1 the smallest: what 15 and 16 bits must hold.
+    layer = random_layer(3, 40, 4 * 3 * TABLE_GROUP + 4, groups=1, stages=stages)
+    x = np.tile(normal_rows(4, 1, 4), 3 * TABLE_GROUP + 1)
+    for stage in range(stages):
+        table = x[0, :4] @ layer.codebooks[stage, 0].astype(np.float32)
+        layer.codes[0, stage], layer.codes[1, stage] = table.argmax(), table.argmin()
+    y = kernel(model_of(layer, fast=fast), x)
+    np.testing.assert_array_equal(y, pq_matmul_tables(x, *layer.arguments, fast=fast))
+    exact = pq_matmul(x, *layer.arguments)
+    assert rms((y - exact)[:, :2]) < (FAST_BUDGET if fast else TABLE_BUDGET) * rms(exact[:, :2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers(st.integers(2, 40), max_in=100), st.lists(st.integers(0, 40), max_size=2))
+def test_float16_rows_are_rounded_and_nothing_else(layer: PQLayer, leading: list[int]) -> None:
+    x = normal_rows(1, *leading, layer.in_features).astype(np.float16)
+    shape: list[str | int | None] = [*leading, layer.in_features]
+    half = kernel(model_of(layer, x_shape=shape, with_body=False, x_type=TensorProto.FLOAT16), x)
+    wide = kernel(model_of(layer, x_shape=shape, with_body=False), x.astype(np.float32))
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, wide.astype(np.float16))
+
+
+def test_large_float16_batch_is_cut_into_tiles() -> None:
+    layer = random_layer(1, 700, 1500)
+    x = normal_rows(2, 300, 1500).astype(np.float16)
+    half = kernel(model_of(layer, with_body=False, x_type=TensorProto.FLOAT16), x)
+    wide = kernel(model_of(layer, with_body=False), x.astype(np.float32))
+    np.testing.assert_array_equal(half, wide.astype(np.float16))
+
+
+def test_other_types_of_x_are_refused() -> None:
+    model = model_of(random_layer(1, 40, 33), with_body=False, x_type=TensorProto.DOUBLE)
+    with pytest.raises(ModelError, match=r"tensor\(double\)' of input parameter \(X\) of operator \(PQMatMul\)"):
+        onnxpq.session(model)
+
+
+def test_fast_attribute_is_checked() -> None:
+    wide = model_of(random_layer(1, 40, 33, codewords=17), with_body=False, fast=True)
+    with pytest.raises(ModelError, match="node 'fc': attribute 'fast' is 1 with 17 codewords; expected 0 where"):
+        onnxpq.session(wide)
+    layer = random_layer(1, 40, 33)
+    model = model_of(layer, with_body=False)
+    (fast,) = (attribute for attribute in model.graph.node[0].attribute if attribute.name == "fast")
+    fast.i = 2
+    with pytest.raises(ModelError, match="node 'fc': attribute 'fast' is 2; expected 0 or 1"):
+        onnxpq.session(model)
+    model.graph.node[0].attribute.remove(fast)
+    x = normal_rows(0, 2, 33)
+    np.testing.assert_array_equal(kernel(model, x), pq_matmul_tables(x, *layer.arguments))
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,14 +134,17 @@ def test_kernel_and_function_body_agree(name: str, rows: int) -> None:
     model = model_of(layer)
     native = onnxpq.session(model).run(None, {"X": x})[0]
     body = onnxpq.session(model, use_library=False).run(None, {"X": x})[0]
-    assert rms(native - body) < INT16_BUDGET * rms(body)
+    assert rms(native - body) < TABLE_BUDGET * rms(body)
 
 
-def test_int16_budget_notices_two_percent() -> None:
+@pytest.mark.parametrize(("fast", "budget"), [(False, TABLE_BUDGET), (True, FAST_BUDGET)])
+def test_table_budgets_hold_and_notice_two_percent(fast: bool, budget: float) -> None:
     layer = LARGE["classic"]
     x = normal_rows(0, 4, layer.in_features)
     exact = pq_matmul(x, *layer.arguments)
-    assert rms(1.02 * kernel(model_of(layer), x) - exact) > INT16_BUDGET * rms(exact)
+    y = kernel(model_of(layer, fast=fast), x)
+    assert rms(y - exact) < budget * rms(exact)
+    assert rms(1.02 * y - exact) > budget * rms(exact)
 
 
 @pytest.mark.parametrize("name", ["classic", "bytes"])

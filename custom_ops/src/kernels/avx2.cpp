@@ -2,8 +2,10 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #include "kernels/byte_scan.h"
+#include "kernels/half.h"
 #include "kernels/kernels.h"
 #include "kernels/unit_walk.h"
 
@@ -89,7 +91,7 @@ TableStatistics build_float_tables(const Weight& weight, const T* codebooks, con
     _mm_storeu_ps(centres + j, _mm_add_ps(lows, highs));
     _mm_storeu_ps(spans, _mm_sub_ps(highs, lows));
     for (size_t q = 0; q < kQuad; ++q) {  // the units past `count` add zero, which changes no sum
-      statistics.span += spans[q];
+      statistics.span = !weight.fast ? statistics.span + spans[q] : spans[q] > statistics.span ? spans[q] : statistics.span;
       statistics.centre += centres[j + q];
     }
   }
@@ -104,22 +106,30 @@ ONNXPQ_ALWAYS_INLINE __m256i quantize_table(const float* values, float centre, _
   return _mm256_packs_epi32(_mm256_cvtps_epi32(first), _mm256_cvtps_epi32(second));
 }
 
-// The byte planes of two units.
-ONNXPQ_ALWAYS_INLINE void store_pair(const float (*values)[kNibbleCodewords], const float* centres, __m256 scale,
-                                     uint8_t* pair) {
-  const __m256i a = quantize_table(values[0], centres[0], scale), b = quantize_table(values[1], centres[1], scale);
-  const __m256i byte = _mm256_set1_epi16(0xff);
-  const __m256i low = _mm256_packus_epi16(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
-  const __m256i high = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
+// The bytes of two tables of quantize_table, entries in order.
+ONNXPQ_ALWAYS_INLINE void store_plane(__m256i a, __m256i b, __m256i offset, uint8_t* plane) {
   const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // the packs work within 128-bit lanes
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(pair), _mm256_permutevar8x32_epi32(low, in_order));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(pair + kPairBytes / 2), _mm256_permutevar8x32_epi32(high, in_order));
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), in_order);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(plane), _mm256_xor_si256(bytes, offset));
 }
 
-void clear_pair(uint8_t* pair) {
-  for (size_t i = 0; i < kPairBytes; i += sizeof(__m256i)) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pair + i), _mm256_setzero_si256());
+// The planes of two units.
+ONNXPQ_ALWAYS_INLINE void store_pair(const float (*values)[kNibbleCodewords], const float* centres, __m256 scale,
+                                     bool fast, uint8_t* pair) {
+  const __m256i a = quantize_table(values[0], centres[0], scale), b = quantize_table(values[1], centres[1], scale);
+  if (fast) {
+    store_plane(a, b, _mm256_set1_epi8(static_cast<char>(kFastOffset)), pair);
+    return;
   }
+  const __m256i low = _mm256_set1_epi16((1 << kLowPlaneBits) - 1), none = _mm256_setzero_si256();
+  store_plane(_mm256_and_si256(a, low), _mm256_and_si256(b, low), none, pair);
+  store_plane(_mm256_srai_epi16(a, kLowPlaneBits), _mm256_srai_epi16(b, kLowPlaneBits), none, pair + kPlaneBytes);
+}
+
+// Entries of `count` units that are all zero. Where count is odd, the last half is zero as a byte.
+void clear_tables(size_t count, bool fast, uint8_t* planes) {
+  memset(planes, 0, (count + 1) / 2 * pair_bytes(fast));
+  if (fast) memset(planes, static_cast<int>(kFastOffset), count * kNibbleCodewords);
 }
 
 void build_nibble_tables(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
@@ -136,108 +146,235 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
   // An infinite entry makes the span infinite or NaN.
   const bool finite = _mm256_movemask_ps(statistics.nan) == 0 && span - span == 0.0f;
   const bool usable = finite && span >= kMinSpan;
-  const float scale = usable ? kTableRange / span : 0.0f;
-  tables.steps[group] = usable ? span / kTableRange : finite ? 0.0f : NAN;
+  const float range = weight.fast ? kFastTableRange : kTableRange;
+  const float scale = usable ? range / span : 0.0f;
+  tables.steps[group] = usable ? span / range : finite ? 0.0f : NAN;
   tables.centres[group] = finite ? statistics.centre : 0.0f;
-  uint8_t* planes = tables.planes + begin / 2 * kPairBytes;
+  const size_t bytes = pair_bytes(weight.fast);
+  uint8_t* planes = tables.planes + begin / 2 * bytes;
   if (!usable) {
-    for (size_t j = 0; j < count; j += 2) clear_pair(planes + j / 2 * kPairBytes);
+    clear_tables(count, weight.fast, planes);
     return;
   }
   const __m256 factor = _mm256_set1_ps(scale);
-  for (size_t j = 0; j < count; j += 2) store_pair(values + j, centres + j, factor, planes + j / 2 * kPairBytes);
+  for (size_t j = 0; j < count; j += 2) store_pair(values + j, centres + j, factor, weight.fast, planes + j / 2 * bytes);
+  if (count % 2 != 0 && weight.fast) memset(planes + count * kNibbleCodewords, 0, kNibbleCodewords);
 }
 
-// int16 sums of the 32 outputs of a block for one row: 8 outputs a register and 128-bit lane; one lane sums the even
-// units, the other the odd ones.
-struct IntegerSums {
-  __m256i sums[4];
+// Sums of table entries of the 32 outputs of a block for one row: element i of [half] is output 16 * half + i. One
+// 128-bit lane sums the even units, the other the odd ones. To widen bytes to 16 bits without a shuffle (a processor
+// does more additions at a time than shuffles), they are added as if pairs of them were numbers of 16 bits, and those at
+// odd places once more by themselves: what these have added to the first sum is subtracted in the end.
+template <bool kFast>
+struct Sums {
+  __m256i pairs[2];  // of the low planes or the only ones, in 16 bits: even places + 2^8 * odd places, modulo 2^16
+  __m256i odd[2];    // of the odd places alone
+  __m256i high[2];   // of the high planes, modulo 2^8; unused where kFast
 };
 
-__m256i load_pair(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
+__m256i load32(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 
 // The last unit of an odd number: the 16 bytes after it may lie outside of the codes. Its table's other half is zero.
 __m256i load_single(const uint8_t* bytes) {
   return _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
 }
 
-// Adds the table entries of two units for kRows rows, which share the unpacking of the codes. Inlined, or the sums
-// would live in memory.
-template <size_t kRows>
-ONNXPQ_ALWAYS_INLINE void accumulate(const uint8_t* const (&planes)[kRows], size_t offset, __m256i codes,
-                                     IntegerSums (&rows)[kRows]) {
+// Codes of two units: of outputs 0 to 15 and of outputs 16 to 31.
+struct Codes {
+  __m256i halves[2];
+};
+
+ONNXPQ_ALWAYS_INLINE Codes unpack(__m256i both) {
   const __m256i nibble = _mm256_set1_epi8(0x0f);
-  const __m256i halves[2] = {_mm256_and_si256(codes, nibble), _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble)};
-  for (size_t row = 0; row < kRows; ++row) {
-    const __m256i low_plane = load_pair(planes[row] + offset);
-    const __m256i high_plane = load_pair(planes[row] + offset + kPairBytes / 2);
-    for (size_t half = 0; half < 2; ++half) {
-      const __m256i low = _mm256_shuffle_epi8(low_plane, halves[half]);
-      const __m256i high = _mm256_shuffle_epi8(high_plane, halves[half]);
-      __m256i* sums = rows[row].sums + 2 * half;
-      sums[0] = _mm256_add_epi16(sums[0], _mm256_unpacklo_epi8(low, high));
-      sums[1] = _mm256_add_epi16(sums[1], _mm256_unpackhi_epi8(low, high));
-    }
+  return {{_mm256_and_si256(both, nibble), _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble)}};
+}
+
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_widened(Sums<kFast>& sums, size_t half, __m256i bytes) {
+  sums.pairs[half] = _mm256_add_epi16(sums.pairs[half], bytes);
+  sums.odd[half] = _mm256_add_epi16(sums.odd[half], _mm256_srli_epi16(bytes, 8));
+}
+
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_high(Sums<kFast>& sums, const uint8_t* pair, const Codes& codes) {
+  const __m256i plane = load32(pair + kPlaneBytes);
+  for (size_t half = 0; half < 2; ++half) {
+    sums.high[half] = _mm256_add_epi8(sums.high[half], _mm256_shuffle_epi8(plane, codes.halves[half]));
   }
 }
 
-// y[8*i .. 8*i + 8] += sums * step
-ONNXPQ_ALWAYS_INLINE void add_scaled(const IntegerSums& row, float step, __m256* y) {
-  const __m256 factor = _mm256_set1_ps(step);
-  for (size_t i = 0; i < 4; ++i) {
-    const __m128i both = _mm_add_epi16(_mm256_castsi256_si128(row.sums[i]), _mm256_extracti128_si256(row.sums[i], 1));
-    const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(both));
-    y[i] = _mm256_add_ps(y[i], _mm256_mul_ps(value, factor));
+// Keeps a sum in one register from one turn of a loop to the next; without it the compiler copies all of them in every
+// turn, which costs a fifth of the time.
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void keep_in_registers(Sums<kFast>& sums) {
+#if defined(__GNUC__)
+  for (size_t half = 0; half < 2; ++half) {
+    __asm__("" : "+x"(sums.pairs[half]), "+x"(sums.odd[half]));
+    if (!kFast) __asm__("" : "+x"(sums.high[half]));
+  }
+#else
+  (void)sums;
+#endif
+}
+
+// Adds the table entries of four units.
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_units(Sums<kFast>& sums, const uint8_t* planes, const Codes& first, const Codes& second) {
+  const uint8_t* next = planes + pair_bytes(kFast);
+  // One plane at a time: more would not fit into the registers beside the sums of two rows.
+  __m256i plane = load32(planes);
+  __m256i low[2] = {_mm256_shuffle_epi8(plane, first.halves[0]), _mm256_shuffle_epi8(plane, first.halves[1])};
+  plane = load32(next);
+  for (size_t half = 0; half < 2; ++half) {
+    const __m256i other = _mm256_shuffle_epi8(plane, second.halves[half]);
+    if (kFast) {
+      add_widened(sums, half, low[half]);
+      add_widened(sums, half, other);
+    } else {
+      add_widened(sums, half, _mm256_add_epi8(low[half], other));
+    }
+  }
+  if (!kFast) {
+    add_high(sums, planes, first);
+    add_high(sums, next, second);
+  }
+  keep_in_registers(sums);
+}
+
+// Adds the table entries of two units.
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_units(Sums<kFast>& sums, const uint8_t* planes, const Codes& codes) {
+  const __m256i plane = load32(planes);
+  for (size_t half = 0; half < 2; ++half) add_widened(sums, half, _mm256_shuffle_epi8(plane, codes.halves[half]));
+  if (!kFast) add_high(sums, planes, codes);
+}
+
+__m128i lanes_added16(__m256i v) {
+  return _mm_add_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
+__m128i lanes_added8(__m256i v) {
+  return _mm_add_epi8(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
+// Sums of 16 outputs so far: those at even places, those at odd places.
+struct Halves {
+  __m256 even, odd;
+};
+
+// outputs += sums * step; `count` units are in the sums.
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_scaled(const Sums<kFast>& sums, size_t count, float step, Halves* outputs) {
+  const __m256 factor = _mm256_set1_ps(kFast ? step : 0.5f * step);
+  for (size_t half = 0; half < 2; ++half) {
+    __m128i odd = lanes_added16(sums.odd[half]);
+    __m128i even = _mm_sub_epi16(lanes_added16(sums.pairs[half]), _mm_slli_epi16(odd, 8));
+    if (kFast) {
+      const __m128i offset = _mm_set1_epi16(static_cast<int16_t>(kFastOffset * count));
+      even = _mm_sub_epi16(even, offset);
+      odd = _mm_sub_epi16(odd, offset);
+    } else {  // twice the sums, which have 15 bits: 2^8 * high + 2 * low
+      const __m128i high = lanes_added8(sums.high[half]);
+      even = _mm_add_epi16(_mm_slli_epi16(high, 8), _mm_add_epi16(even, even));
+      odd = _mm_add_epi16(_mm_andnot_si128(_mm_set1_epi16(0xff), high), _mm_add_epi16(odd, odd));
+    }
+    const __m256 even_value = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(even));
+    const __m256 odd_value = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(odd));
+    outputs[half].even = _mm256_add_ps(outputs[half].even, _mm256_mul_ps(even_value, factor));
+    outputs[half].odd = _mm256_add_ps(outputs[half].odd, _mm256_mul_ps(odd_value, factor));
   }
 }
 
 // The sums of a block so far.
-void load_block(const Weight& weight, size_t first, const float* y, __m256* sums) {
+void load_block(const Weight& weight, size_t first, const float* y, Halves* sums) {
   float whole[kNibbleOutputs] = {};
   const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
-  for (size_t i = 0; i < count; ++i) whole[i] = y[first + i];
-  for (size_t i = 0; i < 4; ++i) sums[i] = _mm256_loadu_ps(whole + 8 * i);
+  memcpy(whole, y + first, count * sizeof(float));
+  for (size_t half = 0; half < 2; ++half) {
+    const __m256 a = _mm256_loadu_ps(whole + 16 * half), b = _mm256_loadu_ps(whole + 16 * half + 8);
+    const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)));
+    const __m256d odd = _mm256_castps_pd(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+    sums[half].even = _mm256_castpd_ps(_mm256_permute4x64_pd(even, _MM_SHUFFLE(3, 1, 2, 0)));
+    sums[half].odd = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, _MM_SHUFFLE(3, 1, 2, 0)));
+  }
 }
 
-void store_block(const Weight& weight, size_t first, const __m256* sums, bool last, float* y) {
+void store_block(const Weight& weight, size_t first, const Halves* sums, bool last, float* y) {
   float whole[kNibbleOutputs];
-  for (size_t i = 0; i < 4; ++i) {
-    const __m256 scale = _mm256_loadu_ps(weight.scales + first + 8 * i);
-    const __m256 bias = _mm256_loadu_ps(weight.bias + first + 8 * i);
-    _mm256_storeu_ps(whole + 8 * i, last ? _mm256_add_ps(_mm256_mul_ps(sums[i], scale), bias) : sums[i]);
+  for (size_t half = 0; half < 2; ++half) {
+    const __m256 a = _mm256_unpacklo_ps(sums[half].even, sums[half].odd);
+    const __m256 b = _mm256_unpackhi_ps(sums[half].even, sums[half].odd);
+    const __m256 in_order[2] = {_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)};
+    for (size_t i = 0; i < 2; ++i) {
+      const size_t place = 16 * half + 8 * i;
+      const __m256 scale = _mm256_loadu_ps(weight.scales + first + place);
+      const __m256 bias = _mm256_loadu_ps(weight.bias + first + place);
+      _mm256_storeu_ps(whole + place, last ? _mm256_add_ps(_mm256_mul_ps(in_order[i], scale), bias) : in_order[i]);
+    }
   }
   const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
-  for (size_t i = 0; i < count; ++i) y[first + i] = whole[i];
+  memcpy(y + first, whole, count * sizeof(float));
 }
 
-template <size_t kRows>
+// A single row reads its codes once, from memory where they have left the caches (measured: 1.15 times as fast then; a
+// batch reads them several times). The address may lie past the codes, which is no fault for a prefetch.
+void prefetch(const uint8_t* code) {
+  constexpr uintptr_t kAhead = 1024;
+  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(code) + kAhead), _MM_HINT_T0);
+}
+
+// The sums of units [begin, end), at most a group of them, for kRows rows, which share the unpacking of the codes.
+// Inlined, or the sums would live in memory.
+template <bool kFast, size_t kRows>
+ONNXPQ_ALWAYS_INLINE void sum_units(const NibbleTables* tables, const uint8_t* codes, size_t begin, size_t end,
+                                    Sums<kFast> (&sums)[kRows]) {
+  const uint8_t* planes[kRows];
+  for (size_t row = 0; row < kRows; ++row) {
+    planes[row] = tables[row].planes + begin / 2 * pair_bytes(kFast);
+    for (size_t half = 0; half < 2; ++half) {
+      sums[row].pairs[half] = sums[row].odd[half] = sums[row].high[half] = _mm256_setzero_si256();
+    }
+  }
+  const uint8_t* code = codes + begin * kUnitBytes;
+  const uint8_t* const end_of_fours = code + (end - begin) / 4 * 4 * kUnitBytes;
+  for (; code != end_of_fours; code += 4 * kUnitBytes) {
+    if (kRows == 1) prefetch(code);
+    const Codes first = unpack(load32(code)), second = unpack(load32(code + 2 * kUnitBytes));
+    ONNXPQ_UNROLL_QUAD
+    for (size_t row = 0; row < kRows; ++row, planes[row - 1] += 2 * pair_bytes(kFast)) {
+      add_units(sums[row], planes[row], first, second);
+    }
+  }
+  for (size_t left = (end - begin) % 4; left > 0; left -= left > 1 ? 2 : 1, code += 2 * kUnitBytes) {
+    const Codes last = unpack(left > 1 ? load32(code) : load_single(code));
+    for (size_t row = 0; row < kRows; ++row, planes[row - 1] += pair_bytes(kFast)) {
+      add_units(sums[row], planes[row], last);
+    }
+  }
+}
+
+template <bool kFast, size_t kRows>
 void scan_block(const Weight& weight, const NibbleTables* tables, const Range& groups, size_t block, float* y) {
   const size_t S = weight.R * weight.M;
   const uint8_t* codes = weight.codes + block * S * kUnitBytes;
-  const uint8_t* planes[kRows];
-  __m256 outputs[kRows][4];
+  Halves outputs[kRows][2];
   for (size_t row = 0; row < kRows; ++row) {
-    planes[row] = tables[row].planes;
     if (groups.begin > 0) {
       load_block(weight, block * kNibbleOutputs, y + row * weight.out, outputs[row]);
       continue;
     }
     float centre = 0.0f;
     for (size_t group = 0; group * kGroupUnits < S; ++group) centre += tables[row].centres[group];
-    for (__m256& output : outputs[row]) output = _mm256_set1_ps(centre);
+    for (Halves& half : outputs[row]) half.even = half.odd = _mm256_set1_ps(centre);
   }
   for (size_t group = groups.begin; group < groups.end; ++group) {
-    size_t s = group * kGroupUnits;
-    const size_t end = S - s < kGroupUnits ? S : s + kGroupUnits;
-    IntegerSums sums[kRows];
-    for (IntegerSums& row : sums) {
-      for (__m256i& sum : row.sums) sum = _mm256_setzero_si256();
+    const size_t begin = group * kGroupUnits;
+    const size_t end = S - begin < kGroupUnits ? S : begin + kGroupUnits;
+    Sums<kFast> sums[kRows];
+    sum_units(tables, codes, begin, end, sums);
+    for (size_t row = 0; row < kRows; ++row) {
+      add_scaled(sums[row], end - begin, tables[row].steps[group], outputs[row]);
     }
-    for (; s + 1 < end; s += 2) {
-      accumulate(planes, s / 2 * kPairBytes, load_pair(codes + s * kUnitBytes), sums);
-    }
-    if (s < end) accumulate(planes, s / 2 * kPairBytes, load_single(codes + s * kUnitBytes), sums);
-    for (size_t row = 0; row < kRows; ++row) add_scaled(sums[row], tables[row].steps[group], outputs[row]);
   }
   const bool last = groups.end * kGroupUnits >= S;
   for (size_t row = 0; row < kRows; ++row) {
@@ -250,11 +387,9 @@ constexpr size_t kScanRows = 2;
 
 void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
                   float* y) {
-  if (rows == kScanRows) {
-    scan_block<kScanRows>(weight, tables, groups, block, y);
-  } else {
-    scan_block<1>(weight, tables, groups, block, y);
-  }
+  const auto scan = weight.fast ? (rows == kScanRows ? scan_block<true, kScanRows> : scan_block<true, 1>)
+                                : (rows == kScanRows ? scan_block<false, kScanRows> : scan_block<false, 1>);
+  scan(weight, tables, groups, block, y);
 }
 
 // ---- K > 16 ----
@@ -417,9 +552,26 @@ void multiply_panel(const Weight& weight, const float* x, size_t rows, const Ran
   for (; row < rows; ++row) multiply_rows<1>(weight, x + row * weight.in, units, panel, sums + row * kByteOutputs);
 }
 
+// ---- float16 X and Y ----
+
+void widen(const uint16_t* halves, size_t count, float* floats) {
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(floats + i, load8(halves + i));
+  for (; i < count; ++i) floats[i] = half_to_float(halves[i]);
+}
+
+void narrow(const float* floats, size_t count, uint16_t* halves) {
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i eight = _mm256_cvtps_ph(_mm256_loadu_ps(floats + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves + i), eight);
+  }
+  for (; i < count; ++i) halves[i] = float_to_half(floats[i]);
+}
+
 }  // namespace
 
 const Kernels kAvx2Kernels = {"avx2",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel};
+                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel, widen, narrow};
 
 }  // namespace onnxpq

@@ -2,8 +2,10 @@
 
 #include <arm_neon.h>
 #include <math.h>
+#include <string.h>
 
 #include "kernels/byte_scan.h"
+#include "kernels/half.h"
 #include "kernels/kernels.h"
 #include "kernels/unit_walk.h"
 
@@ -60,30 +62,37 @@ TableStatistics build_float_tables(const Weight& weight, const T* codebooks, con
     const float low = 0.5f * vminvq_f32(low4);
     const float high = 0.5f * vmaxvq_f32(high4);
     centres[j] = low + high;
-    statistics.span += high - low;
+    statistics.span = !weight.fast ? statistics.span + (high - low) : high - low > statistics.span ? high - low : statistics.span;
     statistics.centre += centres[j];
   }
   return statistics;
 }
 
 // round((value - centre) * scale) of 8 entries.
-ONNXPQ_ALWAYS_INLINE uint16x8_t quantize8(const float* values, float32x4_t centre, float32x4_t scale) {
+ONNXPQ_ALWAYS_INLINE int16x8_t quantize8(const float* values, float32x4_t centre, float32x4_t scale) {
   const int32x4_t first = vcvtnq_s32_f32(vmulq_f32(vsubq_f32(vld1q_f32(values), centre), scale));
   const int32x4_t second = vcvtnq_s32_f32(vmulq_f32(vsubq_f32(vld1q_f32(values + 4), centre), scale));
-  return vreinterpretq_u16_s16(vcombine_s16(vmovn_s32(first), vmovn_s32(second)));
+  return vcombine_s16(vmovn_s32(first), vmovn_s32(second));
 }
 
-// Of 16 entries: low bytes to `low_bytes`, high bytes 32 further.
-void quantize_table(const float* values, float centre, float scale, uint8_t* low_bytes) {
+// The planes of 16 entries.
+void quantize_table(const float* values, float centre, float scale, bool fast, uint8_t* entries) {
   const float32x4_t c = vdupq_n_f32(centre), factor = vdupq_n_f32(scale);
-  const uint8x16_t first = vreinterpretq_u8_u16(quantize8(values, c, factor));
-  const uint8x16_t second = vreinterpretq_u8_u16(quantize8(values + 8, c, factor));
-  vst1q_u8(low_bytes, vuzp1q_u8(first, second));
-  vst1q_u8(low_bytes + 2 * kNibbleCodewords, vuzp2q_u8(first, second));
+  const int16x8_t first = quantize8(values, c, factor), second = quantize8(values + 8, c, factor);
+  const uint8x16_t bytes = vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(first), vmovn_s16(second)));
+  if (fast) {
+    vst1q_u8(entries, veorq_u8(bytes, vdupq_n_u8(kFastOffset)));
+    return;
+  }
+  vst1q_u8(entries, vandq_u8(bytes, vdupq_n_u8((1 << kLowPlaneBits) - 1)));
+  const int8x16_t high = vcombine_s8(vshrn_n_s16(first, kLowPlaneBits), vshrn_n_s16(second, kLowPlaneBits));
+  vst1q_u8(entries + kPlaneBytes, vreinterpretq_u8_s8(high));
 }
 
-void clear_pair(uint8_t* pair) {
-  for (size_t i = 0; i < kPairBytes; i += 16) vst1q_u8(pair + i, vdupq_n_u8(0));
+// Entries of `count` units that are all zero. Where count is odd, the last half is zero as a byte.
+void clear_tables(size_t count, bool fast, uint8_t* planes) {
+  memset(planes, 0, (count + 1) / 2 * pair_bytes(fast));
+  if (fast) memset(planes, static_cast<int>(kFastOffset), count * kNibbleCodewords);
 }
 
 void build_nibble_tables(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
@@ -100,54 +109,93 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
   const bool all_numbers = vminvq_u32(vceqq_f32(statistics.finite, statistics.finite)) != 0;
   const bool finite = all_numbers && span - span == 0.0f;
   const bool usable = finite && span >= kMinSpan;
-  const float scale = usable ? kTableRange / span : 0.0f;
-  tables.steps[group] = usable ? span / kTableRange : finite ? 0.0f : NAN;
+  const float range = weight.fast ? kFastTableRange : kTableRange;
+  const float scale = usable ? range / span : 0.0f;
+  tables.steps[group] = usable ? span / range : finite ? 0.0f : NAN;
   tables.centres[group] = finite ? statistics.centre : 0.0f;
-  uint8_t* planes = tables.planes + begin / 2 * kPairBytes;
-  if (!usable) {
-    for (size_t j = 0; j < count; j += 2) clear_pair(planes + j / 2 * kPairBytes);
-    return;
-  }
-  if (count % 2 != 0) clear_pair(planes + count / 2 * kPairBytes);
+  const size_t bytes = pair_bytes(weight.fast);
+  uint8_t* planes = tables.planes + begin / 2 * bytes;
+  if (!usable || count % 2 != 0) clear_tables(count, weight.fast, planes);
+  if (!usable) return;
   for (size_t j = 0; j < count; ++j) {
-    quantize_table(values[j], centres[j], scale, planes + j / 2 * kPairBytes + j % 2 * kNibbleCodewords);
+    quantize_table(values[j], centres[j], scale, weight.fast, planes + j / 2 * bytes + j % 2 * kNibbleCodewords);
   }
 }
 
-// Sums modulo 2^16 of the 32 outputs of a block for one row: of the low bytes in 16 bits, of the high bytes, which
-// count 2^8 times as much, modulo 2^8.
-struct IntegerSums {
+// Sums of table entries of the 32 outputs of a block for one row: of the low planes or the only ones in 16 bits, of the
+// high ones, which count 2^7 times as much, modulo 2^8.
+template <bool kFast>
+struct Sums {
   uint16x8_t low[4];
-  uint8x16_t high[2];
+  uint8x16_t high[2];  // unused where kFast
 };
 
-// Adds the table entries of a unit for kRows rows, which share the unpacking of the codes. Inlined, or the sums would
-// live in memory.
-template <size_t kRows>
-ONNXPQ_ALWAYS_INLINE void accumulate(const uint8_t* const (&planes)[kRows], size_t offset, const uint8_t* codes,
-                                     IntegerSums (&rows)[kRows]) {
-  const uint8x16_t both = vld1q_u8(codes);
-  const uint8x16_t halves[2] = {vandq_u8(both, vdupq_n_u8(0x0f)), vshrq_n_u8(both, 4)};
-  for (size_t row = 0; row < kRows; ++row) {
-    const uint8x16_t low_plane = vld1q_u8(planes[row] + offset);
-    const uint8x16_t high_plane = vld1q_u8(planes[row] + offset + kPairBytes / 2);
-    for (size_t half = 0; half < 2; ++half) {
-      const uint8x16_t low = vqtbl1q_u8(low_plane, halves[half]);
-      uint16x8_t* sums = rows[row].low + 2 * half;
-      sums[0] = vaddw_u8(sums[0], vget_low_u8(low));
-      sums[1] = vaddw_high_u8(sums[1], low);
-      rows[row].high[half] = vaddq_u8(rows[row].high[half], vqtbl1q_u8(high_plane, halves[half]));
-    }
+// Codes of a unit: of outputs 0 to 15 and of outputs 16 to 31.
+struct Codes {
+  uint8x16_t halves[2];
+};
+
+ONNXPQ_ALWAYS_INLINE Codes unpack(const uint8_t* bytes) {
+  const uint8x16_t both = vld1q_u8(bytes);
+  return {{vandq_u8(both, vdupq_n_u8(0x0f)), vshrq_n_u8(both, 4)}};
+}
+
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_widened(Sums<kFast>& sums, size_t half, uint8x16_t bytes) {
+  sums.low[2 * half] = vaddw_u8(sums.low[2 * half], vget_low_u8(bytes));
+  sums.low[2 * half + 1] = vaddw_high_u8(sums.low[2 * half + 1], bytes);
+}
+
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_high(Sums<kFast>& sums, const uint8_t* plane, const Codes& codes) {
+  const uint8x16_t table = vld1q_u8(plane + kPlaneBytes);
+  for (size_t half = 0; half < 2; ++half) {
+    sums.high[half] = vaddq_u8(sums.high[half], vqtbl1q_u8(table, codes.halves[half]));
   }
 }
 
-// y[4*i .. 4*i + 4] += sums * step
-ONNXPQ_ALWAYS_INLINE void add_scaled(const IntegerSums& row, float step, float32x4_t* y) {
-  const float32x4_t factor = vdupq_n_f32(step);
+// Adds the table entries of a pair of units; the low ones of both are summed in a byte before they are widened.
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_units(Sums<kFast>& sums, const uint8_t* pair, const Codes& first, const Codes& second) {
+  const uint8_t* next = pair + kNibbleCodewords;
+  const uint8x16_t first_table = vld1q_u8(pair), second_table = vld1q_u8(next);
+  for (size_t half = 0; half < 2; ++half) {
+    const uint8x16_t a = vqtbl1q_u8(first_table, first.halves[half]);
+    const uint8x16_t b = vqtbl1q_u8(second_table, second.halves[half]);
+    if (kFast) {
+      add_widened(sums, half, a);
+      add_widened(sums, half, b);
+    } else {
+      add_widened(sums, half, vaddq_u8(a, b));
+    }
+  }
+  if (!kFast) {
+    add_high(sums, pair, first);
+    add_high(sums, next, second);
+  }
+}
+
+// Adds the table entries of one unit.
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_units(Sums<kFast>& sums, const uint8_t* pair, const Codes& codes) {
+  const uint8x16_t table = vld1q_u8(pair);
+  for (size_t half = 0; half < 2; ++half) add_widened(sums, half, vqtbl1q_u8(table, codes.halves[half]));
+  if (!kFast) add_high(sums, pair, codes);
+}
+
+// y[4*i .. 4*i + 4] += sums * step; `count` units are in the sums.
+template <bool kFast>
+ONNXPQ_ALWAYS_INLINE void add_scaled(const Sums<kFast>& sums, size_t count, float step, float32x4_t* y) {
+  const float32x4_t factor = vdupq_n_f32(kFast ? step : 0.5f * step);
   for (size_t i = 0; i < 4; ++i) {
-    const uint8x16_t high = row.high[i / 2];
-    const uint8x8_t high8 = i % 2 == 0 ? vget_low_u8(high) : vget_high_u8(high);
-    const int16x8_t sum = vreinterpretq_s16_u16(vaddq_u16(row.low[i], vshll_n_u8(high8, 8)));
+    int16x8_t sum;
+    if (kFast) {
+      sum = vreinterpretq_s16_u16(vsubq_u16(sums.low[i], vdupq_n_u16(static_cast<uint16_t>(kFastOffset * count))));
+    } else {  // twice the sums, which have 15 bits: 2^8 * high + 2 * low
+      const uint8x16_t high = sums.high[i / 2];
+      const uint8x8_t high8 = i % 2 == 0 ? vget_low_u8(high) : vget_high_u8(high);
+      sum = vreinterpretq_s16_u16(vaddq_u16(vshlq_n_u16(sums.low[i], 1), vshll_n_u8(high8, 8)));
+    }
     const float32x4_t first = vcvtq_f32_s32(vmovl_s16(vget_low_s16(sum)));
     const float32x4_t second = vcvtq_f32_s32(vmovl_high_s16(sum));
     y[2 * i] = vaddq_f32(y[2 * i], vmulq_f32(first, factor));
@@ -176,14 +224,33 @@ void store_block(const Weight& weight, size_t first, const float32x4_t* sums, bo
   for (size_t i = 0; i < count; ++i) y[first + i] = whole[i];
 }
 
-template <size_t kRows>
+// The sums of units [begin, end), at most a group of them, for kRows rows, which share the unpacking of the codes.
+// Inlined, or the sums would live in memory.
+template <bool kFast, size_t kRows>
+ONNXPQ_ALWAYS_INLINE void sum_units(const NibbleTables* tables, const uint8_t* codes, size_t begin, size_t end,
+                                    Sums<kFast> (&sums)[kRows]) {
+  for (Sums<kFast>& row : sums) {
+    for (uint16x8_t& sum : row.low) sum = vdupq_n_u16(0);
+    for (uint8x16_t& sum : row.high) sum = vdupq_n_u8(0);
+  }
+  size_t s = begin;
+  for (; s + 1 < end; s += 2) {
+    const Codes first = unpack(codes + s * kUnitBytes), second = unpack(codes + (s + 1) * kUnitBytes);
+    for (size_t row = 0; row < kRows; ++row) {
+      add_units(sums[row], tables[row].planes + s / 2 * pair_bytes(kFast), first, second);
+    }
+  }
+  if (s == end) return;
+  const Codes last = unpack(codes + s * kUnitBytes);
+  for (size_t row = 0; row < kRows; ++row) add_units(sums[row], tables[row].planes + s / 2 * pair_bytes(kFast), last);
+}
+
+template <bool kFast, size_t kRows>
 void scan_block(const Weight& weight, const NibbleTables* tables, const Range& groups, size_t block, float* y) {
   const size_t S = weight.R * weight.M;
   const uint8_t* codes = weight.codes + block * S * kUnitBytes;
-  const uint8_t* planes[kRows];
   float32x4_t outputs[kRows][kBlockRegisters];
   for (size_t row = 0; row < kRows; ++row) {
-    planes[row] = tables[row].planes;
     if (groups.begin > 0) {
       load_block(weight, block * kNibbleOutputs, y + row * weight.out, outputs[row]);
       continue;
@@ -193,19 +260,13 @@ void scan_block(const Weight& weight, const NibbleTables* tables, const Range& g
     for (float32x4_t& output : outputs[row]) output = vdupq_n_f32(centre);
   }
   for (size_t group = groups.begin; group < groups.end; ++group) {
-    size_t s = group * kGroupUnits;
-    const size_t end = S - s < kGroupUnits ? S : s + kGroupUnits;
-    IntegerSums sums[kRows];
-    for (IntegerSums& row : sums) {
-      for (uint16x8_t& sum : row.low) sum = vdupq_n_u16(0);
-      for (uint8x16_t& sum : row.high) sum = vdupq_n_u8(0);
+    const size_t begin = group * kGroupUnits;
+    const size_t end = S - begin < kGroupUnits ? S : begin + kGroupUnits;
+    Sums<kFast> sums[kRows];
+    sum_units(tables, codes, begin, end, sums);
+    for (size_t row = 0; row < kRows; ++row) {
+      add_scaled(sums[row], end - begin, tables[row].steps[group], outputs[row]);
     }
-    for (; s + 1 < end; s += 2) {
-      accumulate(planes, s / 2 * kPairBytes, codes + s * kUnitBytes, sums);
-      accumulate(planes, s / 2 * kPairBytes + kNibbleCodewords, codes + (s + 1) * kUnitBytes, sums);
-    }
-    if (s < end) accumulate(planes, s / 2 * kPairBytes, codes + s * kUnitBytes, sums);
-    for (size_t row = 0; row < kRows; ++row) add_scaled(sums[row], tables[row].steps[group], outputs[row]);
   }
   const bool last = groups.end * kGroupUnits >= S;
   for (size_t row = 0; row < kRows; ++row) {
@@ -216,18 +277,24 @@ void scan_block(const Weight& weight, const NibbleTables* tables, const Range& g
 // Four rows of six sums each, the unpacked codes and the tables at hand fill the 32 registers.
 constexpr size_t kScanRows = 4;
 
-void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
-                  float* y) {
+template <bool kFast>
+void scan_rows(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
+               float* y) {
   switch (rows) {
     case 4:
-      return scan_block<4>(weight, tables, groups, block, y);
+      return scan_block<kFast, 4>(weight, tables, groups, block, y);
     case 3:
-      return scan_block<3>(weight, tables, groups, block, y);
+      return scan_block<kFast, 3>(weight, tables, groups, block, y);
     case 2:
-      return scan_block<2>(weight, tables, groups, block, y);
+      return scan_block<kFast, 2>(weight, tables, groups, block, y);
     default:
-      return scan_block<1>(weight, tables, groups, block, y);
+      return scan_block<kFast, 1>(weight, tables, groups, block, y);
   }
+}
+
+void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
+                  float* y) {
+  (weight.fast ? scan_rows<true> : scan_rows<false>)(weight, tables, rows, groups, block, y);
 }
 
 // ---- K > 16 ----
@@ -406,9 +473,25 @@ void multiply_panel(const Weight& weight, const float* x, size_t rows, const Ran
   for (; row < rows; ++row) multiply_rows<1>(weight, x + row * weight.in, units, panel, sums + row * kByteOutputs);
 }
 
+// ---- float16 X and Y ----
+
+void widen(const uint16_t* halves, size_t count, float* floats) {
+  size_t i = 0;
+  for (; i + 4 <= count; i += 4) vst1q_f32(floats + i, load4(halves + i));
+  for (; i < count; ++i) floats[i] = half_to_float(halves[i]);
+}
+
+void narrow(const float* floats, size_t count, uint16_t* halves) {
+  size_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    vst1_u8(reinterpret_cast<uint8_t*>(halves + i), vreinterpret_u8_f16(vcvt_f16_f32(vld1q_f32(floats + i))));
+  }
+  for (; i < count; ++i) halves[i] = float_to_half(floats[i]);
+}
+
 }  // namespace
 
 const Kernels kNeonKernels = {"neon",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel};
+                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel, widen, narrow};
 
 }  // namespace onnxpq

@@ -55,30 +55,37 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
     low *= 0.5f;
     high *= 0.5f;
     centres[j] = low + high;
-    span += high - low;
+    span = weight.fast ? (high - low > span ? high - low : span) : span + (high - low);
     centre += centres[j];
   }
   finite = finite && std::isfinite(span);
   const bool usable = finite && span >= kMinSpan;
-  const float scale = usable ? kTableRange / span : 0.0f;
-  tables.steps[group] = usable ? span / kTableRange : finite ? 0.0f : NAN;
+  const float range = weight.fast ? kFastTableRange : kTableRange;
+  const float scale = usable ? range / span : 0.0f;
+  tables.steps[group] = usable ? span / range : finite ? 0.0f : NAN;
   tables.centres[group] = finite ? centre : 0.0f;
-  uint8_t* planes = tables.planes + begin / 2 * kPairBytes;
-  std::memset(planes, 0, (count + 1) / 2 * kPairBytes);
-  if (!usable) return;
+  const size_t bytes = pair_bytes(weight.fast);
+  uint8_t* planes = tables.planes + begin / 2 * bytes;
+  std::memset(planes, 0, (count + 1) / 2 * bytes);
   for (size_t j = 0; j < count; ++j) {
-    uint8_t* low_bytes = planes + j / 2 * kPairBytes + j % 2 * kNibbleCodewords;
+    uint8_t* entries = planes + j / 2 * bytes + j % 2 * kNibbleCodewords;
     for (size_t k = 0; k < kNibbleCodewords; ++k) {
-      const auto q = static_cast<uint16_t>(std::lrintf((values[j][k] - centres[j]) * scale));
-      low_bytes[k] = static_cast<uint8_t>(q & 0xff);
-      low_bytes[k + 2 * kNibbleCodewords] = static_cast<uint8_t>(q >> 8);
+      const int q = usable ? static_cast<int>(std::lrintf((values[j][k] - centres[j]) * scale)) : 0;
+      if (weight.fast) {
+        entries[k] = static_cast<uint8_t>(q + static_cast<int>(kFastOffset));
+      } else {
+        const int low = static_cast<int>(static_cast<unsigned>(q) % (1u << kLowPlaneBits));
+        entries[k] = static_cast<uint8_t>(low);
+        entries[k + kPlaneBytes] = static_cast<uint8_t>((q - low) / (1 << kLowPlaneBits));
+      }
     }
   }
 }
 
-int table_entry(const uint8_t* planes, size_t s, unsigned code) {
-  const uint8_t* low_bytes = planes + s / 2 * kPairBytes + s % 2 * kNibbleCodewords;
-  return static_cast<int16_t>(low_bytes[code] | low_bytes[code + 2 * kNibbleCodewords] << 8);
+int table_entry(const uint8_t* planes, bool fast, size_t s, unsigned code) {
+  const uint8_t* entries = planes + s / 2 * pair_bytes(fast) + s % 2 * kNibbleCodewords;
+  if (fast) return entries[code] - static_cast<int>(kFastOffset);
+  return entries[code] + static_cast<int8_t>(entries[code + kPlaneBytes]) * (1 << kLowPlaneBits);
 }
 
 void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
@@ -99,7 +106,7 @@ void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows,
         int integer_sum = 0;
         for (size_t s = group * kGroupUnits; s < end; ++s) {
           const unsigned code = codes[s * kUnitBytes + i % kUnitBytes] >> shift & 15u;
-          integer_sum += table_entry(tables[row].planes, s, code);
+          integer_sum += table_entry(tables[row].planes, weight.fast, s, code);
         }
         sum += static_cast<float>(integer_sum) * tables[row].steps[group];
       }
@@ -187,10 +194,18 @@ void multiply_panel(const Weight& weight, const float* x, size_t rows, const Ran
   }
 }
 
+void widen(const uint16_t* halves, size_t count, float* floats) {
+  for (size_t i = 0; i < count; ++i) floats[i] = half_to_float(halves[i]);
+}
+
+void narrow(const float* floats, size_t count, uint16_t* halves) {
+  for (size_t i = 0; i < count; ++i) halves[i] = float_to_half(floats[i]);
+}
+
 }  // namespace
 
 const Kernels kScalarKernels = {"scalar",          build_nibble_tables, scan_nibbles,       1,
                                 build_byte_tables, scan_bytes,          build_batch_tables, scan_batch,
-                                decode_panel,      multiply_panel};
+                                decode_panel,      multiply_panel, widen, narrow};
 
 }  // namespace onnxpq
