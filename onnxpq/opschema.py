@@ -56,8 +56,7 @@ with ``radix = 256 ** (1 / len(place_values))``."""
 
 ATTR_FAST: Final = "fast"
 """int, 0 or 1; the operator takes a node without it as 0. 1 asks for tables of 8 bits instead of 15, where K <= 16: 1.1
-to 1.2 times as fast (custom_ops/bench), about 1 % error of an output instead of 0.2 %. The function body is exact either
-way."""
+to 1.2 times as fast (custom_ops/bench), about 1 % error of an output instead of 0.2 %. The body is exact either way."""
 
 ATTRIBUTES: Final = (ATTR_IN_FEATURES, ATTR_PLACE_VALUES, ATTR_FAST)
 
