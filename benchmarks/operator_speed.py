@@ -1,12 +1,16 @@
 """`PQMatMul` against the fully-connected layers that onnxruntime has: float32, dynamic int8, 4 and 2 bits.
 
-    python benchmarks/operator_speed.py                          # all sizes and batches, one thread
-    python benchmarks/operator_speed.py --sizes 4096x4096 500x10 --batches 1 64 --threads 1 2
+    python benchmarks/operator_speed.py                          # all sizes and batches, one and two threads
+    python benchmarks/operator_speed.py --sizes 4096x4096 500x10 --batches 1 64 --threads 1
     python benchmarks/operator_speed.py --table                  # only prints what is stored
+    python benchmarks/operator_speed.py --table --plot speed.svg # and draws it (pip install matplotlib)
 
 Sizes are inputs x outputs. All layers of a size are timed in turns, many short rounds each, so that what else runs on
-the machine hits all of them; a figure is the median of its rounds, of whole `session.run` calls. Cold: 64 MB of other
-memory are read before every call. Results are added to results/operator_speed.json.
+the machine hits all of them; a figure is the median of its rounds, of whole `session.run` calls. "nothing" is a model
+that copies X, what every call costs. Hot: the same buffers in every call of a round, the first of which is not counted.
+Cold: 64 MB of other memory are read before every call. Results are added to results/operator_speed.json.
+
+The name is not operator.py, as a script of that name would hide the standard module from every script beside it.
 """
 
 import argparse
@@ -33,17 +37,19 @@ from onnxpq.opschema import DOMAIN, OP_TYPE  # noqa: E402
 from onnxpq.pq.packing import pack_codes  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "operator_speed.json"
-SIZES = ["256x256", "500x10", "784x300", "1024x1024", "4096x1024", "4096x4096"]
+SIZES = ["256x256", "1024x1024", "1024x4096", "4096x4096"]
 BATCHES = [1, 4, 16, 128]
 FLUSH_BYTES = 64 << 20
 ROUND_SECONDS = 0.004
+SPIN_SECONDS = 0.03
+"""For so long at most the threads of a session keep a core busy after a call, in the hope of another one."""
 
 Arrays = dict[str, np.ndarray]
 Layer = tuple[str, str, Arrays, list[onnx.AttributeProto]]
 """Domain, operator, constant inputs in order, attributes."""
 
 
-def pq_layer(rng: np.random.Generator, size: tuple[int, int], d: int, codewords: int) -> Layer:
+def pq_layer(rng: np.random.Generator, size: tuple[int, int], d: int, codewords: int, *, fast: bool = False) -> Layer:
     in_features, out = size
     sub_vectors = -(-in_features // d)
     codes = rng.integers(0, codewords, (out, 1, sub_vectors)).astype(np.uint8)
@@ -53,7 +59,7 @@ def pq_layer(rng: np.random.Generator, size: tuple[int, int], d: int, codewords:
         "scales": np.ones(out, np.float32),
         "bias": np.zeros(out, np.float32),
     }
-    return DOMAIN, OP_TYPE, constants, [ir.to_proto(a) for a in node_attributes(in_features, codewords)]
+    return DOMAIN, OP_TYPE, constants, [ir.to_proto(a) for a in node_attributes(in_features, codewords, fast=fast)]
 
 
 def bits_layer(rng: np.random.Generator, size: tuple[int, int], bits: int, block: int) -> Layer:
@@ -78,11 +84,13 @@ def int8_layer(rng: np.random.Generator, size: tuple[int, int]) -> Layer:
 
 
 LAYERS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Layer]] = {
+    "nothing": lambda _rng, _size: ("", "Identity", {}, []),
     "float32": lambda rng, size: ("", "MatMul", {"B": rng.standard_normal(size).astype(np.float32)}, []),
     "int8": int8_layer,
     "4 bits": lambda rng, size: bits_layer(rng, size, 4, 32),
     "2 bits": lambda rng, size: bits_layer(rng, size, 2, 64),
     "pq d=4 K=16": lambda rng, size: pq_layer(rng, size, 4, 16),
+    "pq d=4 K=16 fast": lambda rng, size: pq_layer(rng, size, 4, 16, fast=True),
     "pq d=2 K=16": lambda rng, size: pq_layer(rng, size, 2, 16),
     "pq d=8 K=256": lambda rng, size: pq_layer(rng, size, 8, 256),
 }
@@ -95,7 +103,7 @@ def session_of(layer: Layer, size: tuple[int, int], threads: int) -> Any:
     node = helper.make_node(op_type, ["X", *constants], ["Y"], name="fc", domain=domain)
     node.attribute.extend(attributes)
     x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", size[0]])
-    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", size[1]])
+    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", "out"])
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     imports = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
     model = helper.make_model(
@@ -107,7 +115,8 @@ def session_of(layer: Layer, size: tuple[int, int], threads: int) -> Any:
     return onnxpq.session(model, options=options)
 
 
-def hot_seconds(session: Any, x: np.ndarray, calls: int) -> float:
+def call_seconds(session: Any, x: np.ndarray, calls: int) -> float:
+    """Mean of some calls in a row."""
     start = time.perf_counter()
     for _ in range(calls):
         session.run(None, {"X": x})
@@ -119,15 +128,18 @@ def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dic
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, size[0])).astype(np.float32)
     sessions = {name: session_of(make(rng, size), size, threads) for name, make in LAYERS.items()}
-    calls = {name: max(1, round(ROUND_SECONDS / hot_seconds(s, x, 2))) for name, s in sessions.items()}
+    calls = {name: max(1, round(ROUND_SECONDS / call_seconds(s, x, 2))) for name, s in sessions.items()}
     flush = np.ones(FLUSH_BYTES // 8)
     hot: dict[str, list[float]] = {name: [] for name in sessions}
     cold: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(rounds):
         for name, session in sessions.items():
-            hot[name].append(hot_seconds(session, x, calls[name]))
+            if threads > 1:
+                time.sleep(SPIN_SECONDS)
+            session.run(None, {"X": x})
+            hot[name].append(call_seconds(session, x, calls[name]))
             flush.sum()
-            cold[name].append(hot_seconds(session, x, 1))
+            cold[name].append(call_seconds(session, x, 1))
     return {
         name: {"hot": 1e6 * statistics.median(hot[name]), "cold": 1e6 * statistics.median(cold[name])}
         for name in sessions
@@ -143,13 +155,48 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def ratios(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """How many times as fast `pq d=4 K=16` is, hot / cold."""
+    lines = [
+        "| in x out, batch, threads | float32 | int8 | best of 4 and 2 bits | d=2: times d=4 |",
+        "|---|---|---|---|---|",
+    ]
+    for case, layers in results.items():
+        ours, cells = layers["pq d=4 K=16"], []
+        for others in (["float32"], ["int8"], ["4 bits", "2 bits"]):
+            best = {key: min(layers[name][key] for name in others) / ours[key] for key in ("hot", "cold")}
+            cells.append(f"{best['hot']:.1f} / {best['cold']:.1f}")
+        cells.append(f"{layers['pq d=2 K=16']['hot'] / ours['hot']:.2f}")
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Microseconds for one row, hot, by batch: a panel for each size, one thread."""
+    from matplotlib import pyplot as plt  # noqa: PLC0415 -- only who wants a picture needs it
+
+    sizes = list(dict.fromkeys(case.split(", ")[0] for case in results))
+    figure, axes = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 4), squeeze=False)
+    for axis, size in zip(axes[0], sizes, strict=True):
+        batches = sorted(int(b) for s, b, t in (case.split(", ") for case in results) if s == size and t == "1")
+        for name in LAYERS:
+            times = [results[f"{size}, {batch}, 1"][name]["hot"] / batch for batch in batches]
+            axis.plot(batches, times, marker="o", label=name, linestyle="--" if name == "nothing" else "-")
+        axis.set(title=size, xlabel="batch", xscale="log", yscale="log", xticks=batches, xticklabels=batches)
+    axes[0][0].set_ylabel("microseconds for one row, one thread")
+    axes[0][-1].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="inputs x outputs, as 4096x1024")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
-    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--table", action="store_true", help="only print the table of stored results")
+    parser.add_argument("--table", action="store_true", help="only print the tables of stored results")
+    parser.add_argument("--plot", type=Path, help="also draw the stored results to this file")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -163,7 +210,9 @@ def main() -> None:
                     print(case, {name: round(times["hot"]) for name, times in results[case].items()}, flush=True)
                     RESULTS.parent.mkdir(exist_ok=True)
                     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    print(table(results), ratios(results), sep="\n\n")
+    if options.plot is not None:
+        plot(results, options.plot)
 
 
 if __name__ == "__main__":

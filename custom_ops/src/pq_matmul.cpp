@@ -65,8 +65,8 @@ size_t chunk_blocks(size_t S, size_t bundles) {
   return std::min(std::max(kChunkBytes / (S * kUnitBytes), kMinBlocks), kMaxBlocks);
 }
 
-// The scan of up to scan_rows rows over a chunk of blocks. Tables of a quarter of the second cache pass over all of it before
-// the next ones: they are up to four times as many bytes as the codes.
+// The scan of up to scan_rows rows over a chunk of blocks. Where their tables do not fit into the second cache, those of
+// some groups pass over the whole chunk before the next ones.
 struct NibbleScan {
   const Kernels& kernels;
   const Weight& weight;
@@ -75,11 +75,10 @@ struct NibbleScan {
   float* y;  // [rows, out]
 
   void run(size_t row, const Range& blocks) const {
-    constexpr size_t kTableCacheBytes = 64 * 1024;
     const size_t groups = ceil_div(weight.R * weight.M, kGroupUnits);
     const size_t count = std::min(kernels.scan_rows, rows - row);
     const size_t group_bytes = kGroupUnits / 2 * pair_bytes(weight.fast) * count;
-    const size_t step = std::max<size_t>(kTableCacheBytes / group_bytes, 1);
+    const size_t step = std::max<size_t>(kTileBytes / group_bytes, 1);
     for (size_t group = 0; group < groups; group += step) {
       for (size_t block = blocks.begin; block < blocks.end; ++block) {
         kernels.scan_nibbles(weight, tables + row, count, {group, std::min(group + step, groups)}, block,

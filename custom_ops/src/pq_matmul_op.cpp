@@ -143,7 +143,7 @@ class PQMatMulKernel {
         weight_(node_, constants(api, info, node_), fast_attribute(api, info, node_)) {}
 
   void compute(OrtKernelContext* context) const {
-    const TensorView x = input(context, kX);
+    const TensorView x = view(api_, input(context, kX));
     const std::vector<int64_t> y_shape = output_shape(x.shape);
     OrtValue* y = nullptr;
     check(api_.KernelContext_GetOutput(context, 0, y_shape.data(), y_shape.size(), &y));
@@ -153,7 +153,7 @@ class PQMatMulKernel {
     for (size_t i = 0; i + 1 < x.shape.size(); ++i) rows *= static_cast<size_t>(x.shape[i]);
     if (rows == 0) return;
     const Weight weight =
-        weight_.view(static_cast<size_t>(x.shape.back()), input(context, kCodebooks).data, input(context, kCodes).data);
+        weight_.view(static_cast<size_t>(x.shape.back()), data_of(context, kCodebooks), data_of(context, kCodes));
     OrtPool pool = {&api_, context, nullptr};
     if (x.type == TensorType::kFloat16) {
       multiply_halves(weight, static_cast<const uint16_t*>(x.data), rows, static_cast<uint16_t*>(y_data), pool);
@@ -209,10 +209,17 @@ class PQMatMulKernel {
             constant_input(api, info, node, kScales), constant_input(api, info, node, kBias)};
   }
 
-  TensorView input(const OrtKernelContext* context, Input index) const {
+  const OrtValue* input(const OrtKernelContext* context, Input index) const {
     const OrtValue* value = nullptr;
     check(api_.KernelContext_GetInput(context, index, &value));
-    return view(api_, value);
+    return value;
+  }
+
+  // Type and shape of a constant were checked when the kernel was made.
+  const void* data_of(const OrtKernelContext* context, Input index) const {
+    void* data = nullptr;
+    check(api_.GetTensorMutableData(const_cast<OrtValue*>(input(context, index)), &data));
+    return data;
   }
 
   std::vector<int64_t> output_shape(const std::vector<int64_t>& x_shape) const {

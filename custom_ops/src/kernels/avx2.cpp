@@ -44,12 +44,21 @@ struct FloatTable {
 };
 
 template <typename T>
+ONNXPQ_ALWAYS_INLINE FloatTable products(const T* codeword, const float* x) {
+  const __m256 element = _mm256_broadcast_ss(x);
+  return {_mm256_mul_ps(element, load8(codeword)), _mm256_mul_ps(element, load8(codeword + 8))};
+}
+
+// kLength elements, or `length` where that is 0.
+template <size_t kLength, typename T>
 ONNXPQ_ALWAYS_INLINE FloatTable float_table(const T* codeword, const float* x, size_t length) {
-  FloatTable table = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-  for (size_t i = 0; i < length; ++i, codeword += kNibbleCodewords) {
-    const __m256 element = _mm256_broadcast_ss(x + i);
-    table.first = _mm256_add_ps(table.first, _mm256_mul_ps(element, load8(codeword)));
-    table.second = _mm256_add_ps(table.second, _mm256_mul_ps(element, load8(codeword + 8)));
+  FloatTable table = products(codeword, x);
+  const size_t count = kLength == 0 ? length : kLength;
+  ONNXPQ_UNROLL_QUAD
+  for (size_t i = 1; i < count; ++i) {
+    const FloatTable next = products(codeword + i * kNibbleCodewords, x + i);
+    table.first = _mm256_add_ps(table.first, next.first);
+    table.second = _mm256_add_ps(table.second, next.second);
   }
   return table;
 }
@@ -62,7 +71,7 @@ constexpr size_t kQuad = 4;  // units whose extremes are found side by side
 
 // Float tables of units [begin, begin + count), their centres and statistics. Entries of `values` and `centres` past
 // `count` up to a multiple of kQuad become zero.
-template <typename T>
+template <size_t kLength, typename T>
 TableStatistics build_float_tables(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t count,
                                    float (*values)[kNibbleCodewords], float* centres) {
   TableStatistics statistics = {_mm256_setzero_ps(), 0.0f, 0.0f};
@@ -74,7 +83,7 @@ TableStatistics build_float_tables(const Weight& weight, const T* codebooks, con
     for (size_t q = 0; q < kQuad; ++q) {
       FloatTable table = {_mm256_setzero_ps(), _mm256_setzero_ps()};
       if (j + q < count) {
-        table = float_table(codebooks + unit.codebook_row() * kNibbleCodewords, x + unit.x_begin(), unit.x_count());
+        table = float_table<kLength>(codebooks + unit.codebook_row() * kNibbleCodewords, x + unit.x_begin(), unit.x_count());
         if (j + q + 1 < count) unit.next();
       }
       _mm256_storeu_ps(values[j + q], table.first);
@@ -96,6 +105,16 @@ TableStatistics build_float_tables(const Weight& weight, const T* codebooks, con
     }
   }
   return statistics;
+}
+
+template <typename T>
+TableStatistics of_length(size_t length, const Weight& weight, const T* codebooks, const float* x, size_t begin,
+                          size_t count, float (*values)[kNibbleCodewords], float* centres) {
+  const auto build = length == 2   ? build_float_tables<2, T>
+                     : length == 4 ? build_float_tables<4, T>
+                     : length == 8 ? build_float_tables<8, T>
+                                   : build_float_tables<0, T>;
+  return build(weight, codebooks, x, begin, count, values, centres);
 }
 
 // round((value - centre) * scale) of the 16 entries of a unit as int16: entries 0-3, 8-11 and 4-7, 12-15 of each lane.
@@ -138,10 +157,12 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
   const size_t count = S - begin < kGroupUnits ? S - begin : kGroupUnits;
   float values[kGroupUnits][kNibbleCodewords];
   float centres[kGroupUnits];
+  // The last sub-vector may be shorter than d.
+  const size_t length = weight.in % weight.d == 0 ? weight.d : 0;
   const TableStatistics statistics =
       weight.codebook_element == Element::kFloat16
-          ? build_float_tables(weight, static_cast<const uint16_t*>(weight.codebooks), x, begin, count, values, centres)
-          : build_float_tables(weight, static_cast<const float*>(weight.codebooks), x, begin, count, values, centres);
+          ? of_length(length, weight, static_cast<const uint16_t*>(weight.codebooks), x, begin, count, values, centres)
+          : of_length(length, weight, static_cast<const float*>(weight.codebooks), x, begin, count, values, centres);
   const float span = statistics.span;
   // An infinite entry makes the span infinite or NaN.
   const bool finite = _mm256_movemask_ps(statistics.nan) == 0 && span - span == 0.0f;
@@ -221,7 +242,6 @@ ONNXPQ_ALWAYS_INLINE void keep_in_registers(Sums<kFast>& sums) {
 template <bool kFast>
 ONNXPQ_ALWAYS_INLINE void add_units(Sums<kFast>& sums, const uint8_t* planes, const Codes& first, const Codes& second) {
   const uint8_t* next = planes + pair_bytes(kFast);
-  // One plane at a time: more would not fit into the registers beside the sums of two rows.
   __m256i plane = load32(planes);
   __m256i low[2] = {_mm256_shuffle_epi8(plane, first.halves[0]), _mm256_shuffle_epi8(plane, first.halves[1])};
   plane = load32(next);
@@ -285,11 +305,19 @@ ONNXPQ_ALWAYS_INLINE void add_scaled(const Sums<kFast>& sums, size_t count, floa
   }
 }
 
-// The sums of a block so far.
+// Outputs of a block that begins with output `first`.
+size_t block_outputs(const Weight& weight, size_t first) {
+  return weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
+}
+
+// The sums of a block so far. Only the last block may be shorter and takes the way over an array.
 void load_block(const Weight& weight, size_t first, const float* y, Halves* sums) {
-  float whole[kNibbleOutputs] = {};
-  const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
-  memcpy(whole, y + first, count * sizeof(float));
+  float padded[kNibbleOutputs];
+  const float* whole = y + first;
+  if (const size_t count = block_outputs(weight, first); count < kNibbleOutputs) {
+    for (size_t i = 0; i < kNibbleOutputs; ++i) padded[i] = i < count ? y[first + i] : 0.0f;
+    whole = padded;
+  }
   for (size_t half = 0; half < 2; ++half) {
     const __m256 a = _mm256_loadu_ps(whole + 16 * half), b = _mm256_loadu_ps(whole + 16 * half + 8);
     const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)));
@@ -300,7 +328,9 @@ void load_block(const Weight& weight, size_t first, const float* y, Halves* sums
 }
 
 void store_block(const Weight& weight, size_t first, const Halves* sums, bool last, float* y) {
-  float whole[kNibbleOutputs];
+  float padded[kNibbleOutputs];
+  const size_t count = block_outputs(weight, first);
+  float* const whole = count < kNibbleOutputs ? padded : y + first;
   for (size_t half = 0; half < 2; ++half) {
     const __m256 a = _mm256_unpacklo_ps(sums[half].even, sums[half].odd);
     const __m256 b = _mm256_unpackhi_ps(sums[half].even, sums[half].odd);
@@ -312,53 +342,69 @@ void store_block(const Weight& weight, size_t first, const Halves* sums, bool la
       _mm256_storeu_ps(whole + place, last ? _mm256_add_ps(_mm256_mul_ps(in_order[i], scale), bias) : in_order[i]);
     }
   }
-  const size_t count = weight.out - first < kNibbleOutputs ? weight.out - first : kNibbleOutputs;
-  memcpy(y + first, whole, count * sizeof(float));
+  for (size_t i = 0; whole == padded && i < count; ++i) y[first + i] = padded[i];
 }
 
-// A single row reads its codes once, from memory where they have left the caches (measured: 1.15 times as fast then; a
-// batch reads them several times). The address may lie past the codes, which is no fault for a prefetch.
-void prefetch(const uint8_t* code) {
-  constexpr uintptr_t kAhead = 1024;
-  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(code) + kAhead), _MM_HINT_T0);
+// The codes of a group of units as the file has them. A single row reads them once, from memory where they have left
+// the caches: asking for them ahead makes it 1.15 times as fast then (measured). The address may lie past the codes,
+// which is no fault for a prefetch.
+struct PackedCodes {
+  static constexpr uintptr_t kAhead = 1024;
+
+  ONNXPQ_ALWAYS_INLINE Codes pair(size_t i) const {
+    const uint8_t* both = codes + 2 * i * kUnitBytes;
+    if (i % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(both) + kAhead), _MM_HINT_T0);
+    return unpack(load32(both));
+  }
+  ONNXPQ_ALWAYS_INLINE Codes single(size_t i) const { return unpack(load_single(codes + 2 * i * kUnitBytes)); }
+
+  const uint8_t* codes;
+};
+
+// The same, unpacked once for several rows: an operand in memory costs a shuffle nothing.
+class UnpackedCodes {
+ public:
+  UnpackedCodes(const PackedCodes& packed, size_t count) {
+    for (size_t i = 0; i < count / 2; ++i) codes_[i] = packed.pair(i);
+    if (count % 2 != 0) codes_[count / 2] = packed.single(count / 2);
+  }
+  ONNXPQ_ALWAYS_INLINE const Codes& pair(size_t i) const { return codes_[i]; }
+  ONNXPQ_ALWAYS_INLINE const Codes& single(size_t i) const { return codes_[i]; }
+
+ private:
+  Codes codes_[kGroupUnits / 2];
+};
+
+// outputs += the sums of `count` units, at most a group of them.
+template <bool kFast, typename GroupCodes>
+ONNXPQ_ALWAYS_INLINE void add_group(const uint8_t* planes, const GroupCodes& codes, size_t count, float step,
+                                    Halves* outputs) {
+  Sums<kFast> sums;
+  for (size_t half = 0; half < 2; ++half) {
+    sums.pairs[half] = sums.odd[half] = sums.high[half] = _mm256_setzero_si256();
+  }
+  size_t pair = 0;
+  for (const size_t end = count / 4 * 2; pair != end; pair += 2, planes += 2 * pair_bytes(kFast)) {
+    add_units(sums, planes, codes.pair(pair), codes.pair(pair + 1));
+  }
+  for (; 2 * pair < count; ++pair, planes += pair_bytes(kFast)) {
+    add_units(sums, planes, 2 * pair + 1 == count ? codes.single(pair) : codes.pair(pair));
+  }
+  add_scaled(sums, count, step, outputs);
 }
 
-// The sums of units [begin, end), at most a group of them, for kRows rows, which share the unpacking of the codes.
-// Inlined, or the sums would live in memory.
-template <bool kFast, size_t kRows>
-ONNXPQ_ALWAYS_INLINE void sum_units(const NibbleTables* tables, const uint8_t* codes, size_t begin, size_t end,
-                                    Sums<kFast> (&sums)[kRows]) {
-  const uint8_t* planes[kRows];
-  for (size_t row = 0; row < kRows; ++row) {
-    planes[row] = tables[row].planes + begin / 2 * pair_bytes(kFast);
-    for (size_t half = 0; half < 2; ++half) {
-      sums[row].pairs[half] = sums[row].odd[half] = sums[row].high[half] = _mm256_setzero_si256();
-    }
-  }
-  const uint8_t* code = codes + begin * kUnitBytes;
-  const uint8_t* const end_of_fours = code + (end - begin) / 4 * 4 * kUnitBytes;
-  for (; code != end_of_fours; code += 4 * kUnitBytes) {
-    if (kRows == 1) prefetch(code);
-    const Codes first = unpack(load32(code)), second = unpack(load32(code + 2 * kUnitBytes));
-    ONNXPQ_UNROLL_QUAD
-    for (size_t row = 0; row < kRows; ++row, planes[row - 1] += 2 * pair_bytes(kFast)) {
-      add_units(sums[row], planes[row], first, second);
-    }
-  }
-  for (size_t left = (end - begin) % 4; left > 0; left -= left > 1 ? 2 : 1, code += 2 * kUnitBytes) {
-    const Codes last = unpack(left > 1 ? load32(code) : load_single(code));
-    for (size_t row = 0; row < kRows; ++row, planes[row - 1] += pair_bytes(kFast)) {
-      add_units(sums[row], planes[row], last);
-    }
-  }
-}
+// Rows that share unpacked codes; more would need no fewer instructions each, but more memory for their sums. Unpacking
+// pays from kUnpackRows on (measured).
+constexpr size_t kScanRows = 8;
+constexpr size_t kUnpackRows = 5;
 
-template <bool kFast, size_t kRows>
-void scan_block(const Weight& weight, const NibbleTables* tables, const Range& groups, size_t block, float* y) {
+template <bool kFast>
+void scan_block(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
+                float* y) {
   const size_t S = weight.R * weight.M;
   const uint8_t* codes = weight.codes + block * S * kUnitBytes;
-  Halves outputs[kRows][2];
-  for (size_t row = 0; row < kRows; ++row) {
+  Halves outputs[kScanRows][2];
+  for (size_t row = 0; row < rows; ++row) {
     if (groups.begin > 0) {
       load_block(weight, block * kNibbleOutputs, y + row * weight.out, outputs[row]);
       continue;
@@ -369,27 +415,29 @@ void scan_block(const Weight& weight, const NibbleTables* tables, const Range& g
   }
   for (size_t group = groups.begin; group < groups.end; ++group) {
     const size_t begin = group * kGroupUnits;
-    const size_t end = S - begin < kGroupUnits ? S : begin + kGroupUnits;
-    Sums<kFast> sums[kRows];
-    sum_units(tables, codes, begin, end, sums);
-    for (size_t row = 0; row < kRows; ++row) {
-      add_scaled(sums[row], end - begin, tables[row].steps[group], outputs[row]);
+    const size_t count = S - begin < kGroupUnits ? S - begin : kGroupUnits;
+    const size_t plane = begin / 2 * pair_bytes(kFast);
+    const PackedCodes packed = {codes + begin * kUnitBytes};
+    const auto add_to_rows = [&](const auto& group_codes) {
+      for (size_t row = 0; row < rows; ++row) {
+        add_group<kFast>(tables[row].planes + plane, group_codes, count, tables[row].steps[group], outputs[row]);
+      }
+    };
+    if (rows < kUnpackRows) {
+      add_to_rows(packed);
+    } else {
+      add_to_rows(UnpackedCodes(packed, count));
     }
   }
   const bool last = groups.end * kGroupUnits >= S;
-  for (size_t row = 0; row < kRows; ++row) {
+  for (size_t row = 0; row < rows; ++row) {
     store_block(weight, block * kNibbleOutputs, outputs[row], last, y + row * weight.out);
   }
 }
 
-// Two rows share the unpacking of the codes; three would not fit into 16 registers.
-constexpr size_t kScanRows = 2;
-
 void scan_nibbles(const Weight& weight, const NibbleTables* tables, size_t rows, const Range& groups, size_t block,
                   float* y) {
-  const auto scan = weight.fast ? (rows == kScanRows ? scan_block<true, kScanRows> : scan_block<true, 1>)
-                                : (rows == kScanRows ? scan_block<false, kScanRows> : scan_block<false, 1>);
-  scan(weight, tables, groups, block, y);
+  (weight.fast ? scan_block<true> : scan_block<false>)(weight, tables, rows, groups, block, y);
 }
 
 // ---- K > 16 ----
