@@ -65,8 +65,8 @@ size_t chunk_blocks(size_t S, size_t bundles) {
   return std::min(std::max(kChunkBytes / (S * kUnitBytes), kMinBlocks), kMaxBlocks);
 }
 
-// The scan of up to scan_rows rows over a chunk of blocks. Where their tables do not fit into the second cache, those of
-// some groups pass over the whole chunk before the next ones.
+// The scan of up to scan_rows rows over a chunk of blocks. Where their tables do not fit into the second cache, those
+// of some groups pass over the whole chunk before the next ones.
 struct NibbleScan {
   const Kernels& kernels;
   const Weight& weight;

@@ -156,7 +156,7 @@ void compare_levels(const Shape& shape, Element element, size_t rows, std::mt199
   }
 }
 
-// Worked by hand: d = 1, K = 2, codewords -1 and +1, so that y = sum of +-x. A step is the span over the range: 4 / 16340
+// Worked by hand: d = 1, K = 2, codewords -1 and +1, so that y = sum of +-x. A step is the span over the range, 4 / 16340
 // here, with fast tables 3 / 127, of which an entry of 1 is no multiple: half a step for each input and output.
 void check_by_hand(bool fast) {
   const float codebook[2] = {-1.0f, 1.0f};

@@ -67,6 +67,12 @@ ONNXPQ_ALWAYS_INLINE FloatTable float_table(const T* codeword, const float* x, s
 __m128 smaller_half(__m256 v) { return _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
 __m128 larger_half(__m256 v) { return _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
 
+// The span of a group so far and that of one more unit.
+float combined(float span, float unit, bool fast) {
+  if (!fast) return span + unit;
+  return unit > span ? unit : span;
+}
+
 constexpr size_t kQuad = 4;  // units whose extremes are found side by side
 
 // Float tables of units [begin, begin + count), their centres and statistics. Entries of `values` and `centres` past
@@ -83,7 +89,8 @@ TableStatistics build_float_tables(const Weight& weight, const T* codebooks, con
     for (size_t q = 0; q < kQuad; ++q) {
       FloatTable table = {_mm256_setzero_ps(), _mm256_setzero_ps()};
       if (j + q < count) {
-        table = float_table<kLength>(codebooks + unit.codebook_row() * kNibbleCodewords, x + unit.x_begin(), unit.x_count());
+        const T* codewords = codebooks + unit.codebook_row() * kNibbleCodewords;
+        table = float_table<kLength>(codewords, x + unit.x_begin(), unit.x_count());
         if (j + q + 1 < count) unit.next();
       }
       _mm256_storeu_ps(values[j + q], table.first);
@@ -100,7 +107,7 @@ TableStatistics build_float_tables(const Weight& weight, const T* codebooks, con
     _mm_storeu_ps(centres + j, _mm_add_ps(lows, highs));
     _mm_storeu_ps(spans, _mm_sub_ps(highs, lows));
     for (size_t q = 0; q < kQuad; ++q) {  // the units past `count` add zero, which changes no sum
-      statistics.span = !weight.fast ? statistics.span + spans[q] : spans[q] > statistics.span ? spans[q] : statistics.span;
+      statistics.span = combined(statistics.span, spans[q], weight.fast);
       statistics.centre += centres[j + q];
     }
   }
@@ -178,14 +185,16 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
     return;
   }
   const __m256 factor = _mm256_set1_ps(scale);
-  for (size_t j = 0; j < count; j += 2) store_pair(values + j, centres + j, factor, weight.fast, planes + j / 2 * bytes);
+  for (size_t j = 0; j < count; j += 2) {
+    store_pair(values + j, centres + j, factor, weight.fast, planes + j / 2 * bytes);
+  }
   if (count % 2 != 0 && weight.fast) memset(planes + count * kNibbleCodewords, 0, kNibbleCodewords);
 }
 
 // Sums of table entries of the 32 outputs of a block for one row: element i of [half] is output 16 * half + i. One
 // 128-bit lane sums the even units, the other the odd ones. To widen bytes to 16 bits without a shuffle (a processor
-// does more additions at a time than shuffles), they are added as if pairs of them were numbers of 16 bits, and those at
-// odd places once more by themselves: what these have added to the first sum is subtracted in the end.
+// does more additions at a time than shuffles), they are added as if pairs of them were numbers of 16 bits, and those
+// at odd places once more by themselves: what these have added to the first sum is subtracted in the end.
 template <bool kFast>
 struct Sums {
   __m256i pairs[2];  // of the low planes or the only ones, in 16 bits: even places + 2^8 * odd places, modulo 2^16
@@ -194,6 +203,16 @@ struct Sums {
 };
 
 __m256i load32(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
+
+// A table for several shuffles, loaded once: the compiler would rather load it for each of them, which costs a tenth of
+// the time.
+ONNXPQ_ALWAYS_INLINE __m256i load_table(const uint8_t* bytes) {
+  __m256i table = load32(bytes);
+#if defined(__GNUC__)
+  __asm__("" : "+x"(table));
+#endif
+  return table;
+}
 
 // The last unit of an odd number: the 16 bytes after it may lie outside of the codes. Its table's other half is zero.
 __m256i load_single(const uint8_t* bytes) {
@@ -218,14 +237,14 @@ ONNXPQ_ALWAYS_INLINE void add_widened(Sums<kFast>& sums, size_t half, __m256i by
 
 template <bool kFast>
 ONNXPQ_ALWAYS_INLINE void add_high(Sums<kFast>& sums, const uint8_t* pair, const Codes& codes) {
-  const __m256i plane = load32(pair + kPlaneBytes);
+  const __m256i plane = load_table(pair + kPlaneBytes);
   for (size_t half = 0; half < 2; ++half) {
     sums.high[half] = _mm256_add_epi8(sums.high[half], _mm256_shuffle_epi8(plane, codes.halves[half]));
   }
 }
 
-// Keeps a sum in one register from one turn of a loop to the next; without it the compiler copies all of them in every
-// turn, which costs a fifth of the time.
+// Keeps the sums in the same registers from one turn of a loop to the next; without it the compiler copies all of them
+// in every turn, which costs a fifth of the time.
 template <bool kFast>
 ONNXPQ_ALWAYS_INLINE void keep_in_registers(Sums<kFast>& sums) {
 #if defined(__GNUC__)
@@ -242,9 +261,9 @@ ONNXPQ_ALWAYS_INLINE void keep_in_registers(Sums<kFast>& sums) {
 template <bool kFast>
 ONNXPQ_ALWAYS_INLINE void add_units(Sums<kFast>& sums, const uint8_t* planes, const Codes& first, const Codes& second) {
   const uint8_t* next = planes + pair_bytes(kFast);
-  __m256i plane = load32(planes);
+  __m256i plane = load_table(planes);
   __m256i low[2] = {_mm256_shuffle_epi8(plane, first.halves[0]), _mm256_shuffle_epi8(plane, first.halves[1])};
-  plane = load32(next);
+  plane = load_table(next);
   for (size_t half = 0; half < 2; ++half) {
     const __m256i other = _mm256_shuffle_epi8(plane, second.halves[half]);
     if (kFast) {
@@ -258,13 +277,12 @@ ONNXPQ_ALWAYS_INLINE void add_units(Sums<kFast>& sums, const uint8_t* planes, co
     add_high(sums, planes, first);
     add_high(sums, next, second);
   }
-  keep_in_registers(sums);
 }
 
 // Adds the table entries of two units.
 template <bool kFast>
 ONNXPQ_ALWAYS_INLINE void add_units(Sums<kFast>& sums, const uint8_t* planes, const Codes& codes) {
-  const __m256i plane = load32(planes);
+  const __m256i plane = load_table(planes);
   for (size_t half = 0; half < 2; ++half) add_widened(sums, half, _mm256_shuffle_epi8(plane, codes.halves[half]));
   if (!kFast) add_high(sums, planes, codes);
 }
@@ -353,7 +371,9 @@ struct PackedCodes {
 
   ONNXPQ_ALWAYS_INLINE Codes pair(size_t i) const {
     const uint8_t* both = codes + 2 * i * kUnitBytes;
-    if (i % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(both) + kAhead), _MM_HINT_T0);
+    if (i % 2 == 0) {
+      _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(both) + kAhead), _MM_HINT_T0);
+    }
     return unpack(load32(both));
   }
   ONNXPQ_ALWAYS_INLINE Codes single(size_t i) const { return unpack(load_single(codes + 2 * i * kUnitBytes)); }
@@ -385,6 +405,7 @@ ONNXPQ_ALWAYS_INLINE void add_group(const uint8_t* planes, const GroupCodes& cod
   }
   size_t pair = 0;
   for (const size_t end = count / 4 * 2; pair != end; pair += 2, planes += 2 * pair_bytes(kFast)) {
+    keep_in_registers(sums);
     add_units(sums, planes, codes.pair(pair), codes.pair(pair + 1));
   }
   for (; 2 * pair < count; ++pair, planes += pair_bytes(kFast)) {
@@ -620,6 +641,7 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 }  // namespace
 
 const Kernels kAvx2Kernels = {"avx2",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel, widen, narrow};
+                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel,
+                              widen,      narrow};
 
 }  // namespace onnxpq

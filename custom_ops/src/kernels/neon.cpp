@@ -62,7 +62,12 @@ TableStatistics build_float_tables(const Weight& weight, const T* codebooks, con
     const float low = 0.5f * vminvq_f32(low4);
     const float high = 0.5f * vmaxvq_f32(high4);
     centres[j] = low + high;
-    statistics.span = !weight.fast ? statistics.span + (high - low) : high - low > statistics.span ? high - low : statistics.span;
+    const float span = high - low;
+    if (!weight.fast) {
+      statistics.span += span;
+    } else if (span > statistics.span) {
+      statistics.span = span;
+    }
     statistics.centre += centres[j];
   }
   return statistics;
@@ -492,6 +497,7 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 }  // namespace
 
 const Kernels kNeonKernels = {"neon",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel, widen, narrow};
+                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel,
+                              widen,      narrow};
 
 }  // namespace onnxpq
