@@ -93,6 +93,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fast", dest="pq.fast", action="store_const", const=True, help="tables of 8 bits: faster, about 1 % error"
     )
+    help_conv1x1 = "compress convolutions with a kernel of one point, too"
+    group.add_argument("--conv1x1", action="store_const", const=True, help=help_conv1x1)
     group.add_argument("--include", action="append", metavar="GLOB", help="compress only the nodes that match")
     group.add_argument("--exclude", action="append", metavar="GLOB", help="leave the nodes that match alone")
 
@@ -100,7 +102,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _config(options: argparse.Namespace) -> Config:
     settings: dict[str, Any] = (Config.from_toml(options.config) if options.config else Config()).to_dict()
     given = {setting: getattr(options, setting) for _, setting, _, _ in _SETTINGS}
-    given |= {"pq.fast": getattr(options, "pq.fast"), "include": options.include, "exclude": options.exclude}
+    given |= {"pq.fast": getattr(options, "pq.fast"), "conv1x1": options.conv1x1}
+    given |= {"include": options.include, "exclude": options.exclude}
     for setting, value in given.items():
         if value is not None:
             table, _, name = setting.rpartition(".")

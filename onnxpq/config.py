@@ -139,6 +139,7 @@ class Config:
         include: globs over node names; only layers that match one are compressed.
         exclude: globs over node names; layers that match one are left alone.
         min_weights: layers with fewer weights are left alone.
+        conv1x1: compress convolutions with a kernel of one point too. They get smaller, and mostly slower.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
         seed: of every random choice; the same seed gives the same result on the same machine.
@@ -149,6 +150,7 @@ class Config:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     min_weights: int = 1024
+    conv1x1: bool = False
     held_out: float = 0.1
     output: str | None = None
     seed: int = 0
@@ -158,6 +160,8 @@ class Config:
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(_sentence(self, name, f"a {kind.__name__}", getattr(self, name)))
         _integer(self, "min_weights", 1, 2**40)
+        if not isinstance(self.conv1x1, bool):
+            raise ConfigError(_sentence(self, "conv1x1", "True or False", self.conv1x1))
         _real(self, "held_out", 0.001, 0.9)
         _integer(self, "seed", 0, 2**32 - 1)
         for name in ("include", "exclude"):

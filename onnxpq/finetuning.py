@@ -31,6 +31,7 @@ from onnxpq.layers import Layer
 from onnxpq.network import Network
 from onnxpq.objectives import Objective
 from onnxpq.pq import codec
+from onnxpq.pq.matrix import from_matrix, to_matrix
 from onnxpq.pq.quantized import Quantized
 from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 from onnxpq.report import Epoch
@@ -164,12 +165,14 @@ class _Student:
         self.quantized = dict(quantized)
         self.log_scales: dict[str, Tensor] = {}
         self.latent: dict[str, Tensor] = {}
+        self.shapes: dict[str, torch.Size] = {}
         names = dict(problem.network.named_initializers())
         biases = {layer.bias for layer in problem.layers if layer.bias is not None} & names.keys() - self.layers.keys()
         self.biases = {name: names[name].detach().clone().requires_grad_() for name in sorted(biases)}
         for name, part in self.quantized.items():
-            weight = names[name].detach()
-            matrix = weight.T if self.layers[name].weight_is_in_out else weight
+            layer, weight = self.layers[name], names[name].detach()
+            self.shapes[name] = weight.shape
+            matrix = to_matrix(weight, layer.in_features, is_in_out=layer.weight_is_in_out)
             self.log_scales[name] = part.scales.log().requires_grad_()
             self.latent[name] = (matrix / part.scales.unsqueeze(1)).contiguous().requires_grad_()
             codebooks = part.codebooks.clone().requires_grad_()
@@ -193,7 +196,7 @@ class _Student:
                 latent = self.latent[name]
                 unit = unit + (latent - latent.detach())
             matrix = unit * self.log_scales[name].exp().unsqueeze(1)
-            tensors[name] = matrix.T if self.layers[name].weight_is_in_out else matrix
+            tensors[name] = from_matrix(matrix, self.shapes[name], is_in_out=self.layers[name].weight_is_in_out)
         return tensors
 
     @torch.no_grad()

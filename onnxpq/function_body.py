@@ -31,6 +31,9 @@ from onnxpq.opschema import (
 MIN_OPSET: Final = 9
 """First opset with ConstantOfShape and Flatten of integers."""
 
+CAST_LIKE_OPSET: Final = 15
+"""First opset with CastLike, without which the body cannot give back X's own type."""
+
 _FLOAT: Final = 1
 _INT32: Final = 6
 
@@ -104,13 +107,24 @@ _BODY: Final = f"""
     scaled_weight = Mul (weight_in_out, scales_float)
 
     bias_float = Cast <to = {_FLOAT}> (bias)
+"""
+
+_FLOAT_PRODUCT: Final = """
     product = MatMul (X, scaled_weight)
     Y = Add (product, bias_float)
+}
+"""
+
+_ANY_PRODUCT: Final = f"""
+    X_float = Cast <to = {_FLOAT}> (X)
+    product = MatMul (X_float, scaled_weight)
+    Y_float = Add (product, bias_float)
+    Y = CastLike (Y_float, X)
 }}
 """
 
 
-def pq_matmul_function(opset: int) -> ir.Function:
+def pq_matmul_function(opset: int, *, any_float: bool = False) -> ir.Function:
     """The model-local function `onnxpq::PQMatMul` for a model of the given opset.
 
     The model must import the domain `onnxpq` (`onnxpq.opschema.VERSION`) and have IR version 8 or newer, the first with
@@ -118,16 +132,20 @@ def pq_matmul_function(opset: int) -> ir.Function:
 
     Args:
         opset: the model's version of the standard domain.
+        any_float: X may be float16 (or another floating-point type) and Y has its type; needs opset 15. Otherwise both
+            are float32, which is one Cast less.
 
     Raises:
-        ModelError: the opset is older than 9.
+        ModelError: the opset is older than 9, or than 15 with `any_float`.
     """
-    if opset < MIN_OPSET:
+    needed = CAST_LIKE_OPSET if any_float else MIN_OPSET
+    if opset < needed:
         raise ModelError(
-            f"The model uses opset {opset}; the function body of {DOMAIN}::{OP_TYPE} needs opset {MIN_OPSET} or newer."
+            f"The model uses opset {opset}; the function body of {DOMAIN}::{OP_TYPE} needs opset {needed} or newer."
             " Convert the model first, for instance with onnx.version_converter."
         )
     body = re.sub(rf"{_RANGE}_of_(\w+)", lambda found: _range(found[1], opset), _BODY)
+    body += _ANY_PRODUCT if any_float else _FLOAT_PRODUCT
     head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
     signature = f"{OP_TYPE} <{', '.join(ATTRIBUTES)}> ({', '.join(INPUTS)}) => ({', '.join(OUTPUTS)})"
     function = ir.serde.deserialize_function(onnx.parser.parse_function(f"{head}\n{signature}\n{body}"))

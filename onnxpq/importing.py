@@ -10,8 +10,10 @@ import torch
 from onnx_ir.passes import common
 
 from onnxpq import runtime
+from onnxpq.constants import FLOATS, element_type, rearranges, swaps_last_axes, values_of
 from onnxpq.errors import ForwardMismatchError, ModelError
 from onnxpq.network import Network, node_label
+from onnxpq.preparing import inline, prepare
 
 FORWARD_TOLERANCE = 1e-3
 """Largest relative L2 difference between a value of the network and of onnxruntime."""
@@ -44,8 +46,9 @@ def normalise(model: ir.Model) -> ir.Model:
     """A copy of the model in which every weight is an initializer of the main graph and nothing is hidden.
 
     Local functions are inlined, Constant nodes become initializers, initializers of subgraphs move to the main graph,
-    initializers leave the graph's inputs, users of an Identity of an initializer use the initializer. Nodes and values
-    of the main graph keep their names; those of function bodies get a suffix where they would clash. Tensors are shared
+    initializers leave the graph's inputs, users of an Identity of an initializer use the initializer. What is cut out
+    of initializers (`onnxpq.constants.rearranges`) becomes one of its own; users of a matrix and of its transpose go on
+    sharing it. Nodes and values of a prepared model (`onnxpq.preparing.prepare`) keep their names. Tensors are shared
     with the original.
 
     Args:
@@ -54,31 +57,54 @@ def normalise(model: ir.Model) -> ir.Model:
     Raises:
         ModelError: if nodes are not in topological order, or a function imports another opset than the model.
     """
-    try:
-        copy = model.clone()
-    except RuntimeError as error:
-        raise ModelError(
-            f"The nodes of graph '{model.graph.name}' are not in topological order, or form a cycle. Export it again."
-        ) from error
-    try:
-        common.InlinePass()(copy)
-    except (ValueError, ir.passes.PassError) as error:
-        raise ModelError(f"The functions of the model cannot be inlined: {error.__cause__ or error}.") from error
+    copy = prepare(model)
+    inline(copy)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     common.LiftSubgraphInitializersToMainGraphPass()(copy)
     common.RemoveInitializersFromInputsPass()(copy)
     _see_through_identity(copy.graph)
+    _cut_out(copy)
     return copy
 
 
 def _see_through_identity(graph: ir.Graph) -> None:
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
             continue
         source, result = node.inputs[0], node.outputs[0]
         if source is not None and source.is_initializer() and not result.is_graph_output():
             result.replace_all_uses_with(source)
-            graph.remove(node, safe=True)
+            _graph_of(node).remove(node, safe=True)
+
+
+def _cut_out(model: ir.Model) -> None:
+    """Computes what rearranges initializers, as nodes that pass whole matrices on do not."""
+    for node in list(model.graph.all_nodes()):
+        is_output = any(value.is_graph_output() for value in node.outputs)
+        if is_output or not rearranges(node) or swaps_last_axes(node) is not None:
+            continue
+        results = {value: (values_of(value), element_type(value)) for value in node.outputs}
+        for value, (array, dtype) in results.items():
+            if array is None or dtype is None or dtype not in FLOATS:
+                break
+            tensor = ir.Tensor(array, dtype=dtype, name=value.name)
+            shape = ir.Shape(array.shape)
+            result = ir.Value(name=value.name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
+            model.graph.register_initializer(result)
+            value.replace_all_uses_with(result)
+        else:
+            sources = [value for value in node.inputs if value is not None and value.is_initializer()]
+            _graph_of(node).remove(node, safe=True)
+            for source in sources:
+                if not (source.uses() or source.is_graph_output()):
+                    model.graph.initializers.pop(source.name or "", None)
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise ModelError(f"Node '{node_label(node)}' lies in no graph.")
+    return graph
 
 
 def import_model(model: ir.Model) -> Network:

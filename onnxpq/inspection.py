@@ -14,19 +14,25 @@ def describe(model: modelio.Source, config: Config) -> str:
     """
     loaded = modelio.load(model)
     layers, skipped = rewriting.find(
-        loaded, min_weights=config.min_weights, include=config.include, exclude=config.exclude
+        loaded,
+        min_weights=config.min_weights,
+        include=config.include,
+        exclude=config.exclude,
+        conv1x1=config.conv1x1,
     )
     total = modelio.tensor_bytes(loaded)
     lines = [f"{total:,} bytes of constants, opset {modelio.opset(loaded)}, IR version {loaded.ir_version}", ""]
     if layers:
         head = ("layer", "operator", "weight", "out x in", "d", "K", "G", "bytes", "compressed")
-        rows, seen, saved = [head], set(), 0
+        rows, saved = [head], 0
+        seen: set[tuple[str, str]] = set()
         for layer in layers:
             layout = allocation.layout_of(layer, config.pq)
-            before = 4 * layer.out_features * layer.in_features
-            shared = layer.weight in seen
-            seen.add(layer.weight)
-            saved += 0 if shared else before - layout.nbytes
+            before = layer.weight_bytes
+            shared = (layer.weight, layer.place) in seen
+            saved -= 0 if shared else layout.nbytes
+            saved += 0 if any(layer.weight == weight for weight, _ in seen) else before
+            seen.add((layer.weight, layer.place))
             size = f"{layer.out_features} x {layer.in_features}"
             counted = ("shared", "shared") if shared else (str(before), str(layout.nbytes))
             cut = (str(layout.sub_vector), str(layout.codewords), str(layout.groups))

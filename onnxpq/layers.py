@@ -15,11 +15,14 @@ class Layer:
     Attributes:
         node: name of the node in the user's file (its first output's name where the node has none).
         op_type: the ONNX operator that computes it, e.g. "Gemm".
-        weight: name of the weight's initializer.
-        out_features: `out`.
+        weight: name of the constant that is the weight: an initializer of the normalised model
+            (`onnxpq.importing.normalise`); in the user's file maybe a value that is cut out of one.
+        out_features: `out`; for a stack of matrices, of all of them together.
         in_features: `in`.
-        weight_is_in_out: the initializer has shape [in, out] (MatMul, Gemm transB=0), not [out, in].
-        bias: name of the bias' initializer, where the layer has a constant one.
+        weight_is_in_out: the constant has shape [..., in, out] (MatMul, Gemm transB=0), not [..., out, in].
+        bias: name of the bias' constant, where the layer has a constant one.
+        weight_bytes: bytes of the weight in the type that the model stores it in.
+        place: the subgraph that the node lies in, e.g. "choice.then_branch"; empty for the main graph.
     """
 
     node: str
@@ -29,6 +32,8 @@ class Layer:
     in_features: int
     weight_is_in_out: bool
     bias: str | None
+    weight_bytes: int = 0
+    place: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from onnxpq import (
     modelio,
     objectives,
     partition,
+    preparing,
     quantization,
     rewriting,
     runtime,
@@ -118,14 +119,16 @@ def compress(
     """
     run = _Run(config or Config(), progress)
     original = modelio.load(model)
-    normal = importing.normalise(original)
+    prepared = preparing.prepare(original)
+    runnable = _runnable(run, original)
+    normal = importing.normalise(runnable)
     inputs = input_specs(original)
-    layers, skipped = find_layers(original, run.config)
+    layers, skipped = find_layers(prepared, run.config)
     layouts = {layer.weight: allocation.layout_of(layer, run.config.pq) for layer in layers}
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
     run.notes.extend(notes)
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
-    outputs = runtime.run(runtime.session(original, use_library=False), few)
+    outputs = runtime.run(runtime.session(runnable, use_library=False), few)
     output = choose_output(outputs, run.config.output)
     _check_labels(run.config, outputs[output], train, evidence)
 
@@ -138,9 +141,9 @@ def compress(
         quantized, values = tuned.quantized, tuned.values
     fast = run.config.pq.fast
     tensors = {name: replace(part.freeze(), fast=fast) for name, part in quantized.items()}
-    compressed = rewriting.rewrite(rewriting.update_initializers(original, values), layers, tensors)
+    compressed = rewriting.rewrite(rewriting.update_initializers(prepared, values), layers, tensors)
     with run.stage("verification"):
-        proof = _verify(run, model, original, compressed, evidence, inputs, output)
+        proof = _verify(run, (model, original, runnable), compressed, evidence, inputs, output)
     report = Report(
         layers=_layer_reports(normal, layers, layouts, tensors),
         skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in skipped),
@@ -161,7 +164,11 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
         ConfigError: a glob matches no node.
     """
     layers, skipped = rewriting.find(
-        model, min_weights=config.min_weights, include=config.include, exclude=config.exclude
+        model,
+        min_weights=config.min_weights,
+        include=config.include,
+        exclude=config.exclude,
+        conv1x1=config.conv1x1,
     )
     if not layers:
         reasons = "".join(f"\n  {entry.node} ({entry.op_type}): {entry.reason}" for entry in skipped)
@@ -170,6 +177,21 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
             + (reasons or " It has no large constants at all.")
         )
     return layers, skipped
+
+
+def _runnable(run: _Run, original: ir.Model) -> ir.Model:
+    """The model itself, or one in float32 where onnxruntime has no operators for the bfloat16 that it computes in."""
+    if not preparing.has_bfloat16(original):
+        return original
+    try:
+        runtime.session(original, use_library=False)
+    except ModelError:
+        run.notes.append(
+            "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times "
+            "are those of the same model in float32."
+        )
+        return preparing.widened(original)
+    return original
 
 
 def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
@@ -247,14 +269,17 @@ def _finetune(
 
 def _verify(
     run: _Run,
-    source: modelio.Source,
-    original: ir.Model,
+    models: tuple[modelio.Source, ir.Model, ir.Model],
     compressed: ir.Model,
     evidence: Evidence,
     inputs: Sequence[InputSpec],
     output: str,
 ) -> Verification:
-    """Write the compressed model to a scratch folder and verify that very file."""
+    """Write the compressed model to a scratch folder and verify that very file.
+
+    `models` is what the user passed, as it was loaded, and as onnxruntime runs it.
+    """
+    source, original, runnable = models
     if not runtime.library_available():
         run.notes.append(runtime.LIBRARY_MISSING)
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
@@ -263,7 +288,7 @@ def _verify(
         file = source if isinstance(source, str | PathLike) else None
         before = len(modelio.to_bytes(original)) if file is None else modelio.file_bytes(file)
         return verifying.verify(
-            original if file is None else file,
+            file if file is not None and runnable is original else runnable,
             path,
             evidence.dataset,
             inputs,
@@ -289,6 +314,5 @@ def _layer_reports(
     reports: list[LayerReport] = []
     for layer in layers:
         exact = quantization.matrix_of(_weight(normal, layer), layer).numpy()
-        counted = all(layer.weight != other.weight for other in reports)
-        reports.append(quantization.report(layer, layouts[layer.weight], exact, tensors[layer.weight], counted=counted))
+        reports.append(quantization.report(layer, layouts[layer.weight], exact, tensors[layer.weight], earlier=reports))
     return tuple(reports)

@@ -1,5 +1,7 @@
 """From a layer's weight to its quantized form."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ from torch import Tensor
 from onnxpq.layers import Layer
 from onnxpq.pq import codec
 from onnxpq.pq.layout import Layout
+from onnxpq.pq.matrix import to_matrix
 from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
@@ -30,13 +33,13 @@ def quantize(matrix: Tensor, layout: Layout, *, seed: int) -> Quantized:
 
 
 def matrix_of(array: NDArray[np.floating], layer: Layer) -> Tensor:
-    """A layer's initializer as the matrix [out, in]."""
-    weight = torch.from_numpy(np.array(array, dtype=np.float32))
-    return weight.T.contiguous() if layer.weight_is_in_out else weight
+    """A layer's constant as the matrix [out, in] in float32."""
+    weight = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    return to_matrix(weight, layer.in_features, is_in_out=layer.weight_is_in_out).contiguous()
 
 
 def report(
-    layer: Layer, layout: Layout, exact: NDArray[np.floating], tensor: PQTensor, *, counted: bool
+    layer: Layer, layout: Layout, exact: NDArray[np.floating], tensor: PQTensor, *, earlier: Sequence[LayerReport] = ()
 ) -> LayerReport:
     """What became of a layer.
 
@@ -45,8 +48,11 @@ def report(
         layout: how it was cut.
         exact: its weight [out, in] before.
         tensor: its weight now.
-        counted: its bytes count; False where another layer that shares the weight has counted them.
+        earlier: reports of layers that have been counted: those that share the weight share its bytes, and within one
+            graph what it becomes.
     """
+    sharing = [other for other in earlier if other.weight == layer.weight]
+    is_stored = any(other.place == layer.place for other in sharing)
     decoded = decode(tensor.codebooks, tensor.codes, tensor.scales, tensor.in_features)
     return LayerReport(
         node=layer.node,
@@ -55,7 +61,8 @@ def report(
         sub_vector=layout.sub_vector,
         codewords=layout.codewords,
         groups=layout.groups,
-        bytes_before=exact.nbytes if counted else 0,
-        bytes_after=tensor.nbytes if counted else 0,
+        bytes_before=0 if sharing else layer.weight_bytes or exact.nbytes,
+        bytes_after=0 if is_stored else tensor.nbytes,
+        place=layer.place,
         weight_error=float(np.linalg.norm(decoded - exact)) / max(float(np.linalg.norm(exact)), 1e-30),
     )

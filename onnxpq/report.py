@@ -22,9 +22,11 @@ class LayerReport:
         sub_vector: d.
         codewords: K.
         groups: G.
-        bytes_before: of the weight.
-        bytes_after: of codes, codebooks and scales; 0 where a layer above that shares the weight already counts them.
+        bytes_before: of the weight; 0 where a layer above that shares it already counts them.
+        bytes_after: of codes, codebooks and scales; 0 where a layer above in the same graph already counts them. Each
+            subgraph that shares a weight has its own copy of these.
         weight_error: relative L2 difference between the final weight and the user's.
+        place: the subgraph that the node lies in; empty for the main graph.
     """
 
     node: str
@@ -36,6 +38,7 @@ class LayerReport:
     bytes_before: int
     bytes_after: int
     weight_error: float
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -288,7 +291,7 @@ def _layers(layers: Sequence[LayerReport]) -> str:
     head = ("layer", "weight", "out x in", "d", "K", "G", "bytes before", "after", "ratio", "change of weights")
     rows = [
         (
-            layer.node,
+            f"{layer.node} in {layer.place}" if layer.place else layer.node,
             layer.weight,
             f"{layer.shape[0]} x {layer.shape[1]}",
             str(layer.sub_vector),
@@ -296,7 +299,7 @@ def _layers(layers: Sequence[LayerReport]) -> str:
             str(layer.groups),
             str(layer.bytes_before),
             str(layer.bytes_after),
-            f"{layer.bytes_before / layer.bytes_after:.1f}" if layer.bytes_after else "-",
+            f"{layer.bytes_before / layer.bytes_after:.1f}" if layer.bytes_before and layer.bytes_after else "-",
             f"{layer.weight_error:.3f}",
         )
         for layer in layers

@@ -1,7 +1,6 @@
 """The graph before and after: which layers can be compressed, and the model with `PQMatMul` in their place."""
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,30 +10,41 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxpq.constants import roots, values_of
 from onnxpq.errors import ConfigError, ModelError, VerificationError
 from onnxpq.function_body import pq_matmul_function
 from onnxpq.layers import Layer, Skipped
 from onnxpq.modelio import opset
 from onnxpq.modelproto import check
-from onnxpq.opschema import DOMAIN, VERSION
+from onnxpq.opschema import DOMAIN, OP_TYPE, VERSION
 from onnxpq.pq.tensor import PQTensor
+from onnxpq.preparing import prepare
 from onnxpq.rules import matching_rule
 from onnxpq.rules.base import Rule, interface
 from onnxpq.rules.context import Context, describe
-from onnxpq.rules.editor import Editor
-from onnxpq.rules.unmatched import explain, explain_nested
-from onnxpq.rules.weights import is_view
+from onnxpq.rules.editor import Editor, names_of
+from onnxpq.rules.unmatched import explain
 
 MIN_IR_VERSION: Final = 8
 """The first IR version with model-local functions."""
 
-_WEIGHT_INPUT: Final = 1
+_WEIGHT_INPUTS: Final = (0, 1)
+"""Where a layer's node has its weight, to the right or to the left; one in both places is no layer."""
+
+CONV1X1_REASON: Final = (
+    "It is a convolution with a kernel of one point: a fully-connected layer over its channels. --conv1x1 takes it."
+)
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def find(
-    model: ir.Model, *, min_weights: int = 1024, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    model: ir.Model,
+    *,
+    min_weights: int = 1024,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    conv1x1: bool = False,
 ) -> tuple[list[Layer], list[Skipped]]:
     """Lists the layers that can be compressed, and every other node with a large constant, with the reason.
 
@@ -43,25 +53,30 @@ def find(
         min_weights: layers with fewer weights are left as they are.
         include: globs over node names; only layers that one of them matches are taken.
         exclude: globs over node names; layers that one of them matches are left as they are.
+        conv1x1: take convolutions with a kernel of one point, too.
 
     Returns:
-        The layers, and the nodes that are left as they are, both in the order of the graph.
+        The layers, and the nodes that are left as they are, both in the order of the graph and its subgraphs. They are
+        those of the prepared model (`onnxpq.preparing.prepare`).
 
     Raises:
         ConfigError: a glob matches no node that is listed; the message lists the names there are.
     """
-    context = describe(model)
+    prepared = prepare(model)
+    context = describe(prepared)
     listed: list[Layer | Skipped] = []
-    for node in model.graph:
+    for node in prepared.graph.all_nodes():
         rule = matching_rule(node, context)
-        entry = explain(node, context, model) if rule is None else rule.check(node, context)
+        entry = explain(node, context, prepared) if rule is None else rule.check(node, context)
         listed += [] if entry is None else [entry]
-    listed += explain_nested(model, context)
     _check_globs(listed, include, exclude)
     chosen = [_choose(entry, min_weights, include, exclude) if isinstance(entry, Layer) else entry for entry in listed]
-    blocked = _blocked([entry for entry in chosen if isinstance(entry, Layer)], context)
-    final = [_skip(e, blocked[e.weight]) if isinstance(e, Layer) and e.weight in blocked else e for e in chosen]
-    return [e for e in final if isinstance(e, Layer)], [e for e in final if isinstance(e, Skipped)]
+    if not conv1x1:
+        chosen = [_skip(e, CONV1X1_REASON) if isinstance(e, Layer) and e.op_type == "Conv" else e for e in chosen]
+    # What is left alone for one reason may be the reason to leave others alone.
+    while blocked := _blocked([entry for entry in chosen if isinstance(entry, Layer)], context):
+        chosen = [_skip(e, blocked[e.weight]) if isinstance(e, Layer) and e.weight in blocked else e for e in chosen]
+    return [e for e in chosen if isinstance(e, Layer)], [e for e in chosen if isinstance(e, Skipped)]
 
 
 def update_initializers(model: ir.Model, values: Mapping[str, NDArray[Any]]) -> ir.Model:
@@ -120,22 +135,22 @@ def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTe
         ConfigError: a layer is not in the model, or has no tensor, or one of other sizes.
         VerificationError: the result is no valid model, or its interface differs.
     """
-    result = model.clone()
+    result = prepare(model) if layers else model.clone()
     graph = result.graph
-    alive = {node for node in graph if _is_alive(node)}
-    context, editor = describe(result), Editor(graph)
+    alive = {node for node in graph.all_nodes() if _is_alive(node)}
+    context, names = describe(result), names_of(graph)
+    editors = {part: Editor(part, opset(model), names) for part in result.graphs()}
     nodes = {label: node for node, label in context.labels.items()}
     plan = [_planned(layer, nodes.get(layer.node), tensors, context) for layer in layers]
     for step in plan:
-        step.rule.apply(step.node, step.layer, step.tensor, context, editor)
+        step.rule.apply(step.node, step.layer, step.tensor, context, editors[step.graph])
     if plan:
-        function = pq_matmul_function(opset(model))
-        result.functions.setdefault(function.identifier(), function)
+        _add_function(result, any(editor.takes_half for editor in editors.values()))
         graph.opset_imports[DOMAIN] = VERSION
         if result.ir_version < MIN_IR_VERSION:
             _LOGGER.info("IR version %d raised to %d, for model-local functions.", result.ir_version, MIN_IR_VERSION)
             result.ir_version = MIN_IR_VERSION
-    _remove_dead(graph, alive)
+    _remove_dead(result, alive)
     _check_result(result, model)
     return result
 
@@ -177,39 +192,38 @@ def _check_globs(listed: Sequence[Layer | Skipped], include: Sequence[str], excl
 
 def _blocked(layers: Sequence[Layer], context: Context) -> dict[str, str]:
     """By weight: why it would stay in the file, so that compressing its layers would make the file larger."""
-    by_weight: dict[str, list[Layer]] = defaultdict(list)
-    for layer in layers:
-        by_weight[layer.weight].append(layer)
-    values = {origin.name: value for value, origin in context.origins.items() if not origin.steps}
-    return {
-        weight: reason for weight, users in by_weight.items() if (reason := _blocker(values[weight], users, context))
-    }
+    values = {value.name: value for value in context.origins}
+    weights = {layer.weight for layer in layers}
+    return {name: reason for name in weights if (reason := _blocker(values[name], layers, context))}
 
 
 def _blocker(weight: ir.Value, layers: Sequence[Layer], context: Context) -> str | None:
-    if weight.is_graph_output():
-        return f"The weight '{weight.name}' is a graph output too, and would stay in the file."
-    if len({layer.weight_is_in_out for layer in layers}) > 1:
+    users = [layer for layer in layers if layer.weight == weight.name]
+    if len({layer.weight_is_in_out for layer in users}) > 1:
         return (
-            f"The weight '{weight.name}' is used as it is and transposed by {_quoted(layer.node for layer in layers)}."
+            f"The weight '{weight.name}' is used as it is and transposed by {_quoted(layer.node for layer in users)}."
         )
     compressed = {layer.node for layer in layers}
-    for node, index in _uses(weight):
-        label = context.labels.get(node)
-        if label not in compressed or index != _WEIGHT_INPUT:
-            name = label or node.name
-            return (
-                f"The weight '{weight.name}' is used by node '{name}' ({node.op_type}) too, which is left as it is: "
-                "the weight would stay in the file."
-            )
+    for constant in roots(weight):
+        if constant.is_graph_output():
+            return f"The weight '{constant.name}' is a graph output too, and would stay in the file."
+        for node, index in _uses(constant):
+            label = context.labels.get(node)
+            if label not in compressed or index not in _WEIGHT_INPUTS:
+                name = label or node.name
+                return (
+                    f"The weight '{constant.name}' is used by node '{name}' ({node.op_type}) too, which is left as it "
+                    "is: the weight would stay in the file."
+                )
     return None
 
 
 def _uses(weight: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """The nodes that use a weight, and as which input; what only passes it on counts by the nodes behind it."""
     for node, index in weight.uses():
-        if is_view(node) and not any(value.is_graph_output() for value in node.outputs):
-            yield from _uses(node.outputs[0])
+        if values_of(node.outputs[0]) is not None and not any(value.is_graph_output() for value in node.outputs):
+            for output in node.outputs:
+                yield from _uses(output)
         else:
             yield node, index
 
@@ -235,13 +249,14 @@ def _converted(array: NDArray[Any], tensor: ir.TensorProtocol, name: str) -> NDA
 class _Step:
     rule: Rule
     node: ir.Node
+    graph: ir.Graph
     layer: Layer
     tensor: PQTensor
 
 
 def _planned(layer: Layer, node: ir.Node | None, tensors: Mapping[str, PQTensor], context: Context) -> _Step:
     rule = matching_rule(node, context) if node is not None else None
-    if node is None or rule is None or rule.check(node, context) != layer:
+    if node is None or rule is None or rule.check(node, context) != layer or not isinstance(node.graph, ir.Graph):
         raise ConfigError(f"The model has no layer {layer}. Pass layers that find() listed for the same model.")
     tensor = tensors.get(layer.weight)
     if tensor is None:
@@ -255,21 +270,31 @@ def _planned(layer: Layer, node: ir.Node | None, tensors: Mapping[str, PQTensor]
             f"The quantized tensor of the weight '{layer.weight}' has [out, in] = {list(found)}; node '{layer.node}' "
             f"needs {list(expected)}."
         )
-    return _Step(rule, node, layer, tensor)
+    return _Step(rule, node, node.graph, layer, tensor)
 
 
 def _is_alive(node: ir.Node) -> bool:
     return any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
-def _remove_dead(graph: ir.Graph, alive: set[ir.Node]) -> None:
+def _add_function(model: ir.Model, takes_half: bool) -> None:
+    """Adds PQMatMul, or puts one in its place that takes float16 as well."""
+    present = model.functions.get((DOMAIN, OP_TYPE, ""))
+    casts = present is not None and any(node.op_type == "CastLike" for node in present)
+    function = pq_matmul_function(opset(model), any_float=takes_half or casts)
+    model.functions[function.identifier()] = function
+
+
+def _remove_dead(model: ir.Model, alive: set[ir.Node]) -> None:
     """Removes the nodes among `alive` that nobody uses any more, and all unused initializers."""
-    for node in reversed(graph):
-        if node in alive and not _is_alive(node):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
-            del graph.initializers[name]
+    # A subgraph comes after the graph that it lies in, and uses values of it.
+    for graph in reversed(list(model.graphs())):
+        for node in reversed(graph):
+            if node in alive and not _is_alive(node):
+                graph.remove(node, safe=True)
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
+                del graph.initializers[name]
 
 
 def _check_result(result: ir.Model, model: ir.Model) -> None:

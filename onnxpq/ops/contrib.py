@@ -2,14 +2,16 @@
 # ruff: noqa: ARG001, N803, PLR0913, PLR0917 - parameters are the operators' inputs and attributes: names and number are given
 
 from collections.abc import Sequence
+from typing import cast
 
+import onnx
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from onnxpq.errors import UnsupportedOperatorError
 from onnxpq.ops.attention import attend, merge_heads, split_heads, window_mask
-from onnxpq.ops.registry import register
+from onnxpq.ops.registry import register, resolve
 
 _MS = "com.microsoft"
 
@@ -54,6 +56,29 @@ def fused_matmul(
         raise UnsupportedOperatorError("FusedMatMul with transposed batch axes is not supported.")
     y = torch.matmul(a.mT if transA and a.ndim > 1 else a, b.mT if transB and b.ndim > 1 else b)
     return y if alpha == 1.0 else alpha * y
+
+
+@register("FusedGemm", 1, domain=_MS)
+def fused_gemm(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    activation: str = "",
+    activation_alpha: float | None = None,
+    activation_beta: float | None = None,
+    activation_gamma: float | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Tensor:
+    """Gemm and one of ai.onnx's activations, which is given what parameters there are."""
+    y = alpha * ((a.mT if transA else a) @ (b.mT if transB else b))
+    y = y if c is None else y + beta * c
+    parameters = {"alpha": activation_alpha, "beta": activation_beta, "gamma": activation_gamma}
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return cast(Tensor, resolve("", activation, onnx.defs.onnx_opset_version(), "FusedGemm")(y, **given))
 
 
 @register("SkipLayerNormalization", 1, domain=_MS)

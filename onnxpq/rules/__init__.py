@@ -8,11 +8,14 @@ from typing import Final
 import onnx_ir as ir
 
 from onnxpq.rules.base import Context, Rule
+from onnxpq.rules.batched import BatchedMatMulRule
+from onnxpq.rules.conv1x1 import Conv1x1Rule
 from onnxpq.rules.gemm import GemmRule
+from onnxpq.rules.left import LeftMatMulRule
 from onnxpq.rules.matmul import MatMulRule
 
-RULES: Final[tuple[Rule, ...]] = (GemmRule(), MatMulRule())
-"""In the order in which they are asked; the first that matches decides."""
+RULES: Final[tuple[Rule, ...]] = (GemmRule(), MatMulRule(), LeftMatMulRule(), BatchedMatMulRule(), Conv1x1Rule())
+"""In the order in which they are asked; the first that matches decides. No node is the pattern of two."""
 
 
 def matching_rule(node: ir.Node, context: Context) -> Rule | None:

@@ -35,7 +35,10 @@ class Rule(ABC):
 
     @abstractmethod
     def rewrite(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
-        """Puts a `PQMatMul` named `layer.node` in the node's place; the pattern's output keeps its name."""
+        """Puts a `PQMatMul` in the node's place; the pattern's output keeps its name.
+
+        The `PQMatMul` is named `layer.node`; of several, each is named so with a suffix after a dot.
+        """
 
     def apply(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
         """Rewrites, and checks that the rule kept its promises.
@@ -58,7 +61,8 @@ class Rule(ABC):
                 f"The rule {name} left node '{layer.node}' ({layer.op_type}) in the graph. This is a defect of the "
                 "rule."
             )
-        if not any(n.name == layer.node and (n.domain, n.op_type) == (DOMAIN, OP_TYPE) for n in graph):
+        names = [n.name or "" for n in graph if (n.domain, n.op_type) == (DOMAIN, OP_TYPE)]
+        if not any(name == layer.node or name.startswith(f"{layer.node}.") for name in names):
             raise VerificationError(
                 f"The rule {name} removed node '{layer.node}' and put no {OP_TYPE} of that name in its place. This is "
                 "a defect of the rule."

@@ -4,11 +4,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
 
+from onnxpq.constants import constant
 from onnxpq.modelproto import structure
+
+Shape: TypeAlias = tuple[int | str | None, ...]
+"""Sizes; a name or None where a size is not known."""
 
 _NOT_FROM_VALUES = frozenset({"Shape", "Size"})
 """Operators whose result on a weight tells nothing of its values."""
@@ -37,7 +42,7 @@ class Origin:
     @property
     def tensor(self) -> ir.TensorProtocol:
         """The constant's content, with the constant's name."""
-        tensor = _constant(self.value)
+        tensor = constant(self.value)
         if tensor is None:
             raise LookupError(f"The value '{self.name}' is not a constant.")
         return tensor
@@ -53,13 +58,15 @@ class Context:
     """Facts about a model that hold while its nodes are matched and rewritten one by one.
 
     Attributes:
-        labels: a unique name for every node of the main graph: its own, or that of its first output.
-        ranks: rank by value name, as far as ONNX's shape inference finds it.
+        labels: a unique name for every node of the graph and its subgraphs: its own, or that of its first output.
+        places: for every node of a subgraph, which one: labels of the nodes around it and names of their attributes.
+        shapes: by value name, as far as ONNX's shape inference finds them.
         origins: for every value that is constant or computed from constants only, what it comes from.
     """
 
     labels: Mapping[ir.Node, str]
-    ranks: Mapping[str, int]
+    places: Mapping[ir.Node, str]
+    shapes: Mapping[str, Shape]
     origins: Mapping[ir.Value, Origin]
 
     def origin(self, value: ir.Value | None) -> Origin | None:
@@ -71,21 +78,38 @@ class Context:
         origin = self.origin(value)
         return None if origin is None or origin.steps or origin.is_overridable else origin.tensor
 
+    def shape(self, value: ir.Value) -> Shape | None:
+        """Shape of a value; None where not even its rank is known."""
+        if value.shape is None:
+            return self.shapes.get(value.name or "")
+        return tuple(size if isinstance(size, int) else size.value for size in value.shape)
+
     def rank(self, value: ir.Value) -> int | None:
         """Rank of a value; None where it is not known."""
-        return len(value.shape) if value.shape is not None else self.ranks.get(value.name or "")
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
+
+    def place(self, node: ir.Node) -> str:
+        """The subgraph that a node lies in; empty for the main graph."""
+        return self.places.get(node, "")
 
 
 def describe(model: ir.Model) -> Context:
-    """Gathers the facts about a model. The model is not changed, and must keep its values while they are used."""
-    return Context(labels=_labels(model.graph), ranks=_ranks(model), origins=_origins(model))
+    """Gathers the facts about a model in which names of values are unique (`onnxpq.forms.prepare`).
+
+    The model is not changed, and must keep its values while they are used.
+    """
+    labels = _labels(list(model.graph.all_nodes()))
+    return Context(
+        labels=labels, places=dict(_places(model.graph, "", labels)), shapes=_shapes(model), origins=_origins(model)
+    )
 
 
-def _labels(graph: ir.Graph) -> dict[ir.Node, str]:
-    counts = Counter(node.name for node in graph if node.name)
-    labels = {node: node.name for node in graph if node.name and counts[node.name] == 1}
+def _labels(nodes: list[ir.Node]) -> dict[ir.Node, str]:
+    counts = Counter(node.name for node in nodes if node.name)
+    labels = {node: node.name for node in nodes if node.name and counts[node.name] == 1}
     taken = set(labels.values())
-    for node in graph:
+    for node in nodes:
         if node in labels:
             continue
         label = next((output.name for output in node.outputs if output.name), node.op_type)
@@ -96,37 +120,66 @@ def _labels(graph: ir.Graph) -> dict[ir.Node, str]:
     return labels
 
 
-def _ranks(model: ir.Model) -> dict[str, int]:
+def _places(graph: ir.Graph, place: str, labels: Mapping[ir.Node, str]) -> Iterator[tuple[ir.Node, str]]:
+    for node in graph:
+        if place:
+            yield node, place
+        for attribute in node.attributes.values():
+            for number, subgraph in enumerate(_subgraphs(attribute)):
+                inner = f"{labels[node]}.{attribute.name}" + (f"[{number}]" if number else "")
+                yield from _places(subgraph, f"{place}/{inner}" if place else inner, labels)
+
+
+def _subgraphs(attribute: ir.Attr) -> Iterable[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+def _shapes(model: ir.Model) -> dict[str, Shape]:
     proto = structure(model)
     while True:
         graph = onnx.shape_inference.infer_shapes(proto).graph
-        ranks = {
-            info.name: len(info.type.tensor_type.shape.dim)
-            for info in (*graph.input, *graph.value_info, *graph.output)
-            if info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape")
-        }
+        shapes = {info.name: _shape(info) for info in _infos(graph) if _is_shaped_tensor(info)}
         stops = [
             node
             for node in graph.node
-            if (node.domain, node.op_type) in _NOT_INFERRED and node.input[0] in ranks and node.output[0] not in ranks
+            if (node.domain, node.op_type) in _NOT_INFERRED and node.input[0] in shapes and node.output[0] not in shapes
         ]
         if not stops:
-            return ranks
+            return shapes
         proto.graph.value_info.extend(
-            onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, [None] * ranks[node.input[0]])
+            onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, shapes[node.input[0]])
             for node in stops
         )
+
+
+def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from (*graph.input, *graph.value_info, *graph.output)
+    for node in graph.node:
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _infos(subgraph)
+
+
+def _is_shaped_tensor(info: onnx.ValueInfoProto) -> bool:
+    return bool(info.type.HasField("tensor_type")) and bool(info.type.tensor_type.HasField("shape"))
+
+
+def _shape(info: onnx.ValueInfoProto) -> Shape:
+    sizes = info.type.tensor_type.shape.dim
+    return tuple(s.dim_value if s.HasField("dim_value") else s.dim_param or None for s in sizes)
 
 
 def _origins(model: ir.Model) -> dict[ir.Value, Origin]:
     origins: dict[ir.Value, Origin] = {}
     for graph in model.graphs():
         origins.update(
-            (value, Origin(value, ())) for value in graph.initializers.values() if _constant(value) is not None
+            (value, Origin(value, ())) for value in graph.initializers.values() if constant(value) is not None
         )
     for node in _all_nodes(model):
         if node.op_type == "Constant" and node.domain == "":
-            origins.update((value, Origin(value, ())) for value in node.outputs if _constant(value) is not None)
+            origins.update((value, Origin(value, ())) for value in node.outputs if constant(value) is not None)
             continue
         sources = [origins.get(value) for value in node.inputs if value is not None]
         known = [source for source in sources if source is not None]
@@ -146,15 +199,3 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     containers: Iterable[ir.Graph | ir.Function] = (model.graph, *model.functions.values())
     for container in containers:
         yield from container.all_nodes()
-
-
-def _constant(value: ir.Value) -> ir.TensorProtocol | None:
-    if value.is_initializer():
-        return value.const_value
-    node = value.producer()
-    if node is None or node.op_type != "Constant" or node.domain != "":
-        return None
-    attribute = next(iter(node.attributes.values()), None)
-    if attribute is None or attribute.is_ref() or attribute.type == ir.AttributeType.SPARSE_TENSOR:
-        return None
-    return ir.convenience.get_const_tensor(value)

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.function_body import node_attributes
+from onnxpq.constants import values_of
+from onnxpq.function_body import CAST_LIKE_OPSET, node_attributes
 from onnxpq.layers import Layer
 from onnxpq.opschema import DOMAIN, OP_TYPE
 from onnxpq.pq.packing import pack_codes
@@ -15,15 +16,29 @@ from onnxpq.rules.weights import ConstantBias
 
 
 class Editor:
-    """Adds to one graph; every name is new to the graph and its subgraphs.
+    """Adds to one graph; every name is new to the model.
+
+    Constants are put into the graph whose nodes use them, be it a subgraph: onnxruntime 1.17 tells an operator in a
+    subgraph that what it takes from outside is not constant (1.32 does not).
 
     Attributes:
         graph: the graph, which the methods change.
+        opset: of ai.onnx, which the new nodes are written in.
+        takes_half: a PQMatMul was made whose X is float16.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, opset: int, names: set[str] | None = None) -> None:
+        """Prepare to edit.
+
+        Args:
+            graph: the graph.
+            opset: the model's version of ai.onnx.
+            names: those that are taken, which several editors of a model share; default: those of the graph.
+        """
         self.graph = graph
-        self._names = set(_names(graph))
+        self.opset = opset
+        self.takes_half = False
+        self._names = names_of(graph) if names is None else names
         self._shared: dict[Hashable, ir.Value] = {}
 
     def unique(self, name: str) -> str:
@@ -49,43 +64,83 @@ class Editor:
             self._shared[key] = self.constant(name, make())
         return self._shared[key]
 
-    def bias(self, layer: Layer, bias: ConstantBias | None) -> ir.Value:
+    def bias(self, layer: Layer, bias: ConstantBias | None, out_features: int) -> ir.Value:
         """The initializer [out] of a layer's bias: the model's own where it fits, else a new one.
 
         Zeros stand for no bias: PQMatMul requires the input, since a function body cannot test for absence.
         """
-        name, out_features = f"{layer.weight}.bias", layer.out_features
+        name = f"{layer.weight}.bias"
         if bias is None:
             return self.shared_constant(("zeros", out_features), name, lambda: np.zeros(out_features, np.float32))
-        return bias.source if bias.is_source else self.constant(name, bias.row)
+        if not bias.is_source:
+            return self.constant(name, bias.row)
+        if bias.source.graph is self.graph:
+            return bias.source
+        return self.shared_constant(("bias", bias.source), name, lambda: _array(bias.source))
 
-    def pq_matmul(
-        self, layer: Layer, x: ir.Value, tensor: PQTensor, bias: ConstantBias | None, *, alpha: float = 1.0
-    ) -> ir.Node:
-        """A PQMatMul node, not yet in the graph, that computes ``x @ (alpha * W).T + bias``.
+    def layer(
+        self,
+        layer: Layer,
+        x: ir.Value,
+        tensor: PQTensor,
+        bias: ConstantBias | None = None,
+        *,
+        dtype: ir.DataType,
+        alpha: float = 1.0,
+    ) -> list[ir.Node]:
+        """Nodes, not yet in the graph, of which the last one gives ``x @ (alpha * W).T + bias`` in the type of x.
 
         Args:
-            layer: gives the node's name and the names of its constants.
-            x: [..., in] float32.
+            layer: gives the name of the PQMatMul and of its constants.
+            x: [..., in].
             tensor: W, [out, in].
             bias: zeros where None.
+            dtype: element type of x. PQMatMul takes float32, and float16 where its function body can have CastLike;
+                other types are cast before and after.
             alpha: folded into the scales.
         """
-        weight = layer.weight
-        parts = (
-            ("codebooks", (), lambda: tensor.codebooks),
-            ("codes", (), lambda: pack_codes(tensor.codes, tensor.codewords)),
-            ("scales", (alpha,), lambda: (np.float64(alpha) * tensor.scales).astype(np.float32)),
-        )
-        constants = [self.shared_constant((weight, part, *key), f"{weight}.{part}", make) for part, key, make in parts]
+        is_taken = dtype == ir.DataType.FLOAT or (dtype == ir.DataType.FLOAT16 and self.opset >= CAST_LIKE_OPSET)
+        self.takes_half |= is_taken and dtype == ir.DataType.FLOAT16
+        before = [] if is_taken else [self.cast(x, ir.DataType.FLOAT, f"{layer.node}.float")]
+        source = before[-1].outputs[0] if before else x
+        constants = self._constants(layer.weight, tensor, alpha)
+        constants.append(self.bias(layer, bias, tensor.out_features))
         attributes = node_attributes(tensor.in_features, tensor.codewords, fast=tensor.fast)
-        return ir.Node(DOMAIN, OP_TYPE, [x, *constants, self.bias(layer, bias)], attributes, name=layer.node)
+        product = ir.Node(DOMAIN, OP_TYPE, [source, *constants], attributes, name=layer.node)
+        product.outputs[0].name = self.unique(f"{layer.node}.output")
+        if is_taken:
+            return [product]
+        return [*before, product, self.cast(product.outputs[0], dtype, f"{layer.node}.cast")]
 
-    def node(self, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: ir.Attr) -> ir.Node:
-        """A node of ai.onnx with one output, not yet in the graph, that is named after `name`."""
-        node = ir.Node("", op_type, inputs, attributes.values(), name=self.unique(name))
-        node.outputs[0].name = self.unique(f"{node.name}.output")
+    def cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
+        """A Cast to an element type."""
+        return self.node("Cast", [value], name, [ir.AttrInt64("to", int(dtype))])
+
+    def _constants(self, weight: str, tensor: PQTensor, alpha: float) -> list[ir.Value]:
+        """Codebooks, codes and scales. The matrices of a stack have codes of their own and codebooks in common."""
+        codes, scales = f"{weight}.codes", f"{weight}.scales"
+        return [
+            self.shared_constant(id(tensor.codebooks), f"{weight}.codebooks", lambda: tensor.codebooks),
+            self.shared_constant(codes, codes, lambda: pack_codes(tensor.codes, tensor.codewords)),
+            self.shared_constant((scales, alpha), scales, lambda: _scaled(tensor, alpha)),
+        ]
+
+    def integers(self, numbers: Sequence[int], name: str) -> ir.Value:
+        """An int64 constant."""
+        return self.shared_constant(("integers", *numbers), name, lambda: np.array(numbers, np.int64))
+
+    def node(
+        self, op_type: str, inputs: Sequence[ir.Value], name: str, attributes: Sequence[ir.Attr] = (), outputs: int = 1
+    ) -> ir.Node:
+        """A node of ai.onnx, not yet in the graph, that is named after `name`."""
+        node = ir.Node("", op_type, inputs, attributes, num_outputs=outputs, name=self.unique(name))
+        for output in node.outputs:
+            output.name = self.unique(f"{node.name}.output")
         return node
+
+    def transpose(self, value: ir.Value, perm: Sequence[int], name: str) -> ir.Node:
+        """A Transpose."""
+        return self.node("Transpose", [value], name, [ir.AttrInt64s("perm", list(perm))])
 
     def replace(self, old: Sequence[ir.Node], new: Sequence[ir.Node]) -> None:
         """Puts the nodes `new` in the place of `old`, a chain in which only the last node's output is used elsewhere.
@@ -101,9 +156,23 @@ class Editor:
             if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
                 node.doc_string = old[0].doc_string
                 node.metadata_props.update(old[0].metadata_props)
-                if node.outputs[0] is not new_value:
-                    node.outputs[0].name = self.unique(f"{node.name}.output")
         ir.convenience.replace_nodes_and_values(self.graph, old[-1], old, new, [old_value], [new_value])
+
+
+def names_of(graph: ir.Graph) -> set[str]:
+    """Names of all values and nodes of a graph and its subgraphs."""
+    return set(_names(graph))
+
+
+def _scaled(tensor: PQTensor, alpha: float) -> NDArray[np.generic]:
+    return (np.float64(alpha) * tensor.scales).astype(np.float32)
+
+
+def _array(value: ir.Value) -> NDArray[np.generic]:
+    array = values_of(value)
+    if array is None:
+        raise LookupError(f"The value '{value.name}' is not a constant.")
+    return array
 
 
 def _names(graph: ir.Graph) -> Iterator[str]:

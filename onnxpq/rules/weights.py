@@ -1,18 +1,24 @@
 """Which constants can be a compressed weight or its bias: the questions that all rules ask."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxpq.constants import FLOATS, constant, element_type, is_standard, matrix_base, roots, values_of
 from onnxpq.errors import ModelError
-from onnxpq.layers import Skipped
+from onnxpq.layers import Layer, Skipped
 from onnxpq.rules.context import Context, Origin
 
 _DEQUANTIZERS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+
+QUANTIZED: Final = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4})
+"""The types that quantized weights are stored in."""
+
+STORED_BIASES: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+"""The types of bias that PQMatMul takes."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +38,26 @@ class ConstantBias:
 
 @dataclass(frozen=True)
 class Weight:
-    """The constant float32 matrix that a node multiplies by, as the model stores it and as the node gets it.
+    """The constant matrix, or stack of matrices, that a node multiplies by.
 
     Attributes:
-        origin: the constant.
-        is_transposed: the node gets its transpose.
+        name: of the constant: an initializer, the output of a Constant node, or a value that is cut out of one.
+        shape: as the node gets it.
+        is_transposed: the node gets the transpose of what the constant holds.
+        dtype: as the node gets it, which is the type that it computes in.
+        nbytes: in the model's type.
     """
 
-    origin: Origin
+    name: str
+    shape: tuple[int, ...]
     is_transposed: bool
-
-    @property
-    def name(self) -> str:
-        """Name of the constant."""
-        return self.origin.name
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns as the node gets them."""
-        rows, columns = self.origin.tensor.shape.numpy()
-        return (columns, rows) if self.is_transposed else (rows, columns)
+    dtype: ir.DataType
+    nbytes: int
 
 
 def is_operator(node: ir.Node, op_type: str) -> bool:
     """Whether the node is ai.onnx's operator `op_type`."""
-    return node.domain in ("", "ai.onnx") and node.op_type == op_type
+    return is_standard(node, op_type)
 
 
 def required_input(node: ir.Node, index: int) -> ir.Value:
@@ -71,50 +72,77 @@ def required_input(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
-def is_view(node: ir.Node) -> bool:
-    """Whether the node passes a matrix on as it is, or transposed: Identity, Transpose, Cast to float32."""
-    if is_operator(node, "Transpose"):
-        return list(node.attributes.get_ints("perm", [1, 0])) in ([1, 0], [0, 1])
-    return is_operator(node, "Identity") or (
-        is_operator(node, "Cast") and node.attributes.get_int("to", 0) == ir.DataType.FLOAT
-    )
+def factors(node: ir.Node, context: Context) -> tuple[Origin | None, Origin | None]:
+    """Where the two factors of a product come from, so far as they are constant."""
+    left, right = (context.origin(required_input(node, index)) for index in (0, 1))
+    return left, right
 
 
-def _is_transposed(value: ir.Value) -> bool | None:
-    """Whether the views between a constant matrix and `value` transpose it; None where others than views are there."""
-    node, transposed = value.producer(), False
-    while node is not None and not is_operator(node, "Constant"):
-        source = node.inputs[0]
-        if source is None or not is_view(node):
-            return None
-        if is_operator(node, "Transpose"):
-            transposed ^= list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]
-        node = source.producer()
-    return transposed
+def constant_rank(value: ir.Value | None) -> int | None:
+    """Rank of a constant that is seen through what `rearranges`; None for what is none."""
+    array = values_of(value)
+    return None if array is None else array.ndim
 
 
 def right_factor(node: ir.Node, context: Context) -> Weight | Skipped:
     """The weight of a node that multiplies its first two inputs, one of which at least is constant.
 
     Returns:
-        The constant float32 matrix that is the second input, maybe through `is_view` nodes; or a whole sentence why
-        there is none.
+        The constant that is the second input; or a whole sentence why there is none.
     """
-    left, right = (context.origin(required_input(node, index)) for index in (0, 1))
+    left, right = factors(node, context)
     if right is None:
         name = left.name if left is not None else None
         reason = f"The constant '{name}' is the left factor; only a constant right factor is a layer's weight."
         return Skipped(context.labels[node], node.op_type, name, reason)
-    if left is not None:
-        reason = f"Both factors, '{left.name}' and '{right.name}', are constant: fold constants first."
-        return Skipped(context.labels[node], node.op_type, right.name, reason)
-    transposed = _is_transposed(required_input(node, 1))
-    seen = right if transposed is None else replace(right, steps=())
-    refusal = next((sentence(seen) for applies, sentence in _REFUSALS if applies(seen)), None)
-    return (
-        Weight(seen, bool(transposed))
-        if refusal is None
-        else Skipped(context.labels[node], node.op_type, right.name, refusal)
+    return weight_of(node, 1, context, other=left)
+
+
+def weight_of(node: ir.Node, index: int, context: Context, *, other: Origin | None = None) -> Weight | Skipped:
+    """The weight that is an input of a node.
+
+    Args:
+        node: the node.
+        index: of the input, which is constant.
+        context: of the model.
+        other: where the other factor comes from, if it is constant too.
+
+    Returns:
+        The constant, maybe cut out of a larger one; or a whole sentence why it is no weight.
+    """
+    value = required_input(node, index)
+    origin = context.origins[value]
+    array, dtype = values_of(value), element_type(value)
+    reason = _refusal(origin, array, dtype, other)
+    if reason is not None or array is None or dtype is None:
+        return Skipped(context.labels[node], node.op_type, origin.name, reason or "")
+    base, is_transposed = matrix_base(value)
+    stored = element_type(base) or dtype
+    return Weight(base.name or "", array.shape, is_transposed, dtype, int(array.size * stored.itemsize))
+
+
+def matrix_layer(node: ir.Node, context: Context, weight: Weight, *, is_in_out: bool, bias: str | None) -> Layer:
+    """The layer of a node and its weight.
+
+    Args:
+        node: the node.
+        context: of the model.
+        weight: what the node gets is [..., in, out] or [..., out, in]; matrices of a stack lie below one another.
+        is_in_out: which of the two.
+        bias: name of the constant bias.
+    """
+    *stack, rows, columns = weight.shape
+    out_features, in_features = (columns, rows) if is_in_out else (rows, columns)
+    return Layer(
+        node=context.labels[node],
+        op_type=node.op_type,
+        weight=weight.name,
+        out_features=int(np.prod(stack, dtype=np.int64)) * out_features,
+        in_features=in_features,
+        weight_is_in_out=is_in_out != weight.is_transposed,
+        bias=bias,
+        weight_bytes=weight.nbytes,
+        place=context.place(node),
     )
 
 
@@ -123,55 +151,40 @@ def constant_bias(
 ) -> ConstantBias | None:
     """``factor * value``, where `value` is a constant that is equal for all rows: shape (), or [1, ..., 1 or out]."""
     tensor = context.constant(value)
-    if value is None or tensor is None or tensor.dtype != ir.DataType.FLOAT:
+    if value is None or tensor is None or tensor.dtype not in FLOATS:
         return None
     *ones, last = tensor.shape.numpy() or (1,)
     if any(size != 1 for size in ones) or last not in (1, out_features):
         return None
-    row = np.float32(factor) * np.broadcast_to(tensor.numpy().reshape(-1), (out_features,))
-    is_source = value.is_initializer() and factor == 1.0 and tensor.shape.numpy() == (out_features,)
-    return ConstantBias(value, row, is_source)
+    row = np.float32(factor) * np.broadcast_to(tensor.numpy().reshape(-1).astype(np.float32), (out_features,))
+    is_whole = tensor.dtype in STORED_BIASES and factor == 1.0 and tensor.shape.numpy() == (out_features,)
+    return ConstantBias(value, row, value.is_initializer() and is_whole)
 
 
-_REFUSALS: Final[tuple[tuple[Callable[[Origin], bool], Callable[[Origin], str]], ...]] = (
-    (
-        lambda weight: bool(_DEQUANTIZERS.intersection(weight.steps)),
-        lambda weight: (
-            f"The weight '{weight.name}' is quantized already ({weight.tensor.dtype.name}); pass the model as it was "
-            "before."
-        ),
-    ),
-    (
-        lambda weight: weight.is_overridable,
-        lambda weight: (
-            f"The weight '{weight.name}' is a graph input too, so that a caller may replace it; remove it from the "
+def _refusal(
+    origin: Origin, array: NDArray[np.generic] | None, dtype: ir.DataType | None, other: Origin | None
+) -> str | None:
+    """When a constant factor cannot be compressed, the sentence that says so."""
+    if other is not None:
+        return f"Both factors, '{other.name}' and '{origin.name}', are constant: fold constants first."
+    stored = origin.tensor.dtype
+    if _DEQUANTIZERS.intersection(origin.steps) or (stored in QUANTIZED and dtype != stored):
+        return f"The weight '{origin.name}' is quantized already ({stored.name}); pass the model as it was before."
+    if origin.is_overridable:
+        return (
+            f"The weight '{origin.name}' is a graph input too, so that a caller may replace it; remove it from the "
             "inputs if nobody does."
-        ),
-    ),
-    (
-        lambda weight: bool(weight.steps),
-        lambda weight: (
-            f"The weight '{weight.name}' reaches the node through {', '.join(weight.steps)}, which is not supported "
-            "yet; fold constants first (onnxruntime's basic optimization does)."
-        ),
-    ),
-    (
-        lambda weight: weight.tensor.dtype != ir.DataType.FLOAT,
-        lambda weight: (
-            f"The weight '{weight.name}' has type {weight.tensor.dtype.name}; the operator that would replace its node "
-            "computes in FLOAT (float32) only. Export the model in float32."
-        ),
-    ),
-    (
-        lambda weight: len(weight.tensor.shape) != 2,
-        lambda weight: (
-            f"The weight '{weight.name}' has shape {list(weight.tensor.shape.numpy())}; only matrices, of two "
-            "dimensions, are supported yet."
-        ),
-    ),
-    (
-        lambda weight: 0 in weight.tensor.shape.numpy(),
-        lambda weight: f"The weight '{weight.name}' is empty: its shape is {list(weight.tensor.shape.numpy())}.",
-    ),
-)
-"""When a constant right factor cannot be compressed, and the sentence that says so; the first that applies counts."""
+        )
+    if array is None:
+        return (
+            f"The weight '{origin.name}' reaches the node through {', '.join(origin.steps)}, which computes other "
+            "numbers; fold constants first (onnxruntime's basic optimization does)."
+        )
+    if dtype not in FLOATS:
+        return f"The weight '{origin.name}' has type {stored.name}; only floating-point weights are compressed."
+    return f"The weight '{origin.name}' is empty: its shape is {list(array.shape)}." if array.size == 0 else None
+
+
+def stored_constants(value: ir.Value) -> list[ir.Value]:
+    """The constants of the model that a weight is, or is cut out of."""
+    return [root for root in roots(value) if constant(root) is not None]
