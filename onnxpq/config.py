@@ -139,7 +139,8 @@ class Config:
         include: globs over node names; only layers that match one are compressed.
         exclude: globs over node names; layers that match one are left alone.
         min_weights: layers with fewer weights are left alone.
-        conv1x1: compress convolutions with a kernel of one point too. They get smaller, and mostly slower.
+        conv1x1: compress convolutions with a kernel of one point too. They get faster
+            too, but training has to go through all that follows the first of them.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
         seed: of every random choice; the same seed gives the same result on the same machine.

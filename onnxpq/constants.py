@@ -80,6 +80,15 @@ def values_of(value: ir.Value | None) -> Array | None:
     return next(array for output, array in zip(node.outputs, results, strict=True) if output is value)
 
 
+def shape_of(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Shape of what `values_of` gives; None where it gives none. Reads no values where it need not."""
+    tensor = None if value is None or value.is_graph_input() else constant(value)
+    if tensor is not None:
+        return tuple(int(size) for size in tensor.shape.numpy())
+    array = values_of(value)
+    return None if array is None else array.shape
+
+
 def roots(value: ir.Value) -> Iterator[ir.Value]:
     """The constants whose entries reach a value for which `values_of` is not None."""
     node = value.producer()
@@ -195,9 +204,9 @@ def _slice(
     index = [slice(None)] * x.ndim
     for axis, start, end, by in zip(along, first, last, step, strict=True):
         size = x.shape[axis]
-        # An end that lies before the first entry is -1 to ONNX, after counting from the end; to Python it is None.
+        # Backwards, ONNX starts at the first entry at the earliest, and an end before it includes it: None to Python.
         stop = None if by < 0 and end < -size else end
-        index[axis] = slice(start, stop, by)
+        index[axis] = slice(max(start, -size), stop, by)
     return [x[tuple(index)]]
 
 

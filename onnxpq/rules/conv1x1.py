@@ -33,9 +33,7 @@ class Conv1x1Rule(Rule):
         if isinstance(weight, Skipped):
             return weight
         if any(node.attributes.get_ints("pads", [])):
-            reason = (
-                f"The 1x1 convolution pads its input ({list(node.attributes.get_ints('pads', []))}): not supported."
-            )
+            reason = "The 1x1 convolution pads its input: not supported."
             return Skipped(context.labels[node], node.op_type, weight.name, reason)
         bias = constant_bias(_bias(node), context, weight.shape[0])
         if _bias(node) is not None and bias is None:

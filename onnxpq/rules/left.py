@@ -26,9 +26,7 @@ class LeftMatMulRule(Rule):
             return weight
         label, x = context.labels[node], required_input(node, 1)
         if constant_rank(node.inputs[0]) != 2:
-            reason = (
-                f"The left factor '{weight.name}' has shape {list(weight.shape)}; only a matrix is a layer's weight."
-            )
+            reason = f"The left factor '{weight.name}' has shape {list(weight.shape)}; only matrices are compressed."
             return Skipped(label, node.op_type, weight.name, reason)
         if context.rank(x) is None:
             reason = (

@@ -1,13 +1,14 @@
 """Which constants can be a compressed weight or its bias: the questions that all rules ask."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.constants import FLOATS, constant, element_type, is_standard, matrix_base, roots, values_of
+from onnxpq.constants import FLOATS, element_type, is_standard, matrix_base, shape_of
 from onnxpq.errors import ModelError
 from onnxpq.layers import Layer, Skipped
 from onnxpq.rules.context import Context, Origin
@@ -80,8 +81,8 @@ def factors(node: ir.Node, context: Context) -> tuple[Origin | None, Origin | No
 
 def constant_rank(value: ir.Value | None) -> int | None:
     """Rank of a constant that is seen through what `rearranges`; None for what is none."""
-    array = values_of(value)
-    return None if array is None else array.ndim
+    shape = shape_of(value)
+    return None if shape is None else len(shape)
 
 
 def right_factor(node: ir.Node, context: Context) -> Weight | Skipped:
@@ -112,13 +113,13 @@ def weight_of(node: ir.Node, index: int, context: Context, *, other: Origin | No
     """
     value = required_input(node, index)
     origin = context.origins[value]
-    array, dtype = values_of(value), element_type(value)
-    reason = _refusal(origin, array, dtype, other)
-    if reason is not None or array is None or dtype is None:
+    shape, dtype = shape_of(value), element_type(value)
+    reason = _refusal(origin, shape, dtype, other)
+    if reason is not None or shape is None or dtype is None:
         return Skipped(context.labels[node], node.op_type, origin.name, reason or "")
     base, is_transposed = matrix_base(value)
     stored = element_type(base) or dtype
-    return Weight(base.name or "", array.shape, is_transposed, dtype, int(array.size * stored.itemsize))
+    return Weight(base.name or "", shape, is_transposed, dtype, int(prod(shape) * stored.itemsize))
 
 
 def matrix_layer(node: ir.Node, context: Context, weight: Weight, *, is_in_out: bool, bias: str | None) -> Layer:
@@ -137,7 +138,7 @@ def matrix_layer(node: ir.Node, context: Context, weight: Weight, *, is_in_out: 
         node=context.labels[node],
         op_type=node.op_type,
         weight=weight.name,
-        out_features=int(np.prod(stack, dtype=np.int64)) * out_features,
+        out_features=prod(stack) * out_features,
         in_features=in_features,
         weight_is_in_out=is_in_out != weight.is_transposed,
         bias=bias,
@@ -162,7 +163,7 @@ def constant_bias(
 
 
 def _refusal(
-    origin: Origin, array: NDArray[np.generic] | None, dtype: ir.DataType | None, other: Origin | None
+    origin: Origin, shape: tuple[int, ...] | None, dtype: ir.DataType | None, other: Origin | None
 ) -> str | None:
     """When a constant factor cannot be compressed, the sentence that says so."""
     if other is not None:
@@ -175,16 +176,11 @@ def _refusal(
             f"The weight '{origin.name}' is a graph input too, so that a caller may replace it; remove it from the "
             "inputs if nobody does."
         )
-    if array is None:
+    if shape is None:
         return (
             f"The weight '{origin.name}' reaches the node through {', '.join(origin.steps)}, which computes other "
             "numbers; fold constants first (onnxruntime's basic optimization does)."
         )
     if dtype not in FLOATS:
         return f"The weight '{origin.name}' has type {stored.name}; only floating-point weights are compressed."
-    return f"The weight '{origin.name}' is empty: its shape is {list(array.shape)}." if array.size == 0 else None
-
-
-def stored_constants(value: ir.Value) -> list[ir.Value]:
-    """The constants of the model that a weight is, or is cut out of."""
-    return [root for root in roots(value) if constant(root) is not None]
+    return f"The weight '{origin.name}' is empty: its shape is {list(shape)}." if 0 in shape else None

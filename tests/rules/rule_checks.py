@@ -9,6 +9,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from onnxpq import modelio
+from onnxpq.importing import normalise
 from onnxpq.layers import Layer
 from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
@@ -23,9 +24,12 @@ def initializer(name: str, *shape: int, seed: int = 0) -> onnx.TensorProto:
     return numpy_helper.from_array(values, name)
 
 
-def parse(text: str, *initializers: onnx.TensorProto, opset: int = 17, ir_version: int = 8) -> ir.Model:
+def parse(
+    text: str, *initializers: onnx.TensorProto, opset: int = 17, ir_version: int = 8, domains: tuple[str, ...] = ()
+) -> ir.Model:
     """A model from ONNX text: ``(float[N,4] x) => (float[N,3] y) {...}``."""
-    proto = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>\nmain {text}')
+    imports = "".join(f', "{domain}" : 1' for domain in domains)
+    proto = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}{imports}]>\nmain {text}')
     proto.graph.initializer.extend(initializers)
     return modelio.load(proto)
 
@@ -51,12 +55,18 @@ def run(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def with_decoded_weights(model: ir.Model, layers: list[Layer], tensors: Mapping[str, PQTensor]) -> ir.Model:
+    normal = normalise(model)
     values = {}
     for layer in layers:
         tensor = tensors[layer.weight]
         weight = decode(tensor.codebooks, tensor.codes, tensor.scales, tensor.in_features).astype(np.float32)
-        values[layer.weight] = weight.T if layer.weight_is_in_out else weight
-    return update_initializers(model, values)
+        shape = normal.graph.initializers[layer.weight].const_value.shape.numpy()
+        if layer.weight_is_in_out:
+            weight = weight.reshape(*shape[:-2], shape[-1], shape[-2]).swapaxes(-1, -2)
+        values[layer.weight] = weight.reshape(shape)
+    # The user's own model where it holds these constants: normalising binds inputs that have a default.
+    held = {value.name for graph in model.graphs() for value in graph.initializers.values()}
+    return update_initializers(model if held.issuperset(values) else normal, values)
 
 
 def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -65,9 +75,11 @@ def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max(initial=0.0) / max(np.abs(expected).max(initial=0.0), 1e-30))
 
 
-def check_rewrite(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> tuple[list[Layer], ir.Model]:
+def check_rewrite(
+    model: ir.Model, inputs: Mapping[str, np.ndarray], *, conv1x1: bool = False
+) -> tuple[list[Layer], ir.Model]:
     """Rewrites all layers, compares all outputs, and returns what was rewritten."""
-    layers, _ = find(model, min_weights=0)
+    layers, _ = find(model, min_weights=0, conv1x1=conv1x1)
     assert layers
     tensors = {layer.weight: quantized(layer, seed=number) for number, layer in enumerate(layers)}
     rewritten = rewrite(model, layers, tensors)

@@ -1,8 +1,11 @@
 import onnx_ir as ir
 import pytest
+from model_forms import FORMS
 from rule_checks import initializer, parse, quantized
 
+from onnxpq import modelio
 from onnxpq.errors import VerificationError
+from onnxpq.preparing import prepare
 from onnxpq.rules import RULES
 from onnxpq.rules.base import Editor, interface
 from onnxpq.rules.context import describe
@@ -53,7 +56,7 @@ def test_a_rule_that_breaks_its_promise_is_caught(rule, sentence):
     context, node = describe(model), model.graph.node("fc")
     layer = rule.check(node, context)
     with pytest.raises(VerificationError, match=sentence):
-        rule.apply(node, layer, quantized(layer), context, Editor(model.graph))
+        rule.apply(node, layer, quantized(layer), context, Editor(model.graph, 17))
 
 
 def test_interface_lists_names_types_and_shapes():
@@ -68,3 +71,10 @@ def test_no_node_matches_two_rules():
     model = parse(text, initializer("w", 6, 6))
     context = describe(model)
     assert [sum(rule.match(node, context) for rule in RULES) for node in model.graph] == [1, 1]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_no_form_matches_two_rules(name):
+    model = prepare(modelio.load(FORMS[name].model()))
+    context = describe(model)
+    assert max(sum(rule.match(node, context) for rule in RULES) for node in model.graph.all_nodes()) <= 1

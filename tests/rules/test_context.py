@@ -78,7 +78,40 @@ def test_new_names_avoid_those_of_the_graph_and_its_subgraphs():
             else_branch = h () => (float[4] q) { [r] q = Exp(x) }
         >
     }"""
-    editor = Editor(parse(text).graph)
+    editor = Editor(parse(text).graph, 17)
     assert [editor.unique(name) for name in ("x", "n", "q", "r", "p", "new", "new")] == [
         "x_1", "n_1", "q_1", "r_1", "p_1", "new", "new_1"
     ]  # fmt: skip
+
+
+def test_nodes_of_subgraphs_have_labels_and_places():
+    text = """(float[4] x, bool c) => (float[4] y) {
+        [outer] y = If(c) <
+            then_branch = g () => (float[4] p) { [twice] p = Neg(x) },
+            else_branch = h () => (float[4] q) { [inner] q = If(c) <
+                then_branch = i () => (float[4] r) { [twice] r = Exp(x) },
+                else_branch = j () => (float[4] s) { s = Abs(x) }
+            > }
+        >
+    }"""
+    context = describe(parse(text))
+    assert {context.labels[node]: context.place(node) for node in context.labels} == {
+        "outer": "",
+        "p": "outer.then_branch",
+        "inner": "outer.else_branch",
+        "r": "outer.else_branch/inner.then_branch",
+        "s": "outer.else_branch/inner.else_branch",
+    }
+
+
+def test_shapes_are_known_in_subgraphs():
+    text = """(float[N,4] x, bool c) => (float[N,1,4] y) {
+        y = If(c) <
+            then_branch = g () => (float[N,1,4] p) { h = Relu(x) p = Unsqueeze(h, axes) },
+            else_branch = e () => (float[N,1,4] q) { q = Unsqueeze(x, axes) }
+        >
+    }"""
+    model = parse(text, axes())
+    context = describe(model)
+    values = {v.name: v for node in model.graph.all_nodes() for v in node.outputs}
+    assert context.shape(values["h"]) == ("N", 4)

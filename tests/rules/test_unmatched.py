@@ -57,34 +57,30 @@ def test_constants_before_a_node_that_folds_are_mentioned_once():
     assert list(reasons(model)) == ["n"]
 
 
-def test_layers_in_subgraphs_are_listed():
-    text = """(float[N,6] x, bool c) => (float[N,6] y) {
-        [choice] y = If(c) <
-            then_branch = g () => (float[N,6] p) { [inner] p = MatMul(x, w) },
-            else_branch = h () => (float[N,6] q) { v = Identity(w) [deep] q = Gemm(x, v) }
+def test_nodes_in_subgraphs_are_explained():
+    text = """(int64[N] i, bool c) => (float[N,64] y) {
+        y = If(c) <
+            then_branch = g () => (float[N,64] p) { [inner] p = Gather(w, i) },
+            else_branch = h () => (float[N,64] q) { v = Neg(w) [deep] q = Gather(v, i) }
         >
     }"""
-    assert reasons(parse(text, initializer("w", 6, 6))) == {
-        "inner": "MatMul 'inner' lies in a subgraph of node 'choice' (If): not yet supported.",
-        "deep": "Gemm 'deep' lies in a subgraph of node 'choice' (If): not yet supported.",
+    assert {name: reason[:60] for name, reason in reasons(parse(text, initializer("w", 64, 64))).items()} == {
+        "inner": "Gather 'inner': its constant 'w' is looked up by index, as a",
+        "deep": "Gather 'deep': its constant 'w' is looked up by index, as an",
     }
 
 
-def test_layers_in_functions_are_listed():
+def test_calls_of_functions_without_layers_are_explained():
     text = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
-    main (float[N,2] x) => (float[N,64] z) { y = local.dense(x) [call] z = local.wide(y, w) }
+    main (float[N,64] x) => (float[N,64] y) { [call] y = local.scaled(x, w) }
     <domain: "local", opset_import: ["" : 17]>
-    dense (x) => (y) { w = Constant<value = float[2,2] {1.0, 2.0, 3.0, 4.0}>() [fc] y = MatMul(x, w) }
-    <domain: "local", opset_import: ["" : 17]>
-    wide (x, w) => (y) { y = MatMul(x, w) }
+    scaled (x, w) => (y) { s = ReduceSum<keepdims = 0>(w) y = Mul(x, s) }
     """
     proto = onnx.parser.parse_model(text)
-    proto.graph.initializer.append(initializer("w", 2, 2048))
-    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2048
+    proto.graph.initializer.append(initializer("w", 64, 64))
     assert reasons(modelio.load(proto)) == {
-        "call": "wide 'call': it calls a local function with the constant 'w'; layers in functions are not supported "
-        "yet.",
-        "fc": "MatMul 'fc' lies in the local function 'local::dense': not yet supported.",
+        "call": "scaled 'call': it calls a local function with the constant 'w', in which there is no fully-connected "
+        "layer."
     }
 
 

@@ -1,0 +1,165 @@
+"""Every form of a layer, end to end: found or refused, compressed, run with and without the library, trained."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from form_checks import outcome
+from model_forms import FORMS, IN
+
+import onnxpq
+from onnxpq import runtime
+from onnxpq.config import Config, PQConfig, TrainingConfig
+from onnxpq.errors import NothingToCompressError
+
+PQ = PQConfig()
+
+COMPRESSED = [name for name, form in FORMS.items() if form.layers]
+REFUSED = [name for name, form in FORMS.items() if not form.layers]
+
+TWELVE = 12
+
+FLOAT32_BUDGET = 1e-5
+"""Of the function body, relative L2, where the model computes in float32."""
+
+STORED_TYPE_BUDGETS = {"bfloat16": 1e-2, "float16": 1e-3, "double": 1e-5}
+"""Where weights or values are of another type, in which the reference rounds its weights too: a few roundings each."""
+
+LIBRARY_BUDGET = 2e-3
+"""Of the operator's int16 tables, which are within 1e-3 of a layer's output."""
+
+
+def stock_budget(name: str) -> float:
+    return next((budget for kind, budget in STORED_TYPE_BUDGETS.items() if name.startswith(kind)), FLOAT32_BUDGET)
+
+
+def takes_half(name: str) -> bool:
+    """Whether X of the operator is float16."""
+    return name == "float16"
+
+
+def test_the_twelve_forms_come_first():
+    expected = """MatMul; Gemm, transB; float16; bfloat16; weight in a Constant node; weight -> Transpose; inside a local
+        function; inside If branches; 3-D weight (batched MatMul); one weight in two MatMuls; Conv 1x1; Gather
+        (embedding)"""
+    assert list(FORMS)[:TWELVE] == re.sub(r"\s+", " ", expected).split("; ")
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_compressed(name):
+    form = FORMS[name]
+    found = outcome(form, PQ, use_library=not takes_half(name))
+    assert found.layers == form.layers
+    assert found.trainable
+    assert found.bytes_after < found.bytes_before / 2
+    budget = stock_budget(name)
+    assert found.stock_error <= budget, f"{found.stock_error} > {budget}"
+    if found.library_error is not None:
+        assert found.library_error <= LIBRARY_BUDGET + budget, f"{found.library_error} > {LIBRARY_BUDGET + budget}"
+
+
+@pytest.mark.skipif(not runtime.library_available(), reason="the operator library was not built")
+def test_float16_on_the_operator_library():
+    found = outcome(FORMS["float16"], PQ)
+    assert found.library_error <= LIBRARY_BUDGET + STORED_TYPE_BUDGETS["float16"]
+
+
+def test_the_budgets_see_an_error_of_two_percent():
+    assert max(*STORED_TYPE_BUDGETS.values(), FLOAT32_BUDGET, LIBRARY_BUDGET) < 0.02
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_reason(name):
+    form = FORMS[name]
+    found = outcome(form, PQ)
+    assert not found.layers
+    assert any(form.reason in reason for reason in found.reasons), found.reasons
+    with pytest.raises(NothingToCompressError, match=re.escape(form.reason)):
+        onnxpq.compress(form.model(), config=Config(**form.settings))
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_trained_end_to_end(name, monkeypatch):
+    if takes_half(name):
+        monkeypatch.setattr(runtime, "library_available", lambda: False)
+    form = FORMS[name]
+    has_samples_first = form.text.startswith("(float[N")
+    training = TrainingConfig(epochs=2, batch_size=16, mixup=0)
+    result = onnxpq.compress(
+        form.model(),
+        form.inputs(rows=40) if has_samples_first else None,
+        config=Config(training=training, **form.settings),
+    )
+    report = result.report
+    assert tuple(layer.node for layer in report.layers) == form.layers
+    assert report.verification.bytes_after < report.verification.bytes_before / 2
+    if has_samples_first:
+        assert report.training.best <= report.training.quantized
+        assert {epoch.phase for epoch in report.training.epochs} == {"regularized", "tuned"}
+    stored = sum(layer.bytes_before for layer in report.layers)
+    assert stored <= report.verification.bytes_before <= stored + 2000, "the report counts the weights' bytes"
+
+
+def test_training_changes_what_is_in_a_branch():
+    form = FORMS["weight of the main graph and a branch"]
+    data = form.inputs(rows=60, seed=3)
+    config = Config(training=TrainingConfig(epochs=20, batch_size=16, mixup=0, learning_rate=0.01))
+    trained, plain = (
+        onnxpq.compress(form.model(), data, config=c) for c in (config, Config(training=TrainingConfig(epochs=0)))
+    )
+    assert trained.report.training.best < 0.99 * trained.report.training.quantized
+    changed = {
+        name
+        for graph, other in zip(trained.model.graphs(), plain.model.graphs(), strict=True)
+        for name, value in graph.initializers.items()
+        if name.endswith(".codebooks")
+        and not np.array_equal(value.const_value.numpy(), other.initializers[name].const_value.numpy())
+    }
+    assert {name.split(".")[0] for name in changed} == {"v", "w"}
+
+
+def test_a_weight_of_two_graphs_is_one_parameter_and_one_codebook():
+    form = FORMS["weight of the main graph and a branch"]
+    result = onnxpq.compress(form.model())
+    copies = [
+        value.const_value.numpy()
+        for graph in result.model.graphs()
+        for name, value in graph.initializers.items()
+        if name.startswith("w.codebooks")
+    ]
+    assert len(copies) == 2
+    np.testing.assert_array_equal(*copies)
+    counted = [(layer.place, layer.bytes_before > 0, layer.bytes_after > 0) for layer in result.report.layers]
+    assert counted == [("", True, True), ("choice.then_branch", True, True), ("choice.else_branch", False, True)]
+
+
+def test_the_report_names_the_subgraph():
+    report = onnxpq.compress(FORMS["inside If branches"].model()).report
+    assert "one in choice.then_branch" in report.to_text()
+    assert "two in choice.else_branch" in report.to_text()
+
+
+def test_bfloat16_says_what_it_was_compared_with():
+    report = onnxpq.compress(FORMS["bfloat16"].model()).report
+    assert any("are those of the same model in float32" in note for note in report.notes)
+    assert report.layers[0].bytes_before == 2 * IN * report.layers[0].shape[0]
+
+
+def test_constants_of_a_branch_lie_in_the_branch():
+    # onnxruntime 1.17 to 1.22 tells an operator in a subgraph that what lies outside is not constant.
+    result = onnxpq.compress(FORMS["inside If branches"].model())
+    for graph in result.model.graphs():
+        for node in graph:
+            if node.op_type == "PQMatMul":
+                assert all(value.graph is graph for value in node.inputs[1:])
+
+
+def test_the_committed_table_says_what_is_true():
+    table = (Path(__file__).resolve().parent.parent / "docs" / "forms.md").read_text(encoding="utf-8")
+    rows = {cells[1]: cells[2] for line in table.splitlines() if len(cells := [c.strip() for c in line.split("|")]) > 3}
+    for name, form in FORMS.items():
+        verdict = rows[name.replace("|", "\\|")]
+        assert verdict.startswith("compressed") == bool(form.layers), name
+        if not form.layers:
+            assert form.reason in verdict, name
