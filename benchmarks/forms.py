@@ -1,7 +1,7 @@
 """The forms in which exporters write a fully-connected layer, and what becomes of each; writes docs/forms.md.
 
-Run ``PYTHONPATH=tests python benchmarks/forms.py`` from the top of the repository; it takes about a minute. The forms are
-those of tests/model_forms.py, compressed by plain product quantization.
+Run ``PYTHONPATH=tests python benchmarks/forms.py`` from the top of the repository; it takes about a minute. The forms
+are those of tests/model_forms.py, compressed by plain product quantization.
 """
 
 import argparse
@@ -19,12 +19,14 @@ TEXT = """# Forms of a fully-connected layer
 
 Written by `benchmarks/forms.py` with onnxruntime {onnxruntime}; not to be edited.
 
-Each form is a small model (`tests/model_forms.py`), compressed by plain product quantization, without training, at {settings}.
-Bytes are those of the whole file, before and after at each setting; the function body that stock runtimes use takes about 4,500 of
-them. The errors are relative L2 differences of the output to onnxruntime's with the decoded weights, at the first setting:
-on the function body ("stock"), and on the operator library. (They say that the rewritten model computes what it should; not how
-good the quantization is.) "Trainable" says that a gradient reaches every weight. The first twelve are those that other compressors
-were tried on; the table of what they do with them, measured in 2026: none handles all.
+Each form is a small model (`tests/model_forms.py`), compressed by plain product quantization, without training, at
+{settings}. Bytes are those of the whole file, before and after at each setting; the function body that stock runtimes
+use takes about 4,500 of them. The errors are relative L2 differences of the output to onnxruntime's with the decoded
+weights, at the first setting, on the function body ("stock") and on the operator library. They say that the rewritten
+model computes what it should, not how good the quantization is. "Trainable" says that a gradient reaches every weight.
+The first twelve are the forms that other compressors were tried on in 2026; none of them compressed or refused all
+twelve rightly. A model that computes in bfloat16 is compared with the same in float32, as onnxruntime has no MatMul of
+bfloat16 on a CPU.
 
 | form | verdict | bytes before | after | stock error | library error | trainable |
 |---|---|---|---|---|---|---|

@@ -49,7 +49,7 @@ def outcome(form: Form, pq: PQConfig, *, use_library: bool = True) -> Outcome:
     names, reasons = tuple(layer.node for layer in layers), tuple(entry.reason for entry in skipped)
     if not layers:
         return Outcome(names, reasons, before)
-    normal = importing.normalise(model)
+    normal = importing.normalise(model if form.runs else preparing.widened(model))
     tensors = {layer.weight: quantized(normal, layer, config) for layer in layers}
     rewritten = rewriting.rewrite(model, layers, tensors)
     inputs = form.inputs()

@@ -40,8 +40,8 @@ def takes_half(name: str) -> bool:
 
 
 def test_the_twelve_forms_come_first():
-    expected = """MatMul; Gemm, transB; float16; bfloat16; weight in a Constant node; weight -> Transpose; inside a local
-        function; inside If branches; 3-D weight (batched MatMul); one weight in two MatMuls; Conv 1x1; Gather
+    expected = """MatMul; Gemm, transB; float16; bfloat16; weight in a Constant node; weight -> Transpose; inside a
+        local function; inside If branches; 3-D weight (batched MatMul); one weight in two MatMuls; Conv 1x1; Gather
         (embedding)"""
     assert list(FORMS)[:TWELVE] == re.sub(r"\s+", " ", expected).split("; ")
 
@@ -85,7 +85,7 @@ def test_trained_end_to_end(name, monkeypatch):
         monkeypatch.setattr(runtime, "library_available", lambda: False)
     form = FORMS[name]
     has_samples_first = form.text.startswith("(float[N")
-    training = TrainingConfig(epochs=2, batch_size=16, mixup=0)
+    training = TrainingConfig(epochs=2, regularized=0.5, batch_size=16, mixup=0)
     result = onnxpq.compress(
         form.model(),
         form.inputs(rows=40) if has_samples_first else None,
