@@ -19,14 +19,19 @@ TEXT = """# Forms of a fully-connected layer
 
 Written by `benchmarks/forms.py` with onnxruntime {onnxruntime}; not to be edited.
 
-Each form is a small model (`tests/model_forms.py`), compressed by plain product quantization, without training, at
-{settings}. Bytes are those of the whole file, before and after at each setting; the function body that stock runtimes
-use takes about 4,500 of them. The errors are relative L2 differences of the output to onnxruntime's with the decoded
-weights, at the first setting, on the function body ("stock") and on the operator library. They say that the rewritten
-model computes what it should, not how good the quantization is. "Trainable" says that a gradient reaches every weight.
-The first twelve are the forms that other compressors were tried on in 2026; none of them compressed or refused all
-twelve rightly. A model that computes in bfloat16 is compared with the same in float32, as onnxruntime has no MatMul of
-bfloat16 on a CPU.
+Each form is a small model (`tests/model_forms.py`), compressed by plain product quantization, without training, with
+{settings}.
+
+* Bytes are those of the whole file, before and after, with each setting; the function body that stock runtimes use
+  takes about 4,500 of them.
+* The errors are relative L2 differences of the output to onnxruntime's with the decoded weights, at the first setting,
+  on the function body ("stock") and on the operator library. They say that the rewritten model computes what it should,
+  not how good the quantization is.
+* "Trainable" says that a gradient reaches every weight.
+* A model that computes in bfloat16 is compared with the same in float32, as onnxruntime has no MatMul of bfloat16 on a
+  CPU.
+
+The first twelve are the forms that other compressors were tried on.
 
 | form | verdict | bytes before | after | stock error | library error | trainable |
 |---|---|---|---|---|---|---|
@@ -47,7 +52,7 @@ def number(value: float | None) -> str:
 def row(name: str, form: Form) -> str:
     found = [outcome(form, pq) for pq in SETTINGS.values()]
     first = found[0]
-    after = ", ".join(f"{entry.bytes_after:,}" for entry in found if entry.bytes_after is not None) or "-"
+    after = " / ".join(f"{entry.bytes_after:,}" for entry in found if entry.bytes_after is not None) or "-"
     errors = (number(first.stock_error), number(first.library_error))
     trainable = {True: "yes", False: "no", None: "-"}[first.trainable]
     cells = (name, verdict(form, first), f"{first.bytes_before:,}", after, *errors, trainable)
@@ -62,7 +67,7 @@ def main() -> None:
     for name, form in FORMS.items():
         rows.append(row(name, form))
         print(rows[-1])
-    text = TEXT.format(onnxruntime=onnxruntime.__version__, settings=" and at ".join(SETTINGS), rows="\n".join(rows))
+    text = TEXT.format(onnxruntime=onnxruntime.__version__, settings=" and with ".join(SETTINGS), rows="\n".join(rows))
     output.write_text(text, encoding="utf-8")
 
 

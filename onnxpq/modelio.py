@@ -12,7 +12,6 @@ from typing import Final, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import version_converter
 from onnx_ir.passes import common
 
 from onnxpq.errors import ModelError, OutputError
@@ -25,6 +24,7 @@ from onnxpq.modelproto import (
     external_tensors_of,
     from_proto,
     open_negative_dimensions,
+    raised,
     read_array,
     run_checker,
     structure,
@@ -313,9 +313,9 @@ def _with_supported_opset(model: ir.Model, where: str) -> ir.Model:
     version = _imported_opset(model, "")
     if version is None or version >= MIN_OPSET:
         return model
+    source = onnx.ModelProto.FromString(to_bytes(model))
     try:
-        raised = version_converter.convert_version(onnx.ModelProto.FromString(to_bytes(model)), RAISED_OPSET)
-        return from_proto(raised, where)
+        return from_proto(raised(source, version, RAISED_OPSET), where)
     # onnx's converter raises ConvertError, RuntimeError and others, by operator.
     except Exception as error:
         raise ModelError(

@@ -12,12 +12,17 @@ from typing import Any, Final
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import checker
+from onnx import checker, version_converter
 
 from onnxpq.errors import ModelError
 
 EMBEDDED_BYTES: Final = 1024
 """Initializers up to this many bytes stay in the model file, where shape inference sees them."""
+
+FIRST_BROADCASTING_OPSET: Final = 7
+"""The first opset whose operators broadcast as numpy does."""
+
+_UNLIKELY_SIZE: Final = 1_000_003
 
 _TYPE_KEY: Final = "onnxpq.type_proto"
 
@@ -81,6 +86,35 @@ def open_negative_dimensions(model: ir.Model) -> None:
         for value in (*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)):
             if value.shape is not None and any(isinstance(size, int) and size < 0 for size in value.shape):
                 value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in value.shape])
+
+
+def raised(model: onnx.ModelProto, version: int, target: int) -> onnx.ModelProto:
+    """The model at a newer operator set, by ONNX's converter, which raises errors of many classes.
+
+    Below opset 7, where operators broadcast by attributes, it converts for known sizes only: open dimensions have sizes
+    of their own meanwhile. The converter compares sizes and writes none of them into the graph.
+
+    Args:
+        model: not changed.
+        version: its version of ai.onnx.
+        target: the wanted version.
+    """
+    if version >= FIRST_BROADCASTING_OPSET:
+        return version_converter.convert_version(model, target)
+    known = onnx.ModelProto()
+    known.CopyFrom(model)
+    names: dict[str, int] = {}
+    for info in (*known.graph.input, *known.graph.value_info, *known.graph.output):
+        for dim in info.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = names.setdefault(dim.dim_param or f" {len(names)}", _UNLIKELY_SIZE + len(names))
+    newer = version_converter.convert_version(known, target)
+    types = {info.name: info.type for info in (*model.graph.input, *model.graph.output)}
+    for info in (*newer.graph.input, *newer.graph.output):
+        if info.name in types:
+            info.type.CopyFrom(types[info.name])
+    del newer.graph.value_info[:]
+    return newer
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

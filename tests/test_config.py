@@ -40,6 +40,7 @@ CHOICES = {
 }
 OTHERS = {
     (PQConfig, "fast"),
+    (Config, "conv1x1"),
     (Config, "pq"),
     (Config, "training"),
     (Config, "include"),
@@ -100,6 +101,12 @@ def test_choices_are_listed(kind: type, name: str) -> None:
 def test_globs_are_a_tuple_of_strings(name: str, bad: Any) -> None:
     with pytest.raises(ConfigError, match=sentence(Config, name, "a tuple of strings", bad)):
         Config(**{name: bad})
+
+
+def test_conv1x1_is_a_boolean() -> None:
+    assert Config(conv1x1=True).conv1x1
+    with pytest.raises(ConfigError, match=sentence(Config, "conv1x1", "True or False", "yes")):
+        Config(conv1x1="yes")  # type: ignore[arg-type]
 
 
 def test_fast_tables_are_for_few_codewords() -> None:

@@ -9,7 +9,7 @@ from form_checks import outcome
 from model_forms import FORMS, IN
 
 import onnxpq
-from onnxpq import runtime
+from onnxpq import runtime, verification
 from onnxpq.config import Config, PQConfig, TrainingConfig
 from onnxpq.errors import NothingToCompressError
 
@@ -28,6 +28,11 @@ STORED_TYPE_BUDGETS = {"bfloat16": 1e-2, "float16": 1e-3, "double": 1e-5}
 
 LIBRARY_BUDGET = 2e-3
 """Of the operator's int16 tables, which are within 1e-3 of a layer's output."""
+
+
+@pytest.fixture(autouse=True)
+def few_timings(monkeypatch):
+    monkeypatch.setattr(verification, "LATENCY_ROUNDS", 3)
 
 
 def stock_budget(name: str) -> float:
@@ -103,8 +108,8 @@ def test_trained_end_to_end(name, monkeypatch):
 
 def test_training_changes_what_is_in_a_branch():
     form = FORMS["weight of the main graph and a branch"]
-    data = form.inputs(rows=60, seed=3)
-    config = Config(training=TrainingConfig(epochs=20, batch_size=16, mixup=0, learning_rate=0.01))
+    data = form.inputs(rows=1500, seed=3)
+    config = Config(training=TrainingConfig(epochs=6, mixup=0))
     trained, plain = (
         onnxpq.compress(form.model(), data, config=c) for c in (config, Config(training=TrainingConfig(epochs=0)))
     )

@@ -10,13 +10,25 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "onnxpq"
 
 LEAVES = {"errors", "opschema", "layers", "report"}
-LIBRARY = LEAVES | {"config", "data", "modelio", "modelproto", "function_body", "pq", "metrics"}
+LIBRARY = LEAVES | {
+    "constants",
+    "preparing",
+    "config",
+    "data",
+    "modelio",
+    "modelproto",
+    "function_body",
+    "pq",
+    "metrics",
+}
 STAGES = {"importing", "finetuning", "quantization", "rewriting", "verification"}
 
 ALLOWED = {
     "errors": set(),
     "opschema": set(),
     "layers": set(),
+    "constants": set(),
+    "preparing": {"errors", "opschema"},
     "report": set(),
     "pq": {"errors", "opschema"},
     "config": {"errors", "opschema"},
@@ -34,7 +46,7 @@ ALLOWED = {
     "objectives": {"config", "errors", "metrics"},
     "regularizers": set(),
     "rules": LIBRARY,
-    "importing": {"errors", "network", "ops", "runtime"},
+    "importing": {"constants", "errors", "network", "ops", "preparing", "runtime"},
     "finetuning": {"config", "errors", "layers", "network", "objectives", "pq", "regularizers", "report"},
     "quantization": {"layers", "pq", "report"},
     "sampling": {"config", "data", "errors"},

@@ -106,19 +106,33 @@ def test_report_by_hand() -> None:
     exact = np.array([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0]], np.float32)
     stored = quantize(torch.from_numpy(exact), layout, seed=0).freeze()
     wrong = replace(stored, scales=1.02 * stored.scales)
-    entry = report(LAYER, layout, exact, wrong, counted=True)
+    entry = report(LAYER, layout, exact, wrong)
     assert (entry.node, entry.weight, entry.shape) == ("fc", "W", (3, 2))
     assert (entry.sub_vector, entry.codewords, entry.groups) == (2, 2, 1)
     # one block of codes, two codewords of two float16, three float32 scales
     assert (entry.bytes_before, entry.bytes_after) == (24, 16 + 8 + 12)
     assert entry.weight_error == pytest.approx(0.02, rel=0.05)
-    shared = report(LAYER, layout, exact, stored, counted=False)
+    shared = report(LAYER, layout, exact, stored, earlier=[entry])
     assert (shared.bytes_before, shared.bytes_after) == (0, 0)
     assert shared.weight_error < FLOAT16_BUDGET
+
+
+def test_report_of_a_weight_that_a_subgraph_has_a_copy_of() -> None:
+    layout = Layout(3, 2, 2, 2, 1)
+    exact = np.array([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0]], np.float32)
+    stored = quantize(torch.from_numpy(exact), layout, seed=0).freeze()
+    half = replace(LAYER, weight_bytes=12)
+    inner = replace(half, node="inner", place="choice.then_branch")
+    reports = [report(half, layout, exact, stored)]
+    for layer in (inner, inner):
+        reports.append(report(layer, layout, exact, stored, earlier=reports))
+    assert [entry.bytes_before for entry in reports] == [12, 0, 0]
+    assert [entry.bytes_after for entry in reports] == [36, 36, 0]
+    assert [entry.place for entry in reports] == ["", "choice.then_branch", "choice.then_branch"]
 
 
 def test_report_of_a_weight_of_zeros() -> None:
     zeros = np.zeros((3, 2), np.float32)
     layout = Layout(3, 2, 2, 2, 1)
     stored = quantize(torch.from_numpy(zeros), layout, seed=0).freeze()
-    assert report(LAYER, layout, zeros, stored, counted=True).weight_error == 0
+    assert report(LAYER, layout, zeros, stored).weight_error == 0
