@@ -41,17 +41,22 @@ class Dataset:
         inputs: by input name, arrays [N, ...].
         labels: [N, ...] or None.
         unused: keys of the source that are neither.
+        is_call: the arrays are those of one call of the model, with or without samples along an axis; it counts as one
+            sample and has no parts.
     """
 
     inputs: Mapping[str, Array]
     labels: Array | None = None
     unused: tuple[str, ...] = ()
+    is_call: bool = False
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return 1 if self.is_call else len(next(iter(self.inputs.values())))
 
     def take(self, index: "NDArray[np.intp] | slice") -> "Dataset":
         """The samples at `index`, in that order."""
+        if self.is_call:
+            return self
         inputs = {name: array[index] for name, array in self.inputs.items()}
         return Dataset(inputs, None if self.labels is None else self.labels[index], self.unused)
 
@@ -129,6 +134,27 @@ def load(source: Source, inputs: Iterable[InputSpec], *, label_key: str | None =
     return Dataset(found, labels, tuple(key for key in arrays if key not in found and key != label_key))
 
 
+def has_samples(inputs: Iterable[InputSpec]) -> bool:
+    """Whether every input of a model can have its samples along axis 0: a scalar cannot."""
+    return all(spec.shape for spec in inputs)
+
+
+def load_call(source: Source, inputs: Iterable[InputSpec], *, what: str) -> Dataset:
+    """Read the arrays of one call of a model whose inputs have no samples in common.
+
+    Args:
+        source: as for `load`, but an iterable of one mapping only.
+        inputs: the model's inputs.
+        what: how messages call it.
+
+    Raises:
+        DataError: unreadable file, missing input, wrong type or shape, NaN or infinity.
+    """
+    where, arrays = _arrays(source, what)
+    found = {spec.name: _checked(arrays, spec, where, is_call=True) for spec in inputs}
+    return Dataset(found, None, tuple(key for key in arrays if key not in found), is_call=True)
+
+
 def random_inputs(inputs: Iterable[InputSpec], samples: int, seed: int) -> Dataset:
     """Standard normal samples (integers: 0 or 1) of the inputs' shapes, open dimensions being 1.
 
@@ -158,6 +184,9 @@ def batches(dataset: Dataset, size: int, *, exact: bool) -> Iterator[tuple[Datas
         exact: fill the last part up to `size` with copies of its last sample (a model with a fixed batch dimension
             takes no other); else it is shorter.
     """
+    if dataset.is_call:
+        yield dataset, 1
+        return
     for start in range(0, len(dataset), size):
         index = np.arange(start, min(start + size, len(dataset)))
         count = len(index)
@@ -259,7 +288,7 @@ def _concatenate(parts: Iterable[Mapping[str, Array]], what: str) -> dict[str, A
         raise DataError(f"{what}: the items cannot be put together along axis 0: {error}") from error
 
 
-def _checked(arrays: Mapping[str, Array], spec: InputSpec, where: str) -> Array:
+def _checked(arrays: Mapping[str, Array], spec: InputSpec, where: str, *, is_call: bool = False) -> Array:
     if spec.name not in arrays:
         raise DataError(f"{where} lacks the model's input '{spec.name}' ({spec.describe()}); found {_names(arrays)}.")
     array = _native(np.asarray(arrays[spec.name]))
@@ -269,15 +298,16 @@ def _checked(arrays: Mapping[str, Array], spec: InputSpec, where: str) -> Array:
             f"Convert it with array.astype('{spec.dtype}')."
         )
     fits = array.ndim == len(spec.shape) and all(
-        want is None or axis == 0 or have == want
+        want is None or (axis == 0 and not is_call) or have == want
         for axis, (have, want) in enumerate(zip(array.shape, spec.shape, strict=True))
     )
     if not fits:
         raise DataError(
-            f"{where}: input '{spec.name}' has shape {list(array.shape)}, the model expects {spec.describe()} "
-            "with the samples along axis 0."
+            f"{where}: input '{spec.name}' has shape {list(array.shape)}, the model expects {spec.describe()}"
+            + ("." if is_call else " with the samples along axis 0.")
         )
-    _batch(spec, 1)
+    if not is_call:
+        _batch(spec, 1)
     _check_finite(array, f"{where}: input '{spec.name}'")
     return array
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxpq.config import Config
-from onnxpq.data import Dataset, InputSpec, Source, load, random_inputs, split_rows
+from onnxpq.data import Dataset, InputSpec, Source, has_samples, load, load_call, random_inputs, split_rows
 from onnxpq.errors import DataError
 
 RANDOM_SAMPLES = 256
+
+_PLAIN = "No training data was given: the weights were quantized as they are, without training."
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,19 +46,20 @@ def prepare(
     Raises:
         DataError: see `onnxpq.data.load`; or there are too few samples to set some aside.
     """
+    if not has_samples(inputs):
+        return None, _one_call(inputs, data, test, labels), [_PLAIN]
     tested = None
     if test is not None:
         tested = Evidence(load(test, inputs, label_key=labels, what="test data"), "test data, not trained on", True)
     if data is None:
-        plain = "No training data was given: the weights were quantized as they are, without training."
         if tested is not None:
-            return None, tested, [plain]
+            return None, tested, [_PLAIN]
         random = random_inputs(inputs, RANDOM_SAMPLES, config.seed)
         warning = (
             "The result was compared with the original on random inputs only, which says nothing about its accuracy. "
             "Give data with --data."
         )
-        return None, Evidence(random, "random inputs, as no data was given", False), [plain, warning]
+        return None, Evidence(random, "random inputs, as no data was given", False), [_PLAIN, warning]
     train = load(data, inputs, label_key=labels, what="training data")
     notes = []
     if tested is not None and _same_samples(train, tested.dataset):
@@ -74,6 +77,18 @@ def prepare(
     kept, aside = split_rows(len(train), config.held_out, config.seed)
     share = f"{100 * config.held_out:g} % of the data, set aside and not trained on"
     return train.take(kept), Evidence(train.take(aside), share, True), notes
+
+
+def _one_call(inputs: list[InputSpec], data: Source | None, test: Source | None, labels: str | None) -> Evidence:
+    """What a model without samples is verified on."""
+    scalar = next(spec for spec in inputs if not spec.shape)
+    if data is not None or labels is not None or test is None:
+        raise DataError(
+            f"Input '{scalar.name}' is a scalar, so that the model's inputs have no samples in common: it can be "
+            "compressed by plain product quantization only. Give no --data and no --labels, and as --test the arrays "
+            "of one call of the model."
+        )
+    return Evidence(load_call(test, inputs, what="test data"), "one call of the model, given as test data", True)
 
 
 def _same_samples(one: Dataset, other: Dataset) -> bool:

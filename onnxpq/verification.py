@@ -121,7 +121,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         library_agreement=None if sessions.library is None else library,
         accuracy=None if sums.correct is None else sums.correct.report(output),
         squared_error=_squared_error(sums, output),
-        latency=tuple(_latency(sessions, dataset, size) for size in ([fixed] if fixed else LATENCY_BATCHES)),
+        latency=tuple(_latency(sessions, dataset, size) for size in _batch_sizes(dataset, fixed)),
     )
 
 
@@ -144,7 +144,8 @@ def check_labels(labels: NDArray[Any], output: NDArray[Any]) -> None:
 def _add(sums: _Sums, sessions: _Sessions, part: Dataset, count: int, output: str) -> None:
     # The type of an onnxruntime session is one that only `runtime` may name.
     def run(session: Any) -> Outputs:
-        return {name: array[:count] for name, array in runtime.run(session, part.inputs).items()}
+        found = runtime.run(session, part.inputs)
+        return found if part.is_call else {name: array[:count] for name, array in found.items()}
 
     expected, stock = run(sessions.original), run(sessions.stock)
     found = stock if sessions.library is None else run(sessions.library)
@@ -199,6 +200,12 @@ def _require(sums: _Sums, file_bytes: tuple[int, int], library_budget: float) ->
             f"The compressed file would have {after} bytes, the original has {before}: nothing was gained and nothing "
             "was written. The layers are too small for these settings; try a larger --sub-vector."
         )
+
+
+def _batch_sizes(dataset: Dataset, fixed: int | None) -> Sequence[int]:
+    if dataset.is_call:
+        return [1]
+    return [fixed] if fixed else LATENCY_BATCHES
 
 
 def _latency(sessions: _Sessions, dataset: Dataset, size: int) -> Latency:

@@ -4,14 +4,17 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from form_checks import outcome
-from model_forms import FORMS, IN
+from model_forms import FORMS, IN, OUT, weight
+from onnx import numpy_helper
 
 import onnxpq
 from onnxpq import runtime, verification
 from onnxpq.config import Config, PQConfig, TrainingConfig
-from onnxpq.errors import NothingToCompressError
+from onnxpq.errors import DataError, NothingToCompressError
 
 PQ = PQConfig()
 
@@ -168,3 +171,75 @@ def test_the_committed_table_says_what_is_true():
         assert verdict.startswith("compressed") == bool(form.layers), name
         if not form.layers:
             assert form.reason in verdict, name
+
+
+STATEFUL = """<ir_version: 8, opset_import: ["" : 17]>
+m (float[N,96] x, float[2,N,96] state, int64 rate) => (float[N,160] y, float[2,N,96] new) {
+    high = Equal(rate, fast) new = Tanh(state)
+    y = If(high) <
+        then_branch = a () => (float[N,160] p) { [one] p = MatMul(x, v) },
+        else_branch = b () => (float[N,160] q) { [two] q = MatMul(x, w) }
+    >
+}"""
+
+
+def stateful() -> onnx.ModelProto:
+    """A model that is called with a scalar and with a state whose first axis is not the batch, as silero-vad is."""
+    model = onnx.parser.parse_model(STATEFUL)
+    tensors = {"v": weight(IN, OUT), "w": weight(IN, OUT, seed=1), "fast": np.array(16000)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
+    return model
+
+
+def call(rate: int = 16000) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "x": rng.standard_normal((3, IN)).astype(np.float32),
+        "state": rng.standard_normal((2, 3, IN)).astype(np.float32),
+        "rate": np.array(rate),
+    }
+
+
+@pytest.mark.parametrize("rate", [16000, 8000])
+def test_a_model_without_samples_is_verified_on_one_call(rate, tmp_path):
+    np.savez(tmp_path / "call.npz", **call(rate))
+    report = onnxpq.compress(stateful(), test=tmp_path / "call.npz").report
+    assert [layer.node for layer in report.layers] == ["one", "two"]
+    verified = report.verification
+    assert (verified.samples, verified.data) == (1, "one call of the model, given as test data")
+    errors = {output.name: output.relative_error for output in verified.outputs}
+    assert errors["new"] == 0
+    assert 0.1 < errors["y"] < 1
+    assert [latency.batch for latency in verified.latency] == [1]
+
+
+@pytest.mark.parametrize(
+    ("data", "test", "sentence"),
+    [
+        (None, None, "Input 'rate' is a scalar, .* as --test the arrays of one call of the model"),
+        (call(), call(), "Give no --data"),
+        (None, {**call(), "state": np.zeros((3, 3, IN), np.float32)}, r"'state' has shape \[3, 3, 96\]"),
+        (None, {**call(), "x": np.full((3, IN), np.nan, np.float32)}, "NaN"),
+    ],
+)
+def test_a_model_without_samples_is_refused(data, test, sentence):
+    with pytest.raises(DataError, match=sentence):
+        onnxpq.compress(stateful(), data, test=test)
+
+
+@pytest.mark.parametrize("name", ["inside If branches", "inside a Loop", "inside a Scan"])
+def test_weights_in_subgraphs_are_decoded_once_at_load(name, tmp_path):
+    result = onnxpq.compress(FORMS[name].model())
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    runtime.session(result.model, use_library=False, options=options)
+    graphs = [
+        attribute.g
+        for node in onnx.load(tmp_path / "optimized.onnx").graph.node
+        for attribute in node.attribute
+        if attribute.HasField("g")
+    ]
+    left = {node.op_type for graph in graphs for node in graph.node}
+    assert left & {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+    assert not left & {"Gather", "Reshape", "ReduceMax", "Flatten"}

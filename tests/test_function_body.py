@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.reference
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pq_layers import FLOAT_BUDGET, IR_VERSION, PQLayer, layers, model_of, normal_rows, random_layer
 
 from onnxpq.errors import ModelError
-from onnxpq.function_body import MIN_OPSET, pq_matmul_function
+from onnxpq.function_body import CAST_LIKE_OPSET, MIN_OPSET, pq_matmul_function
 from onnxpq.pq.reference import pq_matmul
 
 NEWEST_OPSET = 26  # of onnxruntime 1.32
@@ -112,3 +113,29 @@ def test_budget_notices_two_percent() -> None:
 def test_old_opset_is_refused() -> None:
     with pytest.raises(ModelError, match="uses opset 8; the function body of onnxpq::PQMatMul needs opset 9 or newer"):
         pq_matmul_function(8)
+
+
+FLOAT16_BUDGET = 2**-10
+"""Largest error of an output of float16, relative to the sum of the magnitudes: X and Y are rounded to 11 bits."""
+
+
+@pytest.mark.parametrize("opset", range(CAST_LIKE_OPSET, NEWEST_OPSET + 1))
+@pytest.mark.parametrize(("x_type", "budget"), [(np.float16, FLOAT16_BUDGET), (np.float32, FLOAT_BUDGET)])
+def test_a_body_for_any_type_gives_back_that_of_x(opset: int, x_type: type, budget: float, tmp_path: Path) -> None:
+    skip_if_unknown(opset)
+    layer = LAYERS["nibbles"]
+    model = model_of(layer, opset=opset, x_type=helper.np_dtype_to_tensor_dtype(np.dtype(x_type)))
+    model.functions[0].CopyFrom(ir.to_proto(pq_matmul_function(opset, any_float=True)))
+    onnx.checker.check_model(model, full_check=True)
+    x = normal_rows(opset, 5, layer.in_features).astype(x_type)
+    (y,) = session(model, tmp_path / "optimized.onnx").run(None, {"X": x})
+    assert y.dtype == x_type
+    assert worst(layer, x.astype(np.float32), y) < budget
+    assert worst(layer, x.astype(np.float32), 1.02 * y) > budget
+    left = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert left <= {"Gemm", "MatMul", "Add", "Cast"}, "the weight is decoded at load"
+
+
+def test_a_body_for_any_type_needs_cast_like() -> None:
+    with pytest.raises(ModelError, match="opset 14; the function body of onnxpq::PQMatMul needs opset 15 or newer"):
+        pq_matmul_function(14, any_float=True)
