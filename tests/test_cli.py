@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import pytest
+from model_forms import FORMS
 from tiny_models import CLASSES, classes, mlp, samples, save_data, save_model
 
 from onnxpq import cli, finetuning, modelio, pipeline, quantization, rewriting, runtime, verification
@@ -61,6 +62,14 @@ def test_an_existing_output_is_replaced(folder: Path) -> None:
     (folder / "o.onnx").write_bytes(b"old")
     assert cli.main(["compress", "m.onnx", "-o", "o.onnx"]) == 0
     assert onnx.load("o.onnx").graph.node
+
+
+def test_convolutions_of_one_point_are_taken_where_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(folder / "conv.onnx", FORMS["Conv 1x1"].model())
+    assert cli.main(["inspect", "conv.onnx"]) == 0
+    assert "fc (Conv): It is a convolution with a kernel of one point" in capsys.readouterr().out
+    assert cli.main(["inspect", "conv.onnx", "--conv1x1"]) == 0
+    assert "160 x 96" in capsys.readouterr().out
 
 
 def test_flags_win_over_the_file_of_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -335,3 +335,21 @@ def test_random_text_is_not_made_up() -> None:
     message = "Input 's' is object: no random samples can be made up for it. Give data with --data."
     with pytest.raises(DataError, match=re.escape(message)):
         data.random_inputs([InputSpec("s", np.dtype(object), (None,))], 1, 0)
+
+
+def test_a_call_has_no_parts() -> None:
+    specs = [InputSpec("x", FLOAT32, (None, 3)), InputSpec("rate", np.dtype(np.int64), ())]
+    assert not data.has_samples(specs)
+    assert data.has_samples(specs[:1])
+    call = data.load_call(
+        {"x": np.ones((4, 3), np.float32), "rate": np.array(8), "more": np.zeros(1)}, specs, what="test"
+    )
+    assert (len(call), call.is_call, call.unused) == (1, True, ("more",))
+    assert call.take(np.array([0, 0])) is call
+    assert list(data.batches(call, 64, exact=True)) == [(call, 1)]
+
+
+def test_a_call_that_does_not_fit_is_refused() -> None:
+    specs = [InputSpec("x", FLOAT32, (2, 3))]
+    with pytest.raises(DataError, match=r"test: input 'x' has shape \[4, 3\], the model expects float32 \[2, 3\]\.$"):
+        data.load_call({"x": np.ones((4, 3), np.float32)}, specs, what="test")
