@@ -60,7 +60,8 @@ class Builder:
 
     def matrix(self, rows: int, columns: int) -> str:
         """A constant matrix: new or used before, an initializer or behind what rearranges one."""
-        same = [name for name, array in self.tensors.items() if array.shape == (rows, columns)]
+        floats = {name: array for name, array in self.tensors.items() if array.dtype == np.float32}
+        same = [name for name, array in floats.items() if array.shape == (rows, columns)]
         kind = self.draw(st.sampled_from(["new", "old", "transposed", "reshaped", "sliced", "cast"]))
         if kind == "old" and same:
             return self.draw(st.sampled_from(same))
