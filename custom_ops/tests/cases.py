@@ -1,0 +1,101 @@
+"""Models with the outputs that they must give, as files: for places where onnxpq itself is not installed.
+
+    python custom_ops/tests/cases.py FOLDER       # then, anywhere: python custom_ops/tests/run_cases.py FOLDER
+
+A case is a model and an .npz file with, for each batch i: `X_i`; `exact_i`, what it means; `bits_i`, what the operator
+library gives on this machine, which every other one must give bit for bit; and two budgets of relative error.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path += [str(ROOT / "tests"), str(ROOT)]
+
+from pq_layers import IR_VERSION, PQLayer, model_of, normal_rows, random_layer  # noqa: E402 -- its folder is no package
+
+import onnxpq  # noqa: E402 -- from the checkout where it is not installed
+from onnxpq.pq.reference import pq_matmul  # noqa: E402
+
+TABLE_BUDGET = 2e-3
+"""rms error of a layer through int16 tables, relative to the rms of y."""
+
+FLOAT_BUDGET = 1e-5
+"""The same for sums of float32."""
+
+LAYERS: dict[str, tuple[PQLayer, int, list[str | int | None], list[list[int]]]] = {
+    # weight; opset; leading sizes as the model declares them, and as X has them
+    "K16": (random_layer(1, 300, 257), 17, ["N"], [[1], [5], [0]]),
+    "K16-large": (random_layer(2, 1024, 1000), 17, ["N"], [[1], [9]]),
+    "K16-G2-R3": (random_layer(3, 33, 70, d=3, groups=2, stages=3), 13, ["N", "T"], [[2, 3], [1, 1]]),
+    "K5-half-scales": (random_layer(4, 40, 33, codewords=5, scale_type=np.float16), 9, [None], [[4]]),
+    "K256-G1-R2": (random_layer(5, 300, 64, d=8, codewords=256, groups=1, stages=2), 11, ["N"], [[1], [3], [70]]),
+    "K256-large": (random_layer(6, 1024, 512, d=8, codewords=256), 17, ["N"], [[1], [9]]),
+    "K100-G5-fixed": (random_layer(7, 16, 60, codewords=100, groups=5, codebook_type=np.float32), 15, [7], [[7]]),
+}
+
+NETWORK_INPUTS = 96
+NETWORK_LAYERS = 2
+
+
+def network() -> onnx.ModelProto:
+    """Two dense layers, as a user has them, compressed."""
+    rng = np.random.default_rng(8)
+    sizes = [NETWORK_INPUTS, 128, 40]
+    weights = {f"W{i}": rng.standard_normal(sizes[i : i + 2]).astype(np.float32) / 8 for i in range(NETWORK_LAYERS)}
+    biases = {f"b{i}": rng.standard_normal(sizes[i + 1]).astype(np.float32) for i in range(NETWORK_LAYERS)}
+    nodes = [
+        helper.make_node("Gemm", ["X", "W0", "b0"], ["h"], name="fc0"),
+        helper.make_node("Relu", ["h"], ["a"], name="relu"),
+        helper.make_node("Gemm", ["a", "W1", "b1"], ["Y"], name="fc1"),
+    ]
+    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", sizes[0]])
+    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", sizes[-1]])
+    initializers = [numpy_helper.from_array(value, name) for name, value in {**weights, **biases}.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "network", [x], [y], initializers),
+        opset_imports=[helper.make_opsetid("", 9)],
+        ir_version=IR_VERSION,
+    )
+    compressed = onnx.ModelProto.FromString(onnxpq.modelio.to_bytes(onnxpq.compress(model).model))
+    kinds = [node.op_type for node in compressed.graph.node]
+    if kinds.count("PQMatMul") != NETWORK_LAYERS:
+        raise SystemExit(f"The network's layers were not all compressed: its nodes are {kinds}.")
+    return compressed
+
+
+def write(folder: Path) -> None:
+    """Write all cases."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (layer, opset, declared, leading) in LAYERS.items():
+        model = model_of(layer, opset=opset, x_shape=[*declared, layer.in_features])
+        batches = [normal_rows(i, *sizes, layer.in_features) for i, sizes in enumerate(leading)]
+        exact = [pq_matmul(x, *layer.arguments) for x in batches]
+        _write(folder / name, model, batches, exact, TABLE_BUDGET if layer.codewords <= 16 else FLOAT_BUDGET)
+    model = network()
+    session = onnxpq.session(model, use_library=False)
+    batches = [normal_rows(i, rows, NETWORK_INPUTS) for i, rows in enumerate([1, 6])]
+    exact = [session.run(None, {"X": x})[0] for x in batches]
+    _write(folder / "compressed-network", model, batches, exact, NETWORK_LAYERS * TABLE_BUDGET)
+
+
+def _write(
+    path: Path, model: onnx.ModelProto, batches: list[np.ndarray], exact: list[np.ndarray], library_budget: float
+) -> None:
+    session = onnxpq.session(model)
+    arrays: dict[str, np.ndarray | float] = {"library_budget": library_budget, "body_budget": FLOAT_BUDGET}
+    for i, (x, y) in enumerate(zip(batches, exact, strict=True)):
+        arrays |= {f"X_{i}": x, f"exact_{i}": y, f"bits_{i}": session.run(None, {"X": x})[0]}
+    onnx.save(model, f"{path}.onnx")
+    np.savez(f"{path}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder)

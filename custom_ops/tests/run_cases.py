@@ -1,0 +1,71 @@
+"""Runs the cases of cases.py in this Python's onnxruntime. Needs numpy and onnxruntime, nothing else.
+
+    python run_cases.py FOLDER                       # the function bodies, in standard operators
+    python run_cases.py FOLDER --library LIBRARY     # the operator library; ONNXPQ_SIMD chooses the instruction set
+
+Prints a line for each case. Exit code 1: a case fails. 2: runtime and library do not fit together, or ONNXPQ_SIMD.
+"""
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+def session_options(library: str) -> onnxruntime.SessionOptions:
+    """Options of a session; `library` may be empty."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 2
+    if library:
+        options.register_custom_ops_library(library)
+    return options
+
+
+def failure(path: Path, library: str) -> str:
+    """What is wrong with a case in this runtime; empty where nothing is."""
+    options = session_options(library)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with np.load(path.with_suffix(".npz")) as file:
+        case = dict(file)
+    budget = float(case["library_budget" if library else "body_budget"])
+    batches = sum(name.startswith("X_") for name in case)
+    for i in range(batches):
+        y, exact, bits = session.run(None, {"X": case[f"X_{i}"]})[0], case[f"exact_{i}"], case[f"bits_{i}"]
+        if y.shape != exact.shape:
+            return f"batch {i}: shape {y.shape}, expected {exact.shape}"
+        if library and not np.array_equal(y, bits):
+            return f"batch {i}: not the bits of the machine that wrote the case; off by up to {np.abs(y - bits).max()}"
+        error, measure = np.sqrt(np.sum((y - exact) ** 2)), np.sqrt(np.sum(exact**2))
+        if not error <= budget * measure:
+            return f"batch {i}: relative error {error / measure:.2e}, budget {budget:.0e}"
+    return ""
+
+
+def main() -> int:
+    """Run all cases of the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--library", default="", help="the operator library; without it, the function bodies run")
+    arguments = parser.parse_args()
+    print(f"onnxruntime {onnxruntime.__version__}, numpy {np.__version__}, {platform.machine()}")
+    try:
+        session_options(arguments.library)
+    except Exception as refusal:  # onnxruntime's exceptions have no common base that is public
+        print(f"  refused: {refusal}")
+        return 2
+    paths = sorted(arguments.folder.glob("*.onnx"))
+    failed = 0
+    for path in paths:
+        problem = failure(path, arguments.library)
+        failed += bool(problem)
+        print(f"  {path.stem}: {problem or 'ok'}")
+    print(f"{len(paths) - failed} of {len(paths)} cases passed")
+    return 0 if paths and not failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
