@@ -20,6 +20,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT)]
 from pq_layers import IR_VERSION, PQLayer, model_of, normal_rows, random_layer  # noqa: E402 -- its folder is no package
 
 import onnxpq  # noqa: E402 -- from the checkout where it is not installed
+from onnxpq import modelio  # noqa: E402
 from onnxpq.pq.reference import pq_matmul  # noqa: E402
 
 TABLE_BUDGET = 2e-3
@@ -62,7 +63,7 @@ def network() -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", 9)],
         ir_version=IR_VERSION,
     )
-    compressed = onnx.ModelProto.FromString(onnxpq.modelio.to_bytes(onnxpq.compress(model).model))
+    compressed = onnx.ModelProto.FromString(modelio.to_bytes(onnxpq.compress(model).model))
     kinds = [node.op_type for node in compressed.graph.node]
     if kinds.count("PQMatMul") != NETWORK_LAYERS:
         raise SystemExit(f"The network's layers were not all compressed: its nodes are {kinds}.")

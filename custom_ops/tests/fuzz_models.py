@@ -34,7 +34,7 @@ def tensors_of(case: Case) -> Tensors:
     x_type = np.float32 if case.x_type == "BFLOAT16" else helper.tensor_dtype_to_np_dtype(_code(case.x_type))
     x = rng.standard_normal((*case.leading, *features)).astype(x_type)
     constants = case.layer().constants()
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         for name, index, count in case.specials:
             target = x if name == "X" else constants[name]
             if target.size:

@@ -1,0 +1,128 @@
+"""Memory of a session of one layer, by default of 8192 x 8192, 64 million weights, 8.4 MB of codes. Linux.
+
+    python benchmarks/operator_memory.py
+    python benchmarks/operator_memory.py --size 4096 --json
+
+The weight lies beside the model (external data) or in it (embedded). Each form is measured in a process of its own,
+which has made and run a small session before, so that what onnxruntime itself takes is not counted. The figures are the
+growth of the process as the system counts it (/proc/self/smaps_rollup), in MB of a million bytes. Anonymous memory is
+what was allocated and written; the rest of the resident memory are pages of files, which the system can drop and
+share: with "two processes" another one runs the same file meanwhile.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from pq_layers import model_of, normal_rows, random_layer  # noqa: E402 -- its folder is no package
+
+import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
+from onnxpq import modelio  # noqa: E402
+
+SIZE = 8192
+SMALL = 64
+FORMS = ("external", "external, two processes", "embedded")
+MEGABYTE = 1e6
+
+Memory = dict[str, float]
+"""MB, by kind: resident, private, shared, anonymous, peak (the largest resident size so far)."""
+
+
+def memory() -> Memory:
+    """Of this process."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    found = {
+        "resident": kilobytes["Rss"],
+        "private": kilobytes["Private_Clean"] + kilobytes["Private_Dirty"],
+        "shared": kilobytes["Shared_Clean"] + kilobytes["Shared_Dirty"],
+        "anonymous": kilobytes["Anonymous"],
+        "peak": int(peak.split()[1]),
+    }
+    return {kind: value * 1024 / MEGABYTE for kind, value in found.items()}
+
+
+def write_model(path: Path, size: int, *, external: bool) -> None:
+    """One layer with d = 4 and K = 16."""
+    modelio.save(ir.from_proto(model_of(random_layer(0, size, size))), path, external_data=external)
+
+
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    """With the operator library, one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxpq.session(path, options=options)
+
+
+def grown(folder: Path, size: int) -> dict[str, Memory]:
+    """Growth of this process by a session of `folder`'s large model: once it is made, and once it has run."""
+    small = session_of(folder / "small.onnx")
+    small.run(None, {"X": normal_rows(0, 1, SMALL)})
+    x = normal_rows(0, 1, size)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory()
+    session = session_of(folder / "large.onnx")
+    made = memory()
+    session.run(None, {"X": x})
+    ran = memory()
+    return {"made": _difference(made, before), "ran": _difference(ran, before)}
+
+
+def _difference(after: Memory, before: Memory) -> Memory:
+    return {kind: after[kind] - before[kind] for kind in after}
+
+
+def measure(form: str, size: int) -> dict[str, Any]:
+    """Bytes of the files in MB, and the growth, in a process of its own."""
+    external = form.startswith("external")
+    with tempfile.TemporaryDirectory(prefix="onnxpq-memory-") as scratch:
+        folder = Path(scratch)
+        write_model(folder / "small.onnx", SMALL, external=external)
+        write_model(folder / "large.onnx", size, external=external)
+        files = sum(path.stat().st_size for path in folder.glob("large.onnx*")) / MEGABYTE
+        if form.endswith("two processes"):
+            other = session_of(folder / "large.onnx")
+            other.run(None, {"X": normal_rows(0, 1, size)})
+        command = [sys.executable, __file__, "--size", str(size), "--measure", scratch]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return {"file": files, **json.loads(result.stdout)}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """One line for each form and step."""
+    kinds = ["resident", "private", "shared", "anonymous", "peak"]
+    lines = ["| weight | files, MB | session | " + " | ".join(kinds) + " |", "|---" * 8 + "|"]
+    for form, found in results.items():
+        for step in ("made", "ran"):
+            cells = " | ".join(f"{found[step][kind]:+.2f}" for kind in kinds)
+            lines.append(f"| {form} | {found['file']:.2f} | {step} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=SIZE, help="inputs and outputs of the layer")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(grown(options.measure, options.size)))
+        return
+    results = {form: measure(form, options.size) for form in FORMS}
+    print(json.dumps(results) if options.json else table(results))
+
+
+if __name__ == "__main__":
+    main()
