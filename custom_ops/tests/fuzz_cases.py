@@ -41,7 +41,8 @@ class Case:
     codebook_type: str = "float16"
     scale_type: str = "float32"
     leading: tuple[int, ...] = (2,)
-    x_features: int = 0  # of X; 0: in_features
+    x_more: int = 0  # features of X beyond in_features
+    x_scalar: bool = False
     x_type: str = "FLOAT"
     declared: str = "names"
     level: str = "all"
@@ -52,6 +53,7 @@ class Case:
     attributes: tuple[tuple[str, str], ...] = ()
     specials: tuple[tuple[str, int, int], ...] = ()  # tensor (or X), index into SPECIALS, how many
     flips: tuple[tuple[str, int], ...] = ()  # tensor, bit
+    nudges: tuple[tuple[str, tuple[int, int]], ...] = ()  # tensor; axis, how much longer
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     types: tuple[tuple[str, str], ...] = ()
     places: tuple[tuple[str, str], ...] = ()
@@ -115,14 +117,17 @@ _TWISTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "types": _pairs(_CONSTANT, st.sampled_from(ELEMENT_TYPES), 2).map(lambda v: {"types": v}),
     "places": _pairs(_CONSTANT, st.sampled_from(PLACES), 4).map(lambda v: {"places": v}),
     "damages": _pairs(_CONSTANT, st.sampled_from(DAMAGES), 1).map(lambda v: {"damages": v}),
-    "x_features": st.integers(1, 40).map(lambda v: {"x_features": v}),
+    "nudges": _pairs(_CONSTANT, st.tuples(st.integers(0, 3), st.sampled_from([-1, 1, -2, 2])), 2).map(
+        lambda v: {"nudges": v}
+    ),
+    "x_more": st.integers(-9, 9).map(lambda v: {"x_more": v}),
     "x_type": st.sampled_from(["FLOAT16", "DOUBLE", "INT64", "BFLOAT16"]).map(lambda v: {"x_type": v}),
     "declared": st.sampled_from(["exact", "unnamed", "no rank", "other size", "other rank"]).map(
         lambda v: {"declared": v}
     ),
     "leading": st.lists(st.integers(0, 3), max_size=4).map(lambda v: {"leading": tuple(v)}),
     "rows": st.integers(3, 90).map(lambda v: {"leading": (v,)}),
-    "scalar": st.just({"leading": None}),
+    "scalar": st.just({"x_scalar": True, "leading": ()}),
     "inputs": st.sampled_from(["four", "six", "none", *(f"no {name}" for name in INPUTS)]).map(lambda v: {"inputs": v}),
     "attributes": _pairs(
         st.sampled_from(["in_features", "place_values", "nonsense", ""]),
@@ -154,16 +159,15 @@ def cases(draw: st.DrawFn) -> Case:
         "codebook_type": draw(st.sampled_from(["float16", "float32"])),
         "scale_type": draw(st.sampled_from(["float16", "float32"])),
     }
-    for twist in draw(st.lists(st.sampled_from(sorted(_TWISTS)), max_size=4)):
+    for twist in draw(st.lists(st.sampled_from([*sorted(_TWISTS), *["nudges"] * 3]), max_size=4)):
         values |= draw(_TWISTS[twist])
     return Case(**_reconciled(values))
 
 
 def _reconciled(values: dict[str, Any]) -> dict[str, Any]:
     """Twists that would hide one another, or that onnxruntime's checker of functions sees first, give way."""
-    if values.get("leading", ()) is None:
+    if values.get("x_scalar"):
         values["leading"] = ()
-        values["x_features"] = -1
     if values.keys() & {"attributes", "inputs", "types", "x_type", "damages"}:
         values.pop("body", None)
     if "damages" in values:

@@ -30,7 +30,7 @@ class Tensors:
 def tensors_of(case: Case) -> Tensors:
     """Contents of all inputs: the layer, with the case's changes of shapes, values and bits."""
     rng = np.random.default_rng(case.seed)
-    features = {0: (case.in_features,), -1: ()}.get(case.x_features, (case.x_features,))
+    features = () if case.x_scalar else (max(case.in_features + case.x_more, 0),)
     x_type = np.float32 if case.x_type == "BFLOAT16" else helper.tensor_dtype_to_np_dtype(_code(case.x_type))
     x = rng.standard_normal((*case.leading, *features)).astype(x_type)
     constants = case.layer().constants()
@@ -41,7 +41,8 @@ def tensors_of(case: Case) -> Tensors:
                 target.reshape(-1)[rng.integers(0, target.size, count)] = np.float64(SPECIALS[index]).astype(
                     target.dtype
                 )
-    for name, shape in case.shapes:
+    nudged = [(name, _nudged(constants[name].shape, *nudge)) for name, nudge in case.nudges]
+    for name, shape in (*nudged, *case.shapes):
         size = int(np.prod(shape, dtype=np.int64))
         constants[name] = np.resize(constants[name], size)[:size].reshape(shape)
     for name, bit in case.flips:
@@ -56,6 +57,11 @@ def tensors_of(case: Case) -> Tensors:
             with np.errstate(all="ignore"):
                 constants[name] = constants[name].astype(helper.tensor_dtype_to_np_dtype(_code(kind)))
     return Tensors(constants, types, x)
+
+
+def _nudged(shape: tuple[int, ...], axis: int, more: int) -> tuple[int, ...]:
+    axis %= len(shape)
+    return (*shape[:axis], max(shape[axis] + more, 0), *shape[axis + 1 :])
 
 
 def _code(name: str) -> int:
