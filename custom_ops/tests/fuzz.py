@@ -71,7 +71,7 @@ def outcome(case: Case, library: str, folder: Path) -> str:
     if expected:
         wanted = [sentence.pattern for sentence in expected]
         raise WrongOutcomeError(f"an answer of shape {y.shape}; expected the error {wanted}")
-    judge(y, right_answer(tensors))
+    judge(y, right_answer(case, tensors))
     return "answer"
 
 

@@ -50,6 +50,7 @@ class Case:
     body: bool = False
     nested: str = ""  # in a branch of an If, with the constants "inside" or "outside"
     inputs: str = "all"
+    fast: int = 0  # the attribute
     attributes: tuple[tuple[str, str], ...] = ()
     specials: tuple[tuple[str, int, int], ...] = ()  # tensor (or X), index into SPECIALS, how many
     flips: tuple[tuple[str, int], ...] = ()  # tensor, bit
@@ -121,7 +122,9 @@ _TWISTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         lambda v: {"nudges": v}
     ),
     "x_more": st.integers(-9, 9).map(lambda v: {"x_more": v}),
-    "x_type": st.sampled_from(["FLOAT16", "DOUBLE", "INT64", "BFLOAT16"]).map(lambda v: {"x_type": v}),
+    "x_type": st.sampled_from(["FLOAT16", "FLOAT16", "FLOAT16", "DOUBLE", "INT64", "BFLOAT16"]).map(
+        lambda v: {"x_type": v}
+    ),
     "declared": st.sampled_from(["exact", "unnamed", "no rank", "other size", "other rank"]).map(
         lambda v: {"declared": v}
     ),
@@ -134,6 +137,7 @@ _TWISTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         st.sampled_from(["int", "float", "string", "ints", "tensor"]),
         3,
     ).map(lambda v: {"attributes": v}),
+    "fast": st.sampled_from([1, 1, 1, 2, -1, 2**62]).map(lambda v: {"fast": v}),
     "level": st.sampled_from(["off", "basic"]).map(lambda v: {"level": v}),
     "threads": st.just({"threads": 2}),
     "body": st.just({"body": True}),

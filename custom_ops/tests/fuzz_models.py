@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxpq.function_body import node_attributes, pq_matmul_function
-from onnxpq.opschema import DOMAIN, OP_TYPE, VERSION
+from onnxpq.opschema import ATTR_FAST, DOMAIN, OP_TYPE, VERSION
 
 OPSET, IR_VERSION = 21, 10
 """The first with all element types that are tried."""
@@ -174,7 +174,7 @@ def model_of_case(case: Case, tensors: Tensors, folder: Path) -> onnx.ModelProto
             nodes.append(helper.make_node("Identity", [tensor.name], [name]))
         initializers.append(tensor)
     nodes.append(_node(case))
-    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)
+    y = helper.make_tensor_value_info("Y", _code(case.x_type), None)
     if case.nested:
         inside = initializers if case.nested == "inside" else []
         branch = helper.make_graph(nodes, "branch", [], [y], inside)
@@ -200,6 +200,9 @@ def _node(case: Case) -> onnx.NodeProto:
             names[names.index(name)] = ""
     node = helper.make_node(OP_TYPE, names, ["Y"], name="fc", domain=DOMAIN)
     if case.body:
-        node.attribute.extend(ir.to_proto(a) for a in node_attributes(case.in_features, case.codewords))
+        attributes = node_attributes(case.in_features, case.codewords)
+        node.attribute.extend(ir.to_proto(a) for a in attributes if a.name != ATTR_FAST)
+    if case.fast or case.body:
+        node.attribute.append(helper.make_attribute(ATTR_FAST, case.fast))
     node.attribute.extend(_attribute(name, kind) for name, kind in case.attributes)
     return node

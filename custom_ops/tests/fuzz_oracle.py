@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from onnxpq.opschema import block_outputs, codes_per_byte
 from onnxpq.pq.packing import unpack_codes
-from onnxpq.pq.reference import group_of, pq_matmul_int16
+from onnxpq.pq.reference import group_of, pq_matmul_tables
 
 OPERATOR = "onnxpq::PQMatMul node 'fc': "
 
+X_TYPES = ("FLOAT", "FLOAT16")
 LAYOUTS = {"codebooks": "[R, G, d, K]", "codes": "[B, R*M, 16]", "scales": "[out]", "bias": "[out]"}
 
 
@@ -34,7 +35,7 @@ def _of_onnxruntime(case: Case, tensors: Tensors) -> Iterator[str]:
     if any(not name for name, _ in case.attributes):
         yield "Field 'name' of 'attr' is required to be non-empty"
     mistyped = [name for name in FLOATS if tensors.types[name] == "COMPLEX64"]  # the only one that it does not know
-    mistyped += ["X"] * (case.x_type != "FLOAT") + ["codes"] * (tensors.types["codes"] != "UINT8")
+    mistyped += ["X"] * (case.x_type not in X_TYPES) + ["codes"] * (tensors.types["codes"] != "UINT8")
     for name in mistyped:
         yield rf"Type 'tensor\(\w+\)' of input parameter \({name}\) of operator \(PQMatMul\) in node \(fc\)"
     if case.declared in {"other size", "other rank"}:
@@ -47,13 +48,15 @@ def _of_operator(case: Case, tensors: Tensors) -> Iterator[str]:
         place = places.get(name)
         if place in {"overridable", "graph input", "computed"} or (place == "identity" and case.level == "off"):
             yield f"input '{name}' is computed when the model runs, or may be replaced by a graph input"
-    problems = list(_of_constants(tensors))
+    if case.fast not in {0, 1}:
+        yield f"attribute 'fast' is {case.fast}; expected 0 or 1."
+    problems = list(_of_constants(case, tensors))
     yield from problems
     if not problems:
         yield from _of_x(tensors)
 
 
-def _of_constants(tensors: Tensors) -> Iterator[str]:
+def _of_constants(case: Case, tensors: Tensors) -> Iterator[str]:
     for name in FLOATS:
         if tensors.types[name] not in {"FLOAT", "FLOAT16"}:
             called = "uint8" if tensors.types[name] == "UINT8" else "of another type"
@@ -67,7 +70,9 @@ def _of_constants(tensors: Tensors) -> Iterator[str]:
     codewords = shapes["codebooks"][-1] if "codebooks" not in wrong else 2
     if not 2 <= codewords <= 256:
         yield f"input 'codebooks' has shape {shapes['codebooks']}, {codewords} codewords; expected 2 to 256."
-    elif not wrong:
+    if case.fast == 1 and 16 < codewords <= 256:
+        yield f"attribute 'fast' is 1 with {codewords} codewords; expected 0 where"
+    if 2 <= codewords <= 256 and not wrong:
         yield from _of_codes(tensors.constants["codes"], shapes, codewords)
 
 
@@ -111,13 +116,17 @@ def _of_x(tensors: Tensors) -> Iterator[str]:
         )
 
 
-def right_answer(tensors: Tensors) -> NDArray[np.float32]:
+def right_answer(case: Case, tensors: Tensors) -> NDArray[Any]:
     """Y, bit for bit, of a case that nothing is wrong with."""
     codebooks, packed, scales, bias = (tensors.constants[name] for name in CONSTANTS)
     codes = unpack_codes(packed, len(scales), codebooks.shape[0], codebooks.shape[3])
-    x = tensors.x.reshape(-1, tensors.x.shape[-1])
-    multiply = pq_matmul_int16 if codes_per_byte(codebooks.shape[3]) == 2 else _float32_sums
-    return multiply(x, codebooks, codes, scales, bias).reshape(*tensors.x.shape[:-1], len(scales))
+    x = tensors.x.reshape(-1, tensors.x.shape[-1]).astype(np.float32)
+    if codes_per_byte(codebooks.shape[3]) == 2:
+        y = pq_matmul_tables(x, codebooks, codes, scales, bias, fast=bool(case.fast))
+    else:
+        y = _float32_sums(x, codebooks, codes, scales, bias)
+    with np.errstate(over="ignore"):
+        return y.reshape(*tensors.x.shape[:-1], len(scales)).astype(tensors.x.dtype)
 
 
 @np.errstate(all="ignore")

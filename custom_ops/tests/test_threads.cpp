@@ -35,10 +35,12 @@ void run_in_threads(void*, void (*task)(void*, size_t), size_t count, void* argu
 
 struct Layer {
   size_t out, in, d, K;
+  bool fast;
   std::vector<float> codebooks, scales, bias;
   std::vector<uint8_t> codes;
 
-  Layer(size_t out_, size_t in_, size_t d_, size_t K_) : out(out_), in(in_), d(d_), K(K_), scales(out), bias(out) {
+  Layer(size_t out_, size_t in_, size_t d_, size_t K_, bool fast_)
+      : out(out_), in(in_), d(d_), K(K_), fast(fast_), scales(out), bias(out) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     codebooks.resize(in / d * d * K);
@@ -53,10 +55,12 @@ struct Layer {
   PQWeight checked() const {
     const auto n = [](size_t size) { return static_cast<int64_t>(size); };
     const int64_t units = n(in / d), blocks = n(codes.size() / kUnitBytes) / units;
-    return PQWeight("threads", {{TensorType::kFloat32, {1, units, n(d), n(K)}, codebooks.data()},
-                                {TensorType::kUint8, {blocks, units, 16}, codes.data()},
-                                {TensorType::kFloat32, {n(out)}, scales.data()},
-                                {TensorType::kFloat32, {n(out)}, bias.data()}});
+    return PQWeight("threads",
+                    {{TensorType::kFloat32, {1, units, n(d), n(K)}, codebooks.data()},
+                     {TensorType::kUint8, {blocks, units, 16}, codes.data()},
+                     {TensorType::kFloat32, {n(out)}, scales.data()},
+                     {TensorType::kFloat32, {n(out)}, bias.data()}},
+                    fast);
   }
 };
 
@@ -87,7 +91,8 @@ bool same_bits(const Layer& layer, const Kernels& kernels, size_t rows) {
 }  // namespace
 
 int main() {
-  const Layer layers[] = {{1000, 512, 4, 16}, {600, 512, 8, 256}, {20, 512, 8, 256}};
+  const Layer layers[] = {
+      {1000, 512, 4, 16, false}, {1000, 512, 4, 16, true}, {600, 512, 8, 256, false}, {20, 512, 8, 256, false}};
   int failures = 0;
   const KernelList list = available_kernels();
   for (const Layer& layer : layers) {

@@ -51,7 +51,7 @@ VALID = {"seed": 1, "out": 40, "in_features": 33, "d": 4, "codewords": 16, "grou
 def test_errors_of_two_percent_and_of_one_value_are_noticed(fuzz: ModuleType) -> None:
     for codewords in (16, 20):
         case = fuzz.case_of_json(VALID | {"codewords": codewords})
-        right = fuzz.right_answer(fuzz.tensors_of(case))
+        right = fuzz.right_answer(case, fuzz.tensors_of(case))
         fuzz.judge(right, right)
         with pytest.raises(fuzz.WrongOutcomeError, match="80 of 80 values differ"):
             fuzz.judge(np.float32(1.02) * right, right)
