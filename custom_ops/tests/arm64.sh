@@ -32,6 +32,7 @@ cmake -S "$source" -B "$build" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSO
 cmake --build "$build" --parallel 2
 "$emulator" "$build/test_kernels" | tee "$build/levels.txt"
 grep -q neon "$build/levels.txt" || { echo "the NEON kernels were not among the levels tested" >&2; exit 1; }
+"$emulator" "$build/test_threads"
 
 # Debian's arm64 packages, by an apt with lists and a (then empty) list of installed packages of its own.
 root=$build/root apt=$build/apt
