@@ -129,7 +129,8 @@ def model_of(
         for name in as_inputs
     ]
     graph = helper.make_graph([node], "one_layer", [x_info, *inputs], [y_info], initializers)
-    functions = [ir.to_proto(pq_matmul_function(opset))] if with_body else []
+    body = pq_matmul_function(opset, any_float=x_type != TensorProto.FLOAT) if with_body else None
+    functions = [ir.to_proto(body)] if body else []
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
 
