@@ -57,12 +57,14 @@ class Problem:
         layers: the layers to train; several may share a weight.
         output: the network's output that the loss looks at.
         fixed_batch: the number of samples that the network takes at a time; None for any.
+        objective: the loss; None for what the settings and the labels ask for.
     """
 
     network: Network
     layers: Sequence[Layer]
     output: str
     fixed_batch: int | None = None
+    objective: Objective | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +140,7 @@ def finetune(
         ConfigError, DataError: labels and loss do not fit.
     """
     train, validation = data
-    objective = objectives.choose(settings, train.teacher, train.labels)
+    objective = problem.objective or objectives.choose(settings, train.teacher, train.labels)
     student = _Student(problem, quantized)
     trainer = _Trainer(problem, student, objective, settings, seed)
     before = trainer.validate(validation, weights={})

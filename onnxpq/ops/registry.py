@@ -73,8 +73,20 @@ def register_op(domain: str, op_type: str, fn: Handler, since_version: int = 1) 
     Raises:
         ConfigError: if this version has a handler already, or `since_version` is not positive.
     """
-    if since_version < 1:
-        raise ConfigError(f"The 'since_version' of register_op must be at least 1. Got {since_version} instead.")
+    if not isinstance(domain, str) or not isinstance(op_type, str) or not op_type:
+        raise ConfigError(
+            f"The 'domain' and 'op_type' of register_op must be strings, the latter not empty. Got {domain!r} and "
+            f"{op_type!r} instead."
+        )
+    if not callable(fn):
+        raise ConfigError(
+            f"The 'fn' of register_op must be a function of the input tensors of {domain}::{op_type}. Got {fn!r} "
+            "instead."
+        )
+    if isinstance(since_version, bool) or not isinstance(since_version, int) or since_version < 1:
+        raise ConfigError(
+            f"The 'since_version' of register_op must be an integer of at least 1. Got {since_version!r} instead."
+        )
     version = version_in_force(domain, op_type, since_version)
     if version in _built_in.get((canonical_domain(domain), op_type), {}):
         raise ConfigError(
@@ -82,6 +94,11 @@ def register_op(domain: str, op_type: str, fn: Handler, since_version: int = 1) 
             "Register a version that it has no handler for."
         )
     _add(_users, domain, op_type, fn, since_version)
+
+
+def is_users(domain: str, op_type: str) -> bool:
+    """Whether `register_op` has taught the importer a version of this operator."""
+    return (canonical_domain(domain), op_type) in _users
 
 
 def version_in_force(domain: str, op_type: str, opset: int) -> int:
@@ -116,7 +133,8 @@ def resolve(domain: str, op_type: str, opset: int, node: str) -> Handler:
         f"Node '{node}' uses operator {describe(domain, op_type, version)} (the model imports version {opset} of the "
         f"domain), which onnxpq cannot train through{_what_is_known(known, domain, opset)}. Exclude the layers before "
         "this node from the compression, teach the operator with onnxpq.register_op, or compress without data "
-        "(plain product quantization, which needs no training)."
+        "(plain product quantization, which needs no training).",
+        node=node,
     )
 
 
