@@ -18,13 +18,15 @@ The contract of such a function (a *handler*):
 * Values of type string are numpy arrays of objects, as torch has no such tensors.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import onnx
+from torch import Tensor
 
-from onnxpq.errors import ConfigError, UnsupportedOperatorError
+from onnxpq.errors import ConfigError, OnnxpqError, UnsupportedOperatorError
 
 Handler = Callable[..., Any]
 _F = TypeVar("_F", bound=Handler)
@@ -67,11 +69,12 @@ def register_op(domain: str, op_type: str, fn: Handler, since_version: int = 1) 
     Args:
         domain: domain of the operator, "" is ai.onnx.
         op_type: its type.
-        fn: function of the input tensors and, by keyword, of the attributes.
+        fn: function of the input tensors (torch) and, by keyword, of the attributes; it returns a tensor or a tuple of
+            them. Where it can be differentiated, the layers before it are trained through it.
         since_version: first opset version of the domain that it is right for.
 
     Raises:
-        ConfigError: if this version has a handler already, or `since_version` is not positive.
+        ConfigError: if this version has a handler already, or an argument is not what it has to be.
     """
     if not isinstance(domain, str) or not isinstance(op_type, str) or not op_type:
         raise ConfigError(
@@ -93,7 +96,7 @@ def register_op(domain: str, op_type: str, fn: Handler, since_version: int = 1) 
             f"Operator {describe(domain, op_type, version)} has a handler in onnxpq already. "
             "Register a version that it has no handler for."
         )
-    _add(_users, domain, op_type, fn, since_version)
+    _add(_users, domain, op_type, _guarded(fn), since_version)
 
 
 def is_users(domain: str, op_type: str) -> bool:
@@ -161,9 +164,29 @@ def _add(
     if version in by_version:
         raise ConfigError(
             f"Operator {describe(canonical_domain(domain), op_type, version)} has a handler already: "
-            f"{by_version[version].__name__}."
+            f"{getattr(by_version[version], '__name__', by_version[version])}."
         )
     by_version[version] = fn
+
+
+def _guarded(fn: Handler) -> Handler:
+    """A user's function whose mistakes become errors that the caller gives the node's name to."""
+    name = getattr(fn, "__name__", repr(fn))
+
+    @functools.wraps(fn)
+    def call(*inputs: Any, **attributes: Any) -> Any:
+        try:
+            found = fn(*inputs, **attributes)
+        except (RuntimeError, OnnxpqError):
+            raise
+        except Exception as error:
+            raise RuntimeError(f"{name} raised {type(error).__name__}: {error}") from error
+        for result in found if isinstance(found, tuple) else (found,):
+            if not isinstance(result, Tensor):
+                raise TypeError(f"{name} returned {type(result).__name__}; expected a torch.Tensor or a tuple of them")
+        return found
+
+    return call
 
 
 def _schema_is_current(domain: str, opset: int) -> bool:
