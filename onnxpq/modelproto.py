@@ -210,8 +210,8 @@ def external_tensors_of(proto: onnx.ModelProto, folder: str) -> list[ir.External
         # onnx_ir raises one class of its own around whatever it met.
         except Exception as error:
             raise ModelError(
-                f"The external data of tensor '{tensor.name}' cannot be found: {error.__cause__ or error}. Export or copy "
-                "the model again."
+                f"The external data of tensor '{tensor.name}' cannot be found: {error.__cause__ or error}. Copy the "
+                "model again."
             ) from error
     return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
 

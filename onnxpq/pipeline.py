@@ -199,7 +199,7 @@ def _runnable(run: _Run, original: ir.Model) -> ir.Model:
 
 def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
     """Refuse labels that do not fit before the hours of work, as training and verification would after."""
-    if train is not None and train.labels is not None:
+    if train is not None and train.labels is not None and np.issubdtype(scores.dtype, np.floating):
         if np.issubdtype(train.labels.dtype, np.integer):
             verifying.check_labels(train.labels, scores)
         labels = train.labels[np.resize(np.arange(len(train)), len(scores))]
