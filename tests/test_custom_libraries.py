@@ -1,5 +1,7 @@
 """Models with operators of other libraries: a user's own, and onnxruntime-extensions with a tokenizer in the graph."""
 
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -228,3 +230,20 @@ def test_extensions_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
         RuntimeLibraryError, match=r"cannot be imported .* Install it with `pip install onnxruntime-ext"
     ):
         onnxpq.session(text_model().SerializeToString())
+
+
+def test_the_example_in_the_documentation(leaky_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "any-model.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (command,) = re.findall(r"```sh\nonnxpq (.*?)\n```", text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_users", {})
+    save_model(tmp_path / "m.onnx", leaky_mlp())
+    save_data(tmp_path / "d.npz", x=correlated(60))
+    shutil.copy(leaky_library, tmp_path / "leaky.so")
+    monkeypatch.setattr("onnxpq.config.AUTO_STEPS", 4)
+    assert cli.main(command.split()) == 0
+    variables: dict[str, object] = {}
+    exec(code, variables)  # noqa: S102 -- our own document
+    ways = [layer.training for layer in variables["result"].report.layers]
+    assert ways == ["end to end"] * 2
