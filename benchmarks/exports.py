@@ -112,8 +112,12 @@ def from_sklearn() -> Iterator[tuple[str, onnx.ModelProto, Data]]:
     x = np.random.default_rng(0).standard_normal((SAMPLES, 30)).astype(np.float32)
     classes, target = (x[:, 0] > 0).astype(int) + (x[:, 1] > 0), x[:, :3] @ np.ones(3)
     estimators = {
-        "MLPClassifier": make_pipeline(StandardScaler(), MLPClassifier((64, 64), max_iter=5)).fit(x, classes),
-        "MLPRegressor": make_pipeline(StandardScaler(), MLPRegressor((64, 64), max_iter=5)).fit(x, target),
+        "MLPClassifier": make_pipeline(StandardScaler(), MLPClassifier(hidden_layer_sizes=(64, 64), max_iter=5)).fit(
+            x, classes
+        ),
+        "MLPRegressor": make_pipeline(StandardScaler(), MLPRegressor(hidden_layer_sizes=(64, 64), max_iter=5)).fit(
+            x, target
+        ),
     }
     for name, estimator in estimators.items():
         yield name, to_onnx(estimator, x[:1], options={"zipmap": False} if name == "MLPClassifier" else None), {"X": x}

@@ -234,22 +234,22 @@ class Report:
         layers: compressed.
         skipped: left alone.
         training: of the layers that were trained end to end; None where there were none.
-        layer_wise: of the layers that were trained each by itself. Without training of either kind it is plain product
-            quantization.
         verification: in onnxruntime.
         notes: sentences that the user should read.
         settings: the configuration as plain values.
         seconds: by stage.
+        layer_wise: of the layers that were trained each by itself. Without training of either kind it is plain product
+            quantization.
     """
 
     layers: tuple[LayerReport, ...]
     skipped: tuple[SkippedReport, ...]
     training: Training | None
     verification: Verification
-    layer_wise: tuple[LayerTraining, ...] = ()
     notes: tuple[str, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    layer_wise: tuple[LayerTraining, ...] = ()
 
     @property
     def ratio(self) -> float:

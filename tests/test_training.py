@@ -74,7 +74,7 @@ def test_a_weight_of_two_layers_is_trained_once() -> None:
         helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
         helper.make_node("Round", ["a"], ["r"], name="round"),
         helper.make_node("MatMul", ["r", "w"], ["b"], name="two"),
-        helper.make_node("Sign", ["b"], ["y"], name="sign"),
+        helper.make_node("Ceil", ["b"], ["y"], name="ceil"),
     ]
     model = build(nodes, {"x": ["N", FEATURES]}, {"y": ["N", FEATURES]}, [initializer("w", FEATURES, FEATURES, seed=0)])
     report = onnxpq.compress(model, {"x": correlated(200)}, config=QUICK).report
