@@ -7,8 +7,10 @@ counted apart.
 
 import argparse
 import collections
+import json
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -18,8 +20,10 @@ from test_node_conformance import cases, outcome
 
 from onnxpq.ops.registry import registered
 
-PEERS = (("onnx2torch 1.5.15", 253), ("onnx2fx 0.0.1", 874), ("onnx2pytorch 0.6.0", 918))
-PEER_CASES = 1037
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.peers import RESULTS, is_expanded, sets  # noqa: E402 -- a script has its own folder on the path
 
 TEXT = """# Operators that the importer knows
 
@@ -30,8 +34,11 @@ The importer knows {operators} operators in {versions} versions. Of the {all} no
 operators again), {plain_passed} of {plain} pass; and {usable_passed} of {usable} if 8-bit and smaller floats, 4-bit and
 smaller integers, strings, images, random numbers, training and preview operators are left out as well.
 
-Other importers were measured in 2026 on {peer_cases} of the cases of onnx 1.23.2, whose selection was not kept:
-{peers}. None of the counts above is over exactly these cases.
+Beside other importers, on the same cases with the same tolerances (`benchmarks/peers.py`, in an environment of each):
+
+| importer | all | not expanded | usable |
+|---|---|---|---|
+{beside}
 
 A case that does not pass has an operator that the importer refuses by name, or is one of the exceptions in
 `tests/ops/test_node_conformance.py`, which gives the reason.
@@ -40,19 +47,6 @@ A case that does not pass has an operator that the importer refuses by name, or 
 |---|---|---|---|
 {rows}
 """
-
-NOT_USABLE = (
-    *("float8", "float4", "int4", "int2", "e4m3", "e5m2", "e8m0", "string", "strnorm", "regex", "image_decoder"),
-    *("training", "adagrad", "adam", "momentum", "preview", "bernoulli", "random", "tfidf", "flex_attention"),
-)
-
-
-def is_usable(case: TestCase) -> bool:
-    return not any(part in case.name.lower() for part in NOT_USABLE)
-
-
-def is_expanded(case: TestCase) -> bool:
-    return "_expanded" in case.name
 
 
 def operator_of(case: TestCase) -> tuple[str, str]:
@@ -67,6 +61,19 @@ def passed_names() -> set[str]:
 def count(passed: set[str], every: Iterable[TestCase]) -> tuple[int, int]:
     names = [case.name for case in every]
     return sum(name in passed for name in names), len(names)
+
+
+def beside(ours: Mapping[str, Sequence[int]]) -> str:
+    """Our counts and those of the peers that were measured, as rows of a table."""
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows = [("onnxpq", ours), *((f"{name} {row['version']}", row) for name, row in sorted(stored.items()))]
+    other = [name for name, row in stored.items() if row["onnx"] != onnx.__version__]
+    if other:
+        raise SystemExit(f"{', '.join(other)} ran the cases of another onnx than {onnx.__version__}: run them again.")
+    return "\n".join(
+        f"| {name} | " + " | ".join(f"{row[part][0]} of {row[part][1]}" for part in ("all", "plain", "usable")) + " |"
+        for name, row in rows
+    )
 
 
 def main() -> None:
@@ -85,9 +92,8 @@ def main() -> None:
         good, total = count(passed, group)
         rows.append(f"| {domain or 'ai.onnx'} | {op_type} | {good} | {total} |")
         print(f"{domain or 'ai.onnx'}::{op_type} {good}/{total}")
-    good, total = count(passed, every)
-    plain_good, plain_total = count(passed, plain)
-    usable_good, usable_total = count(passed, filter(is_usable, plain))
+    counts = {name: (len(passed.intersection(part)), len(part)) for name, part in sets(every).items()}
+    (good, total), (plain_good, plain_total), (usable_good, usable_total) = counts.values()
     print(f"all {good}/{total}, not expanded {plain_good}/{plain_total}, usable {usable_good}/{usable_total}")
     output.parent.mkdir(exist_ok=True)
     known = registered()
@@ -103,8 +109,7 @@ def main() -> None:
             plain_passed=plain_good,
             usable=usable_total,
             usable_passed=usable_good,
-            peer_cases=PEER_CASES,
-            peers=", ".join(f"{name} {number}" for name, number in PEERS),
+            beside=beside(counts),
             rows="\n".join(rows),
         ),
         encoding="utf-8",

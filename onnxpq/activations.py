@@ -4,21 +4,31 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxpq import runtime
 from onnxpq.data import common_batch
-from onnxpq.errors import ConfigError, DataError, OutputError
+from onnxpq.errors import ConfigError, DataError, OutputError, UnalignedError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Progress: TypeAlias = Callable[[int, int], None]
 
+BATCH = 256
+"""Samples per run of onnxruntime, where the model leaves that open."""
+
+ROWS_BYTES = 2**28
+"""Bytes that `capture_rows` keeps of one value, in memory and on disk."""
+
 _HASH_ROWS = 1024
 _UNFINISHED = ".unfinished-"
+_LEAST_BATCHES = 8
 
 
 def capture(
@@ -27,7 +37,8 @@ def capture(
     inputs: Mapping[str, Array],
     *,
     cache_dir: Path | None,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
+    libraries: runtime.Libraries = (),
     progress: Progress | None = None,
 ) -> dict[str, Array]:
     """Run a model over a data set and collect values of its graph.
@@ -42,6 +53,7 @@ def capture(
         cache_dir: folder for the results, kept under a hash of the model, the data and the names: a second run reads
             them. The results then are memory-mapped, copy-on-write, and take no memory. None keeps them in memory.
         batch_size: rows per run, where the model leaves that open.
+        libraries: custom-operator libraries that the model needs.
         progress: is told the rows that are done and N.
 
     Returns:
@@ -49,15 +61,57 @@ def capture(
 
     Raises:
         ConfigError: if the graph has no such value.
-        DataError: if an input is missing or empty, inputs differ in N, or a value is not an array of numbers with one
-            row per row of the inputs.
+        DataError: if an input is missing or empty, inputs differ in N, or a value is not an array of numbers.
+        UnalignedError: if a value has not one row per row of the inputs, or rows of several shapes.
         OutputError: if the cache cannot be written.
     """
     results = {_name(value) for node in model.graph for value in node.outputs}
     passed = {name: inputs[name] for name in names if name in inputs and name not in results}
     computed = [name for name in dict.fromkeys(names) if name not in passed]
-    found = _computed(model, computed, inputs, cache_dir, batch_size, progress) if computed else {}
+    found: dict[str, Array] = {}
+    if computed:
+        source = _source(model, computed, inputs, batch_size, libraries)
+        found = _kept(source, computed, cache_dir, lambda allocate: _collect(source, computed, allocate, progress))
     return {name: passed[name] if name in passed else found[name] for name in names}
+
+
+def capture_rows(
+    model: ir.Model,
+    name: str,
+    inputs: Mapping[str, Array],
+    *,
+    limit: int,
+    flatten: bool,
+    cache_dir: Path | None,
+    libraries: runtime.Libraries = (),
+) -> Array:
+    """Some rows of one value of a graph, whatever they have to do with the samples that they come from.
+
+    The samples are taken in random order until there are enough rows; no batch gives more than an eighth of them (at
+    random), so that a value of many rows per sample is not that of a few samples.
+
+    Args:
+        model: the model; it is not changed.
+        name: the value: numbers, [..., n] with `flatten`, else [rows, ...] with rows of one shape.
+        inputs: for each input of the graph an array [N, ...].
+        limit: rows to return at most; fewer where they take more than `ROWS_BYTES`.
+        flatten: every vector along the last dimension is a row.
+        cache_dir: as for `capture`.
+        libraries: custom-operator libraries that the model needs.
+
+    Returns:
+        [rows, ...], at most `limit`; rows of one batch follow one another.
+
+    Raises:
+        ConfigError: if the graph has no such value.
+        DataError: if an input is missing or empty, inputs differ in N, or the value is not an array of numbers.
+        UnalignedError: if its rows have several shapes.
+        OutputError: if the cache cannot be written.
+    """
+    source = _source(model, [name], inputs, BATCH, libraries)
+    key = f"rows {limit} {flatten} {ROWS_BYTES}"
+    rows = partial(_collect_rows, source, name, limit=limit, flatten=flatten)
+    return _kept(source, [name], cache_dir, rows, key)[name]
 
 
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
@@ -95,37 +149,62 @@ def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> i
     )
 
 
-def _computed(
-    model: ir.Model,
-    names: Sequence[str],
-    inputs: Mapping[str, Array],
-    cache_dir: Path | None,
-    batch_size: int,
-    progress: Progress | None,
-) -> dict[str, Array]:
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What values are computed from: the part of the model that computes them, and its data.
+
+    Attributes:
+        model: the part.
+        inputs: [N, ...] for each of its inputs.
+        rows: N.
+        batch_size: rows per run.
+        libraries: that its operators need.
+    """
+
+    model: ir.Model
+    inputs: dict[str, Array]
+    rows: int
+    batch_size: int
+    libraries: runtime.Libraries
+
+
+def _source(
+    model: ir.Model, names: Sequence[str], inputs: Mapping[str, Array], batch_size: int, libraries: runtime.Libraries
+) -> _Source:
     given = [_name(value) for value in model.graph.inputs if not value.is_initializer()]
     part = extract(model, given, names)
     rows = _count_rows(part, inputs)
+    needed = {_name(value): inputs[_name(value)] for value in part.graph.inputs}
+    return _Source(part, needed, rows, fixed_batch(part) or batch_size, libraries)
+
+
+def _kept(
+    source: _Source,
+    names: Sequence[str],
+    cache_dir: Path | None,
+    collect: "Callable[[_Allocate], dict[str, Array]]",
+    key: str = "",
+) -> dict[str, Array]:
+    """What `collect` gives, from the cache where it is there."""
     if cache_dir is None:
-        return _collect(part, names, inputs, _in_memory(rows), batch_size, progress)
-    found = cache_dir / _key(part, names, inputs)
+        return collect(_in_memory)
+    found = cache_dir / _key(source, names, key)
     if not found.exists():
-        _fill_cache(found, lambda folder: _collect(part, names, inputs, _on_disk(rows, folder), batch_size, progress))
+        _fill_cache(found, lambda folder: collect(_on_disk(folder)))
     return {name: np.load(found / _file_name(i), mmap_mode="c") for i, name in enumerate(names)}
 
 
-_Allocate: TypeAlias = Callable[[int, Array], Array]
-"""Makes the array for the i-th value, given its values in the first batch."""
+_Allocate: TypeAlias = Callable[[int, tuple[int, ...], np.dtype[Any]], Array]
+"""Makes the array for the i-th value, given its shape and type."""
 
 
-def _in_memory(rows: int) -> _Allocate:
-    return lambda _, first: np.empty((rows, *first.shape[1:]), first.dtype)
+def _in_memory(_index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return np.empty(shape, dtype)
 
 
-def _on_disk(rows: int, folder: Path) -> _Allocate:
-    def allocate(index: int, first: Array) -> Array:
-        shape = (rows, *first.shape[1:])
-        return np.lib.format.open_memmap(folder / _file_name(index), mode="w+", dtype=first.dtype, shape=shape)
+def _on_disk(folder: Path) -> _Allocate:
+    def allocate(index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return np.lib.format.open_memmap(folder / _file_name(index), mode="w+", dtype=dtype, shape=shape)
 
     return allocate
 
@@ -148,41 +227,52 @@ def _fill_cache(found: Path, write: Callable[[Path], object]) -> None:
             ) from error
 
 
-def _collect(
-    model: ir.Model,
-    names: Sequence[str],
-    inputs: Mapping[str, Array],
-    allocate: _Allocate,
-    batch_size: int,
-    progress: Progress | None,
-) -> dict[str, Array]:
-    rows = _count_rows(model, inputs)
+def _collect(source: _Source, names: Sequence[str], allocate: _Allocate, progress: Progress | None) -> dict[str, Array]:
     results: dict[str, Array] = {}
-    session = runtime.session(model, use_library=False)
-    needed = [_name(value) for value in model.graph.inputs]
-    for start, stop, batch in _batches(model, {name: inputs[name] for name in needed}, batch_size):
-        values = runtime.run(session, batch)
-        for index, name in enumerate(names):
-            value = _checked(name, values[name], len(next(iter(batch.values()))), results.get(name))
+    for index, values in _runs(source, np.arange(source.rows)):
+        for position, name in enumerate(names):
+            value = _checked(name, values[name], len(index), results.get(name))
             if name not in results:
-                results[name] = allocate(index, value)
-            results[name][start:stop] = value[: stop - start]
+                results[name] = allocate(position, (source.rows, *value.shape[1:]), value.dtype)
+            results[name][index[0] : index[-1] + 1] = value
         if progress is not None:
-            progress(stop, rows)
+            progress(int(index[-1]) + 1, source.rows)
     return results
 
 
-def _batches(model: ir.Model, inputs: dict[str, Array], batch_size: int) -> Iterator[tuple[int, int, dict[str, Array]]]:
-    rows = len(next(iter(inputs.values())))
-    fixed = fixed_batch(model)
-    size = fixed or batch_size
-    for start in range(0, rows, size):
-        stop = min(start + size, rows)
-        batch = {name: np.asarray(array[start:stop]) for name, array in inputs.items()}
-        if fixed and stop - start < fixed:
-            missing = fixed - (stop - start)
-            batch = {name: np.concatenate([part, np.repeat(part[-1:], missing, 0)]) for name, part in batch.items()}
-        yield start, stop, batch
+def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int, flatten: bool) -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    parts: list[Array] = []
+    count = 0
+    for _, values in _runs(source, random.permutation(source.rows)):
+        value = _numbers(name, values[name])
+        part = value.reshape(-1, value.shape[-1]) if flatten and value.ndim > 0 else value
+        if part.ndim == 0 or (parts and part.shape[1:] != parts[0].shape[1:]):
+            raise _ragged(name, part, parts[0] if parts else None)
+        limit = min(limit, max(2, ROWS_BYTES // max(1, part[:1].nbytes)))
+        take = min(len(part), limit - count, max(1, limit // _LEAST_BATCHES))
+        parts.append(part[np.sort(random.choice(len(part), take, replace=False))])
+        count += take
+        if count == limit:
+            break
+    kept = allocate(0, (count, *parts[0].shape[1:]), parts[0].dtype)
+    np.concatenate(parts, out=kept)
+    return {name: kept}
+
+
+def _runs(source: _Source, order: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], dict[str, Array]]]:
+    """The samples of each batch, and what the model gives for them; a fixed batch is filled up and cut off again."""
+    session = runtime.session(source.model, use_library=False, custom_ops_libraries=source.libraries)
+    fixed = fixed_batch(source.model)
+    for start in range(0, source.rows, source.batch_size):
+        index = order[start : start + source.batch_size]
+        padded = np.pad(index, (0, source.batch_size - len(index)), mode="edge") if fixed else index
+        values = runtime.run(session, {name: np.asarray(array[padded]) for name, array in source.inputs.items()})
+        if len(padded) > len(index):
+            values = {
+                name: value[: len(index)] if value.shape[:1] == (fixed,) else value for name, value in values.items()
+            }
+        yield index, values
 
 
 def fixed_batch(model: ir.Model) -> int | None:
@@ -199,19 +289,29 @@ def fixed_batch(model: ir.Model) -> int | None:
 
 
 def _checked(name: str, value: Array, rows: int, earlier: Array | None) -> Array:
-    if value.dtype.kind not in "biuf":
-        raise DataError(f"Value '{name}' holds {value.dtype} and cannot be collected; choose one of numbers.")
-    if value.ndim == 0 or value.shape[0] != rows:
-        raise DataError(
+    if _numbers(name, value).ndim == 0 or value.shape[0] != rows:
+        raise UnalignedError(
             f"Value '{name}' has shape {list(value.shape)} for a batch of {rows} rows: its first dimension is not the "
             "batch, so it cannot be collected over a data set. Exclude the layers behind it, or compress without data."
         )
     if earlier is not None and earlier.shape[1:] != value.shape[1:]:
-        raise DataError(
-            f"Value '{name}' has shape {list(value.shape[1:])} per row in one batch and {list(earlier.shape[1:])} in "
-            "another. Pad the data to one length."
-        )
+        raise _ragged(name, value, earlier)
     return value
+
+
+def _numbers(name: str, value: Array) -> Array:
+    if value.dtype.kind not in "biuf":
+        raise DataError(f"Value '{name}' holds {value.dtype} and cannot be collected; choose one of numbers.")
+    return value
+
+
+def _ragged(name: str, value: Array, earlier: Array | None) -> UnalignedError:
+    if earlier is None:
+        return UnalignedError(f"Value '{name}' is a scalar and has no rows.")
+    return UnalignedError(
+        f"Value '{name}' has shape {list(value.shape[1:])} per row in one batch and {list(earlier.shape[1:])} in "
+        "another. Pad the data to one length."
+    )
 
 
 def _count_rows(model: ir.Model, inputs: Mapping[str, Array]) -> int:
@@ -225,24 +325,30 @@ def _count_rows(model: ir.Model, inputs: Mapping[str, Array]) -> int:
     return next(iter(rows.values()))
 
 
-def _key(model: ir.Model, names: Sequence[str], inputs: Mapping[str, Array]) -> str:
+def _key(source: _Source, names: Sequence[str], key: str) -> str:
     digest = hashlib.sha256()
 
     def add(part: bytes) -> None:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
 
-    for part in _model_parts(model):
+    for part in _model_parts(source.model):
         add(part)
-    for value in model.graph.inputs:
-        if _name(value) in inputs:
-            array = inputs[_name(value)]
-            add(f"{value.name} {array.dtype} {array.shape}".encode())
-            for start in range(0, len(array), _HASH_ROWS):
-                add(np.ascontiguousarray(array[start : start + _HASH_ROWS]).tobytes())
+    for library in source.libraries:
+        add(Path(library).read_bytes())
+    for name, array in source.inputs.items():
+        add(f"{name} {array.dtype} {array.shape}".encode())
+        for start in range(0, len(array), _HASH_ROWS):
+            add(_array_bytes(array[start : start + _HASH_ROWS]))
     for name in names:
         add(name.encode())
+    add(key.encode())
     return digest.hexdigest()
+
+
+def _array_bytes(array: Array) -> bytes:
+    # The memory of an array of objects holds addresses.
+    return repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
 
 
 def _model_parts(model: ir.Model) -> Iterator[bytes]:

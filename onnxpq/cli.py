@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("--labels", help="key of the labels in the data; without it the original is the teacher")
     compress.add_argument("--report", help="also write the report as JSON to this file")
     compress.add_argument("--cache-dir", help="keep what was computed from the data here, for a second run")
+    compress.add_argument(
+        "--custom-ops-library",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="library of operators that the model uses, for onnxruntime; may be given several times",
+    )
     _add_settings(compress)
     compress.set_defaults(run=_compress)
 
@@ -129,6 +136,7 @@ def _compress(options: argparse.Namespace) -> int:
             labels=options.labels,
             config=config,
             cache_dir=options.cache_dir,
+            custom_ops_libraries=options.custom_ops_library,
             progress=progress,
         )
     result.save(options.target)

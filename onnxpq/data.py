@@ -18,6 +18,9 @@ from onnxpq.errors import DataError, ModelError
 
 Array: TypeAlias = NDArray[np.generic]
 
+TEXT = np.dtype(np.object_)
+"""Element type of an input of strings."""
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -30,7 +33,7 @@ class InputSpec:
     def describe(self) -> str:
         """Type and shape as a person writes them, e.g. ``float32 [N, 784]``."""
         dims = ["N" if i == 0 and d is None else "?" if d is None else str(d) for i, d in enumerate(self.shape)]
-        return f"{self.dtype} [{', '.join(dims)}]"
+        return f"{'string' if self.dtype == TEXT else self.dtype} [{', '.join(dims)}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +173,8 @@ def random_inputs(inputs: Iterable[InputSpec], samples: int, seed: int) -> Datas
             arrays[spec.name] = rng.integers(0, 2, shape).astype(spec.dtype)
         else:
             raise DataError(
-                f"Input '{spec.name}' is {spec.dtype}: no random samples can be made up for it. Give data with --data."
+                f"Input '{spec.name}' is {spec.describe()}: no random samples can be made up for it. Give data with "
+                "--data."
             )
     return Dataset(arrays)
 
@@ -292,7 +296,9 @@ def _checked(arrays: Mapping[str, Array], spec: InputSpec, where: str, *, is_cal
     if spec.name not in arrays:
         raise DataError(f"{where} lacks the model's input '{spec.name}' ({spec.describe()}); found {_names(arrays)}.")
     array = _native(np.asarray(arrays[spec.name]))
-    if array.dtype != spec.dtype:
+    if spec.dtype == TEXT:
+        _check_texts(array, spec, where)
+    elif array.dtype != spec.dtype:
         raise DataError(
             f"{where}: input '{spec.name}' has type {array.dtype}, the model expects {spec.describe()}. "
             f"Convert it with array.astype('{spec.dtype}')."
@@ -310,6 +316,16 @@ def _checked(arrays: Mapping[str, Array], spec: InputSpec, where: str, *, is_cal
         _batch(spec, 1)
     _check_finite(array, f"{where}: input '{spec.name}'")
     return array
+
+
+def _check_texts(array: Array, spec: InputSpec, where: str) -> None:
+    """Strings are taken as numpy's own (which a file can hold) or as objects that are strings."""
+    if array.dtype.kind == "U" or (array.dtype == TEXT and all(isinstance(text, str) for text in array.flat)):
+        return
+    raise DataError(
+        f"{where}: input '{spec.name}' has type {array.dtype}, the model expects {spec.describe()}. Give strings: "
+        "numpy.array([...], dtype=str)."
+    )
 
 
 def _native(array: Array) -> Array:

@@ -6,7 +6,15 @@ expected, and what to do. Callers who want to catch everything catch `OnnxpqErro
 
 
 class OnnxpqError(Exception):
-    """Base of all errors that onnxpq raises on purpose."""
+    """Base of all errors that onnxpq raises on purpose.
+
+    Attributes:
+        node: name of the one node that the error is about; None where it is about something else.
+    """
+
+    def __init__(self, message: str, *, node: str | None = None) -> None:
+        super().__init__(message)
+        self.node = node
 
 
 class ModelError(OnnxpqError):
@@ -15,6 +23,10 @@ class ModelError(OnnxpqError):
 
 class DataError(OnnxpqError):
     """The data does not fit the model: missing input, wrong shape or type, NaN, no samples, bad labels."""
+
+
+class UnalignedError(DataError):
+    """A value of the graph has no row per sample, or rows of several shapes: it cannot be kept for a data set."""
 
 
 class ConfigError(OnnxpqError):

@@ -43,7 +43,8 @@ Batch: TypeAlias = tuple[dict[str, Tensor], Tensor, Tensor | None]
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises to its peak."""
 
-VALIDATION_BATCH = 1024
+VALIDATION_BATCHES = 4
+"""Validation runs so many training batches at a time: it keeps no values for a gradient."""
 
 REGULARIZED, TUNED = "regularized", "tuned"
 
@@ -57,12 +58,14 @@ class Problem:
         layers: the layers to train; several may share a weight.
         output: the network's output that the loss looks at.
         fixed_batch: the number of samples that the network takes at a time; None for any.
+        objective: the loss; None for what the settings and the labels ask for.
     """
 
     network: Network
     layers: Sequence[Layer]
     output: str
     fixed_batch: int | None = None
+    objective: Objective | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,7 @@ def finetune(
         ConfigError, DataError: labels and loss do not fit.
     """
     train, validation = data
-    objective = objectives.choose(settings, train.teacher, train.labels)
+    objective = problem.objective or objectives.choose(settings, train.teacher, train.labels)
     student = _Student(problem, quantized)
     trainer = _Trainer(problem, student, objective, settings, seed)
     before = trainer.validate(validation, weights={})
@@ -308,7 +311,7 @@ class _Trainer:
     def validate(self, samples: Samples, *, weights: Mapping[str, Tensor] | None = None) -> float:
         """Mean loss of the quantized network (of the original for ``weights={}``)."""
         chosen = self.student.weights(TUNED) if weights is None else weights
-        size = self.problem.fixed_batch or VALIDATION_BATCH
+        size = self.problem.fixed_batch or VALIDATION_BATCHES * self.settings.batch_size
         total = 0.0
         for start in range(0, len(samples), size):
             index = np.arange(start, min(start + size, len(samples)))

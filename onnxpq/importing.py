@@ -120,13 +120,20 @@ def import_model(model: ir.Model) -> Network:
     return Network(normalise(model))
 
 
-def check_forward(network: Network, model: ir.Model, inputs: Mapping[str, np.ndarray[Any, Any]]) -> ForwardCheck:
+def check_forward(
+    network: Network,
+    model: ir.Model,
+    inputs: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    libraries: runtime.Libraries = (),
+) -> ForwardCheck:
     """Compare every floating-point value of the network with onnxruntime's, node by node.
 
     Args:
         network: `import_model(model)`, on the CPU.
         model: the model that the network was made of.
         inputs: a batch for each input of the model; further entries are ignored.
+        libraries: custom-operator libraries that the model needs.
 
     Raises:
         DataError: if an input is missing or does not fit.
@@ -137,7 +144,8 @@ def check_forward(network: Network, model: ir.Model, inputs: Mapping[str, np.nda
     values = _values_in_order(exposed.graph)
     exposed.graph.outputs[:] = list(values)
     feeds = {_name(value): inputs[_name(value)] for value in exposed.graph.inputs if _name(value) in inputs}
-    expected = runtime.run(runtime.session(exposed, use_library=False), feeds)
+    session = runtime.session(exposed, use_library=False, custom_ops_libraries=libraries)
+    expected = runtime.run(session, feeds)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
     with torch.no_grad():
         found = network(tensors, keep=[_name(value) for value in values])
@@ -150,7 +158,8 @@ def check_forward(network: Network, model: ir.Model, inputs: Mapping[str, np.nda
             continue
         absolute, relative = _difference(found[name].numpy(), expected[name], node, name)
         if not relative <= tolerance:
-            raise ForwardMismatchError(_mismatch(node, name, found[name].numpy(), expected[name], relative, tolerance))
+            sentence = _mismatch(node, name, found[name].numpy(), expected[name], relative, tolerance)
+            raise ForwardMismatchError(sentence, node=node_label(node))
         largest = max(largest, absolute)
         if relative >= worst.max_rel:
             worst = ForwardCheck(largest, relative, node_label(node), name)
@@ -176,7 +185,8 @@ def _difference(
     if found.shape != expected.shape:
         raise ForwardMismatchError(
             f"Node '{node_label(node)}' ({node.op_type}) computes '{name}' with shape {list(found.shape)} in torch, "
-            f"{list(expected.shape)} in onnxruntime. {_WHAT_TO_DO}"
+            f"{list(expected.shape)} in onnxruntime. {_WHAT_TO_DO}",
+            node=node_label(node),
         )
     reference = expected.astype(np.float64)
     with np.errstate(invalid="ignore"):

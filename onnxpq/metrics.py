@@ -27,10 +27,11 @@ def choose_output(outputs: Mapping[str, NDArray[np.generic]], wanted: str | None
 
     Args:
         outputs: the original model's outputs on some samples.
-        wanted: the user's choice, or None: the first that holds scores of classes, else the first of floats.
+        wanted: the user's choice, or None: the first that holds scores of classes, else the first of floats, else the
+            first of integers (a model that gives labels alone; no gradient comes from them).
 
     Raises:
-        ConfigError: there is no such output, or it holds no floats.
+        ConfigError: there is no such output, or it holds no floats; or no output holds numbers.
     """
     floats = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.floating)]
     if wanted is not None:
@@ -42,29 +43,33 @@ def choose_output(outputs: Mapping[str, NDArray[np.generic]], wanted: str | None
                 f"Choose one of: {', '.join(floats) or 'none'}."
             )
         return wanted
-    if not floats:
-        raise ConfigError(
-            "No output of the model holds floating-point numbers: there is nothing to compare or to train."
-        )
-    return next((name for name in floats if is_scores(outputs[name])), floats[0])
+    integers = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.integer)]
+    if not floats and not integers:
+        raise ConfigError("No output of the model holds numbers: there is nothing to compare or to train.")
+    return next((name for name in floats if is_scores(outputs[name])), (floats + integers)[0])
 
 
 def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bool:
-    """Whether labels are numbers of classes that `output` scores; else they are numbers to be compared with it.
+    """Whether labels are numbers of classes that `output` scores or names, not numbers to be compared with it.
 
     Args:
         labels: [N, ...].
         output: the model's output for some samples, [n, ...].
     """
-    return np.issubdtype(labels.dtype, np.integer) and is_scores(output) and labels.shape[1:] != output.shape[1:]
+    if not np.issubdtype(labels.dtype, np.integer):
+        return False
+    return np.issubdtype(output.dtype, np.integer) or (is_scores(output) and labels.shape[1:] != output.shape[1:])
 
 
 def check_classes(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:
-    """Check integer labels [N, ...] against scores of classes [n, ..., C] of some samples.
+    """Check integer labels [N, ...] against scores of classes [n, ..., C], or numbers of classes, of some samples.
 
     Raises:
         DataError: another shape is expected, or a label is no class.
     """
+    if not is_scores(scores):
+        check_numbers(labels, scores)
+        return
     shape = [len(labels), *scores.shape[1:]]
     if list(labels.shape) != shape[:-1]:
         raise DataError(
@@ -154,8 +159,8 @@ class Correct:
     neither: int = 0
 
     def add(self, labels: NDArray[np.generic], original: NDArray[np.generic], compressed: NDArray[np.generic]) -> None:
-        """Count in one batch: labels [N, ...], scores [N, ..., C]."""
-        first, second = original.argmax(-1) == labels, compressed.argmax(-1) == labels
+        """Count in one batch: labels [N, ...], scores [N, ..., C] or numbers of classes, as many as labels."""
+        first, second = (_classes(output).reshape(labels.shape) == labels for output in (original, compressed))
         self.both += int((first & second).sum())
         self.only_original += int((first & ~second).sum())
         self.only_compressed += int((~first & second).sum())
@@ -174,6 +179,10 @@ class Correct:
             wilson(self.both + self.only_compressed, total),
             Interval(drop, max(-1.0, centre - margin), min(1.0, centre + margin)),
         )
+
+
+def _classes(output: NDArray[np.generic]) -> NDArray[np.generic]:
+    return output.argmax(-1) if is_scores(output) else output
 
 
 def wilson(successes: int, total: int) -> Interval:

@@ -197,12 +197,22 @@ def read_array(tensor: ir.TensorProtocol, name: str) -> NDArray[Any]:
 
 
 def external_tensors_of(proto: onnx.ModelProto, folder: str) -> list[ir.ExternalTensor]:
-    """The tensors of a protobuf that lie in external data files below `folder`."""
-    tensors = [
-        ir.serde.deserialize_tensor(tensor, folder)
-        for tensor in _tensor_protos(proto)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-    ]
+    """The tensors of a protobuf that lie in external data files below `folder`.
+
+    Raises:
+        ModelError: a tensor refers to its data in a way that cannot be, for instance by a negative offset.
+    """
+    outside = [tensor for tensor in _tensor_protos(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    tensors = []
+    for tensor in outside:
+        try:
+            tensors.append(ir.serde.deserialize_tensor(tensor, folder))
+        # onnx_ir raises one class of its own around whatever it met.
+        except Exception as error:
+            raise ModelError(
+                f"The external data of tensor '{tensor.name}' cannot be found: {error.__cause__ or error}. Copy the "
+                "model again."
+            ) from error
     return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
 
 

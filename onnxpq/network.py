@@ -207,12 +207,13 @@ def used_values(node: ir.Node) -> list[ir.Value]:
     """The values that a node reads: its inputs, and what its subgraphs take from outside of themselves."""
     values = [value for value in node.inputs if value is not None]
     for attribute in node.attributes.values():
-        for graph in _graphs_of(attribute):
+        for graph in graphs_of(attribute):
             values.extend(_captured(graph))
     return values
 
 
-def _graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
+def graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    """The graphs that an attribute holds."""
     if attribute.type == ir.AttributeType.GRAPH:
         return [attribute.as_graph()]
     return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
@@ -244,7 +245,9 @@ def _step(node: ir.Node, opsets: Mapping[str, int], frees: tuple[str, ...]) -> _
     label = node_label(node)
     domain = canonical_domain(node.domain)
     if domain not in opsets:
-        raise ModelError(f"Node '{label}' uses domain '{node.domain or 'ai.onnx'}', which the model does not import.")
+        raise ModelError(
+            f"Node '{label}' uses domain '{node.domain or 'ai.onnx'}', which the model does not import.", node=label
+        )
     handler = resolve(domain, node.op_type, opsets[domain], label)
     attributes: dict[str, Any] = {}
     subgraphs: dict[str, _Plan] = {}
@@ -262,7 +265,8 @@ def _step(node: ir.Node, opsets: Mapping[str, int], frees: tuple[str, ...]) -> _
     except TypeError as error:
         raise UnsupportedOperatorError(
             f"Node '{label}' ({domain or 'ai.onnx'}::{node.op_type}) has {len(inputs)} inputs and the attributes "
-            f"{sorted(node.attributes)}, which its rule in onnxpq does not take: {error}."
+            f"{sorted(node.attributes)}, which its rule in onnxpq does not take: {error}.",
+            node=label,
         ) from error
     operator = f"{domain or 'ai.onnx'}::{node.op_type}"
     return _Step(label, operator, handler, inputs, tuple(map(_name, node.outputs)), attributes, subgraphs, frees)
@@ -273,7 +277,7 @@ def _python_value(attribute: ir.Attr, node: str) -> Any:
         if attribute.type == ir.AttributeType.TENSOR:
             return from_ir(attribute.as_tensor())
     except UnsupportedOperatorError as error:
-        raise UnsupportedOperatorError(f"Attribute '{attribute.name}' of node '{node}': {error}") from error
+        raise UnsupportedOperatorError(f"Attribute '{attribute.name}' of node '{node}': {error}", node=node) from error
     if attribute.type in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):
         return list(attribute.value)
     return attribute.value
@@ -305,19 +309,20 @@ def _results(step: _Step, values: _Values) -> Sequence[Any]:
     try:
         found = step.handler(*arguments, **step.attributes, **graphs)
     except UnsupportedOperatorError as error:
-        raise UnsupportedOperatorError(f"Node '{step.node}' ({step.operator}): {error}") from error
+        raise UnsupportedOperatorError(f"Node '{step.node}' ({step.operator}): {error}", node=step.node) from error
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         got = ", ".join(f"{name}: {_describe(a)}" for name, a in zip(step.inputs, arguments, strict=True) if name)
         raise ForwardMismatchError(
-            f"Node '{step.node}' ({step.operator}) failed on {got or 'no input'}: {error}"
+            f"Node '{step.node}' ({step.operator}) failed on {got or 'no input'}: {error}", node=step.node
         ) from error
     results = found if isinstance(found, tuple) else (found,)
     missing = [name for name in step.outputs[len(results) :] if name]
     if missing:
         raise UnsupportedOperatorError(
-            f"Node '{step.node}' ({step.operator}): its rule in onnxpq does not compute the outputs {missing}."
+            f"Node '{step.node}' ({step.operator}): its rule in onnxpq does not compute the outputs {missing}.",
+            node=step.node,
         )
     return results
 

@@ -73,8 +73,7 @@ def choose(settings: TrainingConfig, teacher: NDArray[np.generic], labels: NDArr
         divergence = _divergence(settings.temperature, logits)
         name = _describe("cross-entropy", settings)
         return Objective(name, _cross_entropy(logits), divergence, settings.distillation)
-    variance = max(float(teacher[:_SAMPLE].astype(np.float64).var(axis=0).mean()), 1e-12)
-    divergence, squared = _divergence(settings.temperature, logits), _squared(variance)
+    divergence, squared = _divergence(settings.temperature, logits), _squared(_variance(teacher))
     if loss == "mse" and labels is not None:
         check_numbers(labels, teacher)
         distilled = divergence if probabilities else squared
@@ -83,6 +82,16 @@ def choose(settings: TrainingConfig, teacher: NDArray[np.generic], labels: NDArr
         return Objective("distillation from the original model", None, divergence, 1.0)
     distilled = _sum(squared, divergence) if is_scores(teacher) else squared
     return Objective("distillation from the original model", None, distilled, 1.0)
+
+
+def relative_squared_error(teacher: NDArray[np.generic]) -> Objective:
+    """The squared error of a layer's outputs, relative to their variance.
+
+    Args:
+        teacher: the original layer's outputs, [rows, ...].
+    """
+    describe = "relative squared error of the layer's outputs"
+    return Objective(describe, None, _squared(_variance(teacher)), 1.0)
 
 
 def _resolve(loss: str, labels: NDArray[np.generic] | None) -> str:
@@ -151,6 +160,11 @@ def _sum(*losses: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tenso
         return torch.stack([part(output, teacher) for part in losses]).sum()
 
     return loss
+
+
+def _variance(teacher: NDArray[np.generic]) -> float:
+    """Mean over the output's entries of their variance over the samples."""
+    return max(float(teacher[:_SAMPLE].astype(np.float64).var(axis=0).mean()), 1e-12)
 
 
 def _squared(variance: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxpq.activations import Array, extract
 from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
+from onnxpq.layers import Layer
 from onnxpq.modelproto import structure
 from onnxpq.network import node_label, used_values
 from onnxpq.ops import resolve
@@ -61,7 +62,7 @@ def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None
     """
     whole = _with_known_shapes(model)
     trained = _find(whole.graph.initializers, weights, "initializer")
-    dependent = _dependents(whole.graph, trained)
+    dependent = dependents(whole.graph, trained)
     wanted = _wanted_outputs(whole.graph, dependent, outputs)
     nodes, boundary = _suffix_nodes(whole.graph, wanted, dependent)
     for node in nodes:
@@ -73,6 +74,67 @@ def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None
         prefix=extract(whole, [_name(v) for v in whole.graph.inputs], computed) if computed else None,
         suffix=_with_open_batch(extract(whole, names, [_name(value) for value in wanted])),
     )
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A layer by itself.
+
+    Attributes:
+        model: from `input` to `output`.
+        input: the value that the weight is applied to.
+        output: what comes out; with the bias, where the model has one that is added by a node of its own.
+        by_rows: the weight is applied to vectors along the last dimension of the input, so that any number of leading
+            dimensions is as good as one.
+    """
+
+    model: ir.Model
+    input: str
+    output: str
+    by_rows: bool
+
+
+def alone(model: ir.Model, layer: Layer) -> Alone | None:
+    """The part of a model that is one of its layers, to be trained by itself.
+
+    Args:
+        model: a normalised model. It is not changed; tensors are shared.
+        layer: one of its layers.
+
+    Returns:
+        The part; None if the layer lies in a subgraph, whose values cannot be had from outside, or if the first
+        dimension of its input is none of rows that it treats alike.
+    """
+    whole = _with_known_shapes(model)
+    node = next((node for node in whole.graph if node_label(node) == layer.node), None)
+    if node is None:
+        return None
+    constants = _computed_from_constants(whole.graph)
+    given = [value for value in node.inputs if value is not None and value not in constants]
+    by_rows = node.op_type == "MatMul" and _rank(node.inputs[1]) == 2
+    by_first = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 0)
+    if len(given) != 1 or node.inputs[0] is not given[0] or not (by_rows or by_first):
+        return None
+    output = _with_bias(node.outputs[0], layer)
+    part = extract(whole, [_name(given[0])], [_name(output)])
+    for value in _results(part.graph) if by_rows else ():
+        value.shape = None
+    shape = part.graph.inputs[0].shape
+    part.graph.inputs[0].shape = ir.Shape([_BATCH, layer.in_features]) if by_rows or shape is None else shape
+    return Alone(part, _name(given[0]), _name(output), by_rows)
+
+
+def _rank(value: ir.Value | None) -> int | None:
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def _with_bias(result: ir.Value, layer: Layer) -> ir.Value:
+    """The value with the layer's bias added, where that is all that is done with it."""
+    users = result.consumers()
+    if len(users) != 1 or users[0].op_type != "Add" or result.is_graph_output() or layer.bias is None:
+        return result
+    added = any(value is not None and value.name == layer.bias for value in users[0].inputs)
+    return users[0].outputs[0] if added else result
 
 
 def complete_types(model: ir.Model, arrays: Mapping[str, Array]) -> None:
@@ -126,13 +188,25 @@ def _with_open_batch(model: ir.Model) -> ir.Model:
     return opened
 
 
-def _dependents(graph: ir.Graph, sources: Iterable[ir.Value]) -> set[ir.Value]:
+def dependents(graph: ir.Graph, sources: Iterable[ir.Value]) -> set[ir.Value]:
     """The sources and all values computed from them."""
     found = set(sources)
     for node in graph:
         if any(value in found for value in used_values(node)):
             found.update(node.outputs)
     return found
+
+
+def needed_nodes(graph: ir.Graph, value: ir.Value) -> set[ir.Node]:
+    """The nodes that a value is computed from."""
+    found: set[ir.Node] = set()
+    pending = [value]
+    while pending:
+        node = pending.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(used_values(node))
+    return found & set(graph)
 
 
 def _wanted_outputs(graph: ir.Graph, dependent: set[ir.Value], outputs: Sequence[str] | None) -> list[ir.Value]:
@@ -232,7 +306,9 @@ def _check_supported(node: ir.Node, model: ir.Model) -> None:
     domain = canonical_domain(node.domain)
     label = node_label(node)
     if domain not in opsets:
-        raise UnsupportedOperatorError(f"Node '{label}' uses domain '{domain}', which the model does not import.")
+        raise UnsupportedOperatorError(
+            f"Node '{label}' uses domain '{domain}', which the model does not import.", node=label
+        )
     resolve(domain, node.op_type, opsets[domain], label)
 
 

@@ -15,37 +15,32 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import (
-    activations,
     allocation,
-    finetuning,
     importing,
     modelio,
     objectives,
-    partition,
     preparing,
     quantization,
     rewriting,
     runtime,
     sampling,
+    training,
 )
 from onnxpq import verification as verifying
 from onnxpq.config import Config
-from onnxpq.data import Dataset, InputSpec, Source, first, fixed_batch, input_specs, split_rows
+from onnxpq.data import Dataset, InputSpec, Source, first, fixed_batch, input_specs
 from onnxpq.errors import ModelError, NothingToCompressError
-from onnxpq.finetuning import Finetuned, Problem, Samples
 from onnxpq.layers import Layer, Skipped
 from onnxpq.metrics import choose_output
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.tensor import PQTensor
-from onnxpq.report import LayerReport, Report, SkippedReport, Training, Verification
+from onnxpq.report import LayerReport, Report, SkippedReport, Verification
 from onnxpq.sampling import Evidence
+from onnxpq.training import CHECKED_SAMPLES, Job, Trained
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Is told the stage ("caching", "clustering", "training", "verification"), what is done, and of how much."""
-
-CHECKED_SAMPLES = 8
-"""Samples on which torch is compared with onnxruntime, value by value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +69,7 @@ class _Run:
     """What all stages of one run share."""
 
     config: Config
+    libraries: runtime.Libraries
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -88,7 +84,7 @@ class _Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def compress(
+def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     model: modelio.Source,
     data: Source | None = None,
     *,
@@ -96,6 +92,7 @@ def compress(
     labels: str | None = None,
     config: Config | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    custom_ops_libraries: runtime.Libraries = (),
     progress: Progress | None = None,
 ) -> Result:
     """Compress the fully-connected layers of a model and prove the result in onnxruntime.
@@ -109,6 +106,8 @@ def compress(
         config: all settings.
         cache_dir: folder that keeps what onnxruntime computed for `data`, so that a second run need not; by default a
             temporary one.
+        custom_ops_libraries: paths of libraries of operators that the model uses. That of onnxruntime-extensions need
+            not be named.
         progress: is told how far each stage is.
 
     Returns:
@@ -117,7 +116,7 @@ def compress(
     Raises:
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
-    run = _Run(config or Config(), progress)
+    run = _Run(config or Config(), custom_ops_libraries, progress)
     original = modelio.load(model)
     prepared = preparing.prepare(original)
     runnable = _runnable(run, original)
@@ -128,27 +127,31 @@ def compress(
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
     run.notes.extend(notes)
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
-    outputs = runtime.run(runtime.session(runnable, use_library=False), few)
+    outputs = runtime.run(runtime.session(runnable, use_library=False, custom_ops_libraries=run.libraries), few)
     output = choose_output(outputs, run.config.output)
     _check_labels(run.config, outputs[output], train, evidence)
 
     with run.stage("clustering"):
-        quantized = _cluster(run, normal, layers, layouts)
-    training, values = None, {}
+        trained = Trained(_cluster(run, normal, layers, layouts))
     if train is not None and run.config.training.epochs != 0:
         with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
-            tuned, training = _finetune(run, normal, layers, quantized, train, output, Path(cache_dir or scratch))
-        quantized, values = tuned.quantized, tuned.values
+            folder = Path(cache_dir or scratch)
+            job = Job(normal, layers, output, train, run.config, folder, run.libraries, run.ticker)
+            with run.stage("caching"):
+                work = training.prepare(job)
+            with run.stage("training"):
+                trained = training.train(job, work, trained.quantized)
     fast = run.config.pq.fast
-    tensors = {name: replace(part.freeze(), fast=fast) for name, part in quantized.items()}
-    compressed = rewriting.rewrite(rewriting.update_initializers(prepared, values), layers, tensors)
+    tensors = {name: replace(part.freeze(), fast=fast) for name, part in trained.quantized.items()}
+    compressed = rewriting.rewrite(rewriting.update_initializers(prepared, trained.values), layers, tensors)
     with run.stage("verification"):
         proof = _verify(run, (model, original, runnable), compressed, evidence, inputs, output)
     report = Report(
-        layers=_layer_reports(normal, layers, layouts, tensors),
+        layers=_layer_reports(normal, layers, layouts, tensors, trained.ways),
         skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in skipped),
-        training=training,
+        training=trained.training,
         verification=proof,
+        layer_wise=tuple(trained.layer_wise),
         notes=tuple(run.notes),
         settings=run.config.to_dict(),
         seconds=run.seconds,
@@ -184,7 +187,7 @@ def _runnable(run: _Run, original: ir.Model) -> ir.Model:
     if not preparing.has_bfloat16(original):
         return original
     try:
-        runtime.session(original, use_library=False)
+        runtime.session(original, use_library=False, custom_ops_libraries=run.libraries)
     except ModelError:
         run.notes.append(
             "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times "
@@ -196,7 +199,7 @@ def _runnable(run: _Run, original: ir.Model) -> ir.Model:
 
 def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
     """Refuse labels that do not fit before the hours of work, as training and verification would after."""
-    if train is not None and train.labels is not None:
+    if train is not None and train.labels is not None and np.issubdtype(scores.dtype, np.floating):
         if np.issubdtype(train.labels.dtype, np.integer):
             verifying.check_labels(train.labels, scores)
         labels = train.labels[np.resize(np.arange(len(train)), len(scores))]
@@ -217,54 +220,6 @@ def _cluster(
         if tick is not None:
             tick(done, len(layers))
     return quantized
-
-
-def _finetune(
-    run: _Run,
-    normal: ir.Model,
-    layers: Sequence[Layer],
-    quantized: Mapping[str, Quantized],
-    train: Dataset,
-    output: str,
-    cache_dir: Path,
-) -> tuple[Finetuned, Training]:
-    """Cut the frozen prefix off, cache what it computes, check the imported rest, and train it."""
-    with run.stage("caching"):
-        cut = partition.cut(normal, [layer.weight for layer in layers], [output])
-        boundary = dict(train.inputs)
-        tick = run.ticker("caching")
-        if cut.prefix is not None:
-            boundary |= activations.capture(cut.prefix, cut.boundary, train.inputs, cache_dir=cache_dir, progress=tick)
-        partition.complete_types(cut.suffix, boundary)
-        teacher = activations.capture(cut.suffix, [output], boundary, cache_dir=cache_dir, progress=tick)[output]
-        network = importing.import_model(cut.suffix)
-        fixed = activations.fixed_batch(cut.suffix)
-        batch = first(Dataset({name: boundary[name] for name in cut.boundary}), fixed, CHECKED_SAMPLES)
-        check = importing.check_forward(network, cut.suffix, batch)
-    rows = split_rows(len(train), run.config.training.validation, run.config.seed)
-    learn, choose = (Samples({n: boundary[n] for n in cut.boundary}, teacher, train.labels, part) for part in rows)
-    with run.stage("training"):
-        tuned = finetuning.finetune(
-            Problem(network, layers, output, fixed),
-            quantized,
-            (learn, choose),
-            run.config.training,
-            seed=run.config.seed,
-            progress=run.ticker("training"),
-        )
-    nodes = 0 if cut.prefix is None else len(cut.prefix.graph)
-    return tuned, Training(
-        loss=tuned.describe,
-        samples=len(learn),
-        validation_samples=len(choose),
-        prefix=nodes,
-        forward_error=check.max_rel,
-        forward_node=check.node,
-        before=tuned.before,
-        quantized=tuned.start,
-        best=tuned.best,
-        epochs=tuned.epochs,
-    )
 
 
 def _verify(
@@ -297,6 +252,7 @@ def _verify(
             held_out=evidence.held_out,
             file_bytes=(before, modelio.file_bytes(path)),
             library_budget=verifying.FAST_LIBRARY_BUDGET if run.config.pq.fast else verifying.LIBRARY_BUDGET,
+            libraries=run.libraries,
             progress=run.ticker("verification"),
         )
 
@@ -309,10 +265,15 @@ def _weight(normal: ir.Model, layer: Layer) -> np.ndarray[tuple[int, ...], np.dt
 
 
 def _layer_reports(
-    normal: ir.Model, layers: Sequence[Layer], layouts: Mapping[str, Layout], tensors: Mapping[str, PQTensor]
+    normal: ir.Model,
+    layers: Sequence[Layer],
+    layouts: Mapping[str, Layout],
+    tensors: Mapping[str, PQTensor],
+    ways: Mapping[str, str],
 ) -> tuple[LayerReport, ...]:
     reports: list[LayerReport] = []
     for layer in layers:
         exact = quantization.matrix_of(_weight(normal, layer), layer).numpy()
-        reports.append(quantization.report(layer, layouts[layer.weight], exact, tensors[layer.weight], earlier=reports))
+        found = quantization.report(layer, layouts[layer.weight], exact, tensors[layer.weight], earlier=reports)
+        reports.append(replace(found, training=ways.get(layer.weight, "")))
     return tuple(reports)

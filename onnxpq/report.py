@@ -10,6 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+END_TO_END = "end to end"
+LAYER_WISE = "layer-wise"
+NOT_TRAINED = "not trained"
+"""How a layer was trained; the latter two are followed by a colon and the reason."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -27,6 +32,7 @@ class LayerReport:
             subgraph that shares a weight has its own copy of these.
         weight_error: relative L2 difference between the final weight and the user's.
         place: the subgraph that the node lies in; empty for the main graph.
+        training: how it was trained and, unless end to end, why not end to end; "" without training.
     """
 
     node: str
@@ -39,6 +45,7 @@ class LayerReport:
     bytes_after: int
     weight_error: float
     place: str = ""
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,17 +204,42 @@ class Training:
 
 
 @dataclass(frozen=True)
+class LayerTraining:
+    """A layer that was trained by itself, against the original layer's outputs.
+
+    Attributes:
+        node: its node.
+        reason: why the gradient of the model's output could not be used.
+        rows: inputs of the layer that it was trained on, as captured in onnxruntime.
+        validation_rows: others, held out to choose the best epoch.
+        quantized: relative squared error of the layer's outputs after product quantization alone.
+        best: that of the state that was kept.
+        epochs: in order.
+    """
+
+    node: str
+    reason: str
+    rows: int
+    validation_rows: int
+    quantized: float
+    best: float
+    epochs: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """All that is known of a run.
 
     Attributes:
         layers: compressed.
         skipped: left alone.
-        training: None for plain product quantization.
+        training: of the layers that were trained end to end; None where there were none.
         verification: in onnxruntime.
         notes: sentences that the user should read.
         settings: the configuration as plain values.
         seconds: by stage.
+        layer_wise: of the layers that were trained each by itself. Without training of either kind it is plain product
+            quantization.
     """
 
     layers: tuple[LayerReport, ...]
@@ -217,6 +249,7 @@ class Report:
     notes: tuple[str, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    layer_wise: tuple[LayerTraining, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -240,6 +273,7 @@ class Report:
         sections = [_layers(self.layers), _skipped(self.skipped)]
         if self.training is not None:
             sections.append(_training(self.training))
+        sections.append(_layer_wise(self.layers, self.layer_wise))
         sections.append(self._verification())
         sections.extend(f"Note: {note}" for note in self.notes)
         return "\n\n".join(section for section in sections if section)
@@ -327,6 +361,18 @@ def _training(training: Training) -> str:
             f"product quantization alone {training.quantized:.4g}, fine-tuned {training.best:.4g}",
         ]
     )
+
+
+def _layer_wise(layers: Sequence[LayerReport], trained: Sequence[LayerTraining]) -> str:
+    lines = [
+        f"  {entry.node}: relative squared error {entry.quantized:.4g} by product quantization alone, {entry.best:.4g} "
+        f"fine-tuned on {entry.rows} rows, {len(entry.epochs)} epochs; because {entry.reason}"
+        for entry in trained
+    ]
+    if lines:
+        lines.insert(0, "Fine-tuned layer by layer, each against the original layer's outputs")
+    untrained = [f"  {layer.node}: {layer.training}" for layer in layers if layer.training.startswith(NOT_TRAINED)]
+    return "\n".join([*lines, *(["Not fine-tuned", *untrained] if untrained else [])])
 
 
 def _output(output: OutputReport) -> str:

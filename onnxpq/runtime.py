@@ -1,5 +1,10 @@
-"""onnxruntime: the only module that imports it. Sessions with the operator library, and their outputs as arrays."""
+"""onnxruntime: the only module that imports it. Sessions with the operator library, and their outputs as arrays.
 
+Models with operators of other libraries run with those registered: the ones that the caller names, and
+onnxruntime-extensions (tokenizers, image decoding) where the model uses its domains.
+"""
+
+import hashlib
 import importlib
 import os
 import tempfile
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
 
 Model: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+Libraries: TypeAlias = Sequence[str | os.PathLike[str]]
+"""Paths of custom-operator libraries."""
 
 LIBRARY_NAMES: Final = ("libonnxpq_ops.so", "libonnxpq_ops.dylib", "onnxpq_ops.dll")
 MIN_RUNTIME: Final = (1, 17)
@@ -33,8 +40,13 @@ LIBRARY_MISSING: Final = (
 )
 """Said once a process by `session`."""
 
+EXTENSIONS_DOMAINS: Final = ("ai.onnx.contrib", "com.microsoft.extensions")
+"""Domains of the operators of the package onnxruntime-extensions."""
+
 _ERRORS_ONLY: Final = 3
-_REGISTERED: Final = "onnxpq.library_registered"
+_NOT_REGISTERED: Final = "is not a registered function/op"
+"""What onnxruntime says of an operator of a domain that it does not know."""
+_REGISTERED: Final = "onnxpq.registered."
 
 
 def library_path() -> str:
@@ -71,8 +83,11 @@ def session(
     use_library: bool = True,
     options: "SessionOptions | None" = None,
     providers: Sequence[Any] | None = None,
+    custom_ops_libraries: Libraries = (),
 ) -> "InferenceSession":
     """An onnxruntime session that runs `PQMatMul` with the operator library.
+
+    The library of onnxruntime-extensions is added where the model uses its domains.
 
     Args:
         model: a path, the bytes of a file, or a model in memory; external data are found only beside a path and in an
@@ -80,10 +95,12 @@ def session(
         use_library: False runs the model's own function body instead, in onnxruntime's standard operators.
         options: the caller's options; the library is added to them. Default: onnxruntime's, but without its warnings.
         providers: execution providers, as onnxruntime takes them; where absent, the CPU.
+        custom_ops_libraries: paths of further libraries of operators that the model uses.
 
     Raises:
         ModelError: onnxruntime cannot load the model.
-        RuntimeLibraryError: onnxruntime is missing, too old for the library, or refuses the library.
+        RuntimeLibraryError: onnxruntime is missing, too old for the library, or refuses a library; or the model needs
+            onnxruntime-extensions and it is not installed.
 
     Warns:
         RuntimeWarning: once a process, where the library is asked for and the installation has none; the function body
@@ -94,14 +111,26 @@ def session(
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
     if use_library and _library_or_warning():
-        _register(ort, options)
+        _check_version(ort)
+        _register(ort, options, library_path())
+    for library in custom_ops_libraries:
+        _register(ort, options, _existing(library))
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         source = _source(model, Path(scratch))
+        chosen = providers or ["CPUExecutionProvider"]
         try:
-            return ort.InferenceSession(source, options, providers=providers or ["CPUExecutionProvider"])
+            return ort.InferenceSession(source, options, providers=chosen)
         except _failures(ort) as error:
-            name = f"'{source}'" if isinstance(source, str) else "given in memory"
-            raise ModelError(f"onnxruntime {ort.__version__} cannot load the model {name}: {error}") from error
+            failure = error
+        try:
+            # Only now, so that an ordinary model is not read twice.
+            if _uses_extensions(source) and _register(ort, options, _extensions_path()):
+                return ort.InferenceSession(source, options, providers=chosen)
+        except _failures(ort) as error:
+            failure = error
+    name = f"'{source}'" if isinstance(source, str) else "given in memory"
+    hint = ". Give the library that has it with --custom-ops-library." if _NOT_REGISTERED in str(failure) else ""
+    raise ModelError(f"onnxruntime {ort.__version__} cannot load the model {name}: {failure}{hint}") from failure
 
 
 def run(session: "InferenceSession", inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -170,30 +199,63 @@ def _library_or_warning() -> bool:
     return False
 
 
-def _register(ort: ModuleType, options: "SessionOptions") -> None:
+def _check_version(ort: ModuleType) -> None:
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
     if version < MIN_RUNTIME:
         raise RuntimeLibraryError(
             f"This is onnxruntime {ort.__version__}; the operator library needs {'.'.join(map(str, MIN_RUNTIME))} or"
             " newer. Upgrade onnxruntime, or pass use_library=False to run the model's own function body."
         )
-    if _has_entry(options):
-        return
+
+
+def _register(ort: ModuleType, options: "SessionOptions", path: str) -> bool:
+    """Add a library to the options; False if they have it already: onnxruntime refuses to register a domain twice."""
+    entry = _REGISTERED + hashlib.sha256(path.encode()).hexdigest()
     try:
-        options.register_custom_ops_library(library_path())
+        if options.get_session_config_entry(entry):
+            return False
+    except RuntimeError:
+        pass  # this is how onnxruntime says that there is no such entry
+    try:
+        options.register_custom_ops_library(path)
     except _failures(ort) as error:
         raise RuntimeLibraryError(
-            f"onnxruntime {ort.__version__} refuses the operator library '{library_path()}': {error}"
+            f"onnxruntime {ort.__version__} refuses the operator library '{path}': {error}"
         ) from error
-    options.add_session_config_entry(_REGISTERED, "1")
+    options.add_session_config_entry(entry, "1")
+    return True
 
 
-def _has_entry(options: "SessionOptions") -> bool:
-    """Whether the options have the library already: onnxruntime refuses to register a domain twice."""
+def _existing(library: str | os.PathLike[str]) -> str:
+    path = Path(library)
+    if not path.is_file():
+        raise RuntimeLibraryError(
+            f"The custom-operator library '{path}' does not exist or is no file. Give the path of a shared library that"
+            " exports RegisterCustomOps."
+        )
+    return str(path.resolve())
+
+
+def _uses_extensions(source: str | bytes) -> bool:
     try:
-        return bool(options.get_session_config_entry(_REGISTERED))
-    except RuntimeError:
+        proto = (
+            onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source, load_external_data=False)
+        )
+    # What onnxruntime could not read, protobuf may not read either; onnxruntime's own words are the better ones.
+    except Exception:
         return False
+    imports = [*proto.opset_import, *(entry for function in proto.functions for entry in function.opset_import)]
+    return any(entry.domain in EXTENSIONS_DOMAINS for entry in imports)
+
+
+def _extensions_path() -> str:
+    try:
+        return str(importlib.import_module("onnxruntime_extensions").get_library_path())
+    except ImportError as error:
+        raise RuntimeLibraryError(
+            f"The model uses operators of onnxruntime-extensions (domains {' and '.join(EXTENSIONS_DOMAINS)}), which"
+            f" cannot be imported ({error}). Install it with `pip install onnxruntime-extensions`."
+        ) from error
 
 
 def _source(model: Model, scratch: Path) -> str | bytes:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from statistics import median
 from typing import Any, TypeAlias
@@ -69,6 +70,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     held_out: bool,
     file_bytes: tuple[int, int],
     library_budget: float = LIBRARY_BUDGET,
+    libraries: runtime.Libraries = (),
     progress: Progress | None = None,
 ) -> Verification:
     """Run both models over the data set and compare.
@@ -83,6 +85,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         held_out: whether none of them was used for training.
         file_bytes: of the original and of the compressed file.
         library_budget: largest relative L2 difference of an output between native operator and function body.
+        libraries: custom-operator libraries that the model needs.
         progress: is told the samples that are done and their number.
 
     Returns:
@@ -94,10 +97,11 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         DataError: labels do not fit the output.
         RuntimeLibraryError, ModelError: onnxruntime refuses a model.
     """
+    session = partial(runtime.session, custom_ops_libraries=libraries)
     sessions = _Sessions(
-        runtime.session(original, use_library=False),
-        runtime.session(compressed, use_library=False),
-        runtime.session(compressed) if runtime.library_available() else None,
+        session(original, use_library=False),
+        session(compressed, use_library=False),
+        session(compressed) if runtime.library_available() else None,
     )
     fixed = data.fixed_batch(inputs)
     sums = _Sums()

@@ -1,8 +1,13 @@
 """Settings of all tests: one thread each, since tests run side by side."""
 
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).resolve().parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -12,3 +17,25 @@ def _one_torch_thread() -> None:
     import torch  # noqa: PLC0415 -- after the environment is set
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def leaky_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`leaky_library.cpp`, built: a user's library with the operator my::Leaky."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    target = tmp_path_factory.mktemp("library") / "leaky.so"
+    include = HERE.parent / "custom_ops" / "include"
+    command = [
+        compiler,
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        f"-I{include}",
+        str(HERE / "leaky_library.cpp"),
+        "-o",
+        target,
+    ]
+    subprocess.run(command, check=True)
+    return target

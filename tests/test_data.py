@@ -332,7 +332,7 @@ def test_random_inputs_fill_fixed_batches(fixed: int, expected: int) -> None:
 
 
 def test_random_text_is_not_made_up() -> None:
-    message = "Input 's' is object: no random samples can be made up for it. Give data with --data."
+    message = "Input 's' is string [N]: no random samples can be made up for it. Give data with --data."
     with pytest.raises(DataError, match=re.escape(message)):
         data.random_inputs([InputSpec("s", np.dtype(object), (None,))], 1, 0)
 

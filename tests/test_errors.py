@@ -10,7 +10,7 @@ from onnx import helper
 from tiny_models import FEATURES, HIDDEN, build, initializer, mlp, samples
 
 import onnxpq
-from onnxpq import data, errors, importing, modelio, partition, runtime, verification
+from onnxpq import activations, data, errors, importing, modelio, partition, runtime, verification
 from onnxpq.config import PQConfig
 from onnxpq.data import Dataset, InputSpec
 from onnxpq.errors import OnnxpqError
@@ -25,6 +25,15 @@ def no_model(scratch: Path) -> None:
 
 def no_input(scratch: Path) -> None:
     data.load({"z": samples()}, [X])
+
+
+def no_rows(scratch: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], name="sum", keepdims=0),
+        helper.make_node("Identity", ["s"], ["y"], name="out"),
+    ]
+    model = importing.normalise(modelio.load(build(nodes, {"x": ["N", 4]}, {"y": []}, [])))
+    activations.capture(model, ["s"], {"x": samples()[:, :4]}, cache_dir=None)
 
 
 def no_such_number(scratch: Path) -> None:
@@ -86,6 +95,10 @@ TRIGGERS: dict[type[OnnxpqError], tuple[Callable[[Path], None], str]] = {
     errors.DataError: (
         no_input,
         r"^data lacks the model's input 'x' \(float32 \[N, 64\]\); found the keys 'z'\.$",
+    ),
+    errors.UnalignedError: (
+        no_rows,
+        r"^Value 's' has shape \[\] for a batch of 60 rows: its first dimension is not the batch, .* without data",
     ),
     errors.ConfigError: (
         no_such_number,

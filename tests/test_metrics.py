@@ -178,6 +178,7 @@ OUTPUTS = {"label": np.array([1, 2]), "one": np.ones((2, 1), np.float32), "score
 def test_scores_are_preferred() -> None:
     assert metrics.choose_output(OUTPUTS, None) == "scores"
     assert metrics.choose_output({"label": OUTPUTS["label"], "one": OUTPUTS["one"]}, None) == "one"
+    assert metrics.choose_output({"label": OUTPUTS["label"]}, None) == "label"
     assert metrics.choose_output(OUTPUTS, "one") == "one"
 
 
@@ -191,7 +192,7 @@ def test_scores_are_preferred() -> None:
             "label",
             "Output 'label' holds int64, which has no gradient. Choose one of: none.",
         ),
-        ({"label": OUTPUTS["label"]}, None, "No output of the model holds floating-point numbers: there is nothing to"),
+        ({"text": np.array(["a"])}, None, "No output of the model holds numbers: there is nothing to"),
     ],
 )
 def test_output_that_cannot_be_used(outputs: dict[str, np.ndarray], wanted: str | None, message: str) -> None:
@@ -249,3 +250,14 @@ def test_labels_that_cannot_be_compared() -> None:
         metrics.check_numbers(np.zeros((5, 2)), np.zeros((1, 3)))
     with pytest.raises(DataError, match=re.escape("Labels to be compared with an output must be numbers; found <U1.")):
         metrics.check_numbers(np.array(["a", "b"]), np.zeros((1, 1)))
+
+
+def test_labels_against_an_output_of_labels() -> None:
+    labels, first, second = np.array([0, 1, 2, 2]), np.array([[0], [1], [1], [2]]), np.array([[0], [0], [1], [2]])
+    assert metrics.name_classes(labels, first)
+    metrics.check_classes(labels, first)
+    correct = metrics.Correct()
+    correct.add(labels, first, second)
+    assert (correct.both, correct.only_original, correct.only_compressed, correct.neither) == (2, 1, 0, 1)
+    with pytest.raises(DataError, match="as many numbers are expected"):
+        metrics.check_classes(labels, np.zeros((4, 2), np.int64))

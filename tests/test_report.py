@@ -10,6 +10,7 @@ from onnxpq.report import (
     Interval,
     Latency,
     LayerReport,
+    LayerTraining,
     OutputReport,
     Report,
     SkippedReport,
@@ -137,3 +138,22 @@ def test_table_aligns_numbers_on_the_right() -> None:
     assert table([("name", "n"), ("a", "5"), ("long name", "123"), ("b", "-")]) == (
         "  name         n\n  a            5\n  long name  123\n  b            -"
     )
+
+
+def test_layers_trained_by_themselves_and_not_at_all() -> None:
+    epochs = tuple(Epoch("tuned", 0.5, 0.25, 0.0) for _ in range(3))
+    alone = LayerTraining("fc1", "operator my::Op version 1 at node 'odd' has no rule", 900, 100, 0.5, 0.125, epochs)
+    ways = (f"layer-wise: {alone.reason}", f"layer-wise: {alone.reason}", "not trained: it lies in a subgraph")
+    layers = tuple(replace(layer, training=way) for layer, way in zip(LAYERS, ways, strict=True))
+    report = replace(REPORT, layers=layers, training=None, layer_wise=(alone,))
+    text = squeezed(report)
+    assert (
+        "Fine-tuned layer by layer, each against the original layer's outputs\n fc1: relative squared error 0.5 by"
+        in text
+    )
+    assert "0.125 fine-tuned on 900 rows, 3 epochs; because operator my::Op version 1 at node 'odd' has no rule" in text
+    assert "Not fine-tuned\n fc2: not trained: it lies in a subgraph" in text
+    stored = json.loads(report.to_json())
+    assert stored["layer_wise"][0]["best"] == 0.125
+    assert [layer["training"] for layer in stored["layers"]] == list(ways)
+    assert "layer by layer" not in squeezed(REPORT)

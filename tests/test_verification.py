@@ -258,7 +258,7 @@ def library_gives(monkeypatch: pytest.MonkeyPatch) -> Callable[[onnx.ModelProto]
     real = runtime.session
 
     def install(other: onnx.ModelProto) -> None:
-        def session(model: Any, *, use_library: bool = True) -> Any:
+        def session(model: Any, *, use_library: bool = True, **_: object) -> Any:
             return real(other if use_library else model, use_library=False)
 
         monkeypatch.setattr(runtime, "library_available", lambda: True)

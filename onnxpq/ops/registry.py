@@ -18,13 +18,15 @@ The contract of such a function (a *handler*):
 * Values of type string are numpy arrays of objects, as torch has no such tensors.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import onnx
+from torch import Tensor
 
-from onnxpq.errors import ConfigError, UnsupportedOperatorError
+from onnxpq.errors import ConfigError, OnnxpqError, UnsupportedOperatorError
 
 Handler = Callable[..., Any]
 _F = TypeVar("_F", bound=Handler)
@@ -67,21 +69,39 @@ def register_op(domain: str, op_type: str, fn: Handler, since_version: int = 1) 
     Args:
         domain: domain of the operator, "" is ai.onnx.
         op_type: its type.
-        fn: function of the input tensors and, by keyword, of the attributes.
+        fn: function of the input tensors (torch) and, by keyword, of the attributes; it returns a tensor or a tuple of
+            them. Where it can be differentiated, the layers before it are trained through it.
         since_version: first opset version of the domain that it is right for.
 
     Raises:
-        ConfigError: if this version has a handler already, or `since_version` is not positive.
+        ConfigError: if this version has a handler already, or an argument is not what it has to be.
     """
-    if since_version < 1:
-        raise ConfigError(f"The 'since_version' of register_op must be at least 1. Got {since_version} instead.")
+    if not isinstance(domain, str) or not isinstance(op_type, str) or not op_type:
+        raise ConfigError(
+            f"The 'domain' and 'op_type' of register_op must be strings, the latter not empty. Got {domain!r} and "
+            f"{op_type!r} instead."
+        )
+    if not callable(fn):
+        raise ConfigError(
+            f"The 'fn' of register_op must be a function of the input tensors of {domain}::{op_type}. Got {fn!r} "
+            "instead."
+        )
+    if isinstance(since_version, bool) or not isinstance(since_version, int) or since_version < 1:
+        raise ConfigError(
+            f"The 'since_version' of register_op must be an integer of at least 1. Got {since_version!r} instead."
+        )
     version = version_in_force(domain, op_type, since_version)
     if version in _built_in.get((canonical_domain(domain), op_type), {}):
         raise ConfigError(
             f"Operator {describe(domain, op_type, version)} has a handler in onnxpq already. "
             "Register a version that it has no handler for."
         )
-    _add(_users, domain, op_type, fn, since_version)
+    _add(_users, domain, op_type, _guarded(fn), since_version)
+
+
+def is_users(domain: str, op_type: str) -> bool:
+    """Whether `register_op` has taught the importer a version of this operator."""
+    return (canonical_domain(domain), op_type) in _users
 
 
 def version_in_force(domain: str, op_type: str, opset: int) -> int:
@@ -116,7 +136,8 @@ def resolve(domain: str, op_type: str, opset: int, node: str) -> Handler:
         f"Node '{node}' uses operator {describe(domain, op_type, version)} (the model imports version {opset} of the "
         f"domain), which onnxpq cannot train through{_what_is_known(known, domain, opset)}. Exclude the layers before "
         "this node from the compression, teach the operator with onnxpq.register_op, or compress without data "
-        "(plain product quantization, which needs no training)."
+        "(plain product quantization, which needs no training).",
+        node=node,
     )
 
 
@@ -143,9 +164,29 @@ def _add(
     if version in by_version:
         raise ConfigError(
             f"Operator {describe(canonical_domain(domain), op_type, version)} has a handler already: "
-            f"{by_version[version].__name__}."
+            f"{getattr(by_version[version], '__name__', by_version[version])}."
         )
     by_version[version] = fn
+
+
+def _guarded(fn: Handler) -> Handler:
+    """A user's function whose mistakes become errors that the caller gives the node's name to."""
+    name = getattr(fn, "__name__", repr(fn))
+
+    @functools.wraps(fn)
+    def call(*inputs: Any, **attributes: Any) -> Any:
+        try:
+            found = fn(*inputs, **attributes)
+        except (RuntimeError, OnnxpqError):
+            raise
+        except Exception as error:
+            raise RuntimeError(f"{name} raised {type(error).__name__}: {error}") from error
+        for result in found if isinstance(found, tuple) else (found,):
+            if not isinstance(result, Tensor):
+                raise TypeError(f"{name} returned {type(result).__name__}; expected a torch.Tensor or a tuple of them")
+        return found
+
+    return call
 
 
 def _schema_is_current(domain: str, opset: int) -> bool:

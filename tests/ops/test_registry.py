@@ -2,10 +2,13 @@ import inspect
 import pkgutil
 
 import onnx
+import onnx_ir as ir
 import pytest
+import torch
 
 from onnxpq import ops
-from onnxpq.errors import ConfigError, UnsupportedOperatorError
+from onnxpq.errors import ConfigError, OnnxpqError, UnsupportedOperatorError
+from onnxpq.importing import import_model
 from onnxpq.ops import registry
 from onnxpq.ops.registry import attributes_of, register, register_op, registered, resolve, version_in_force
 
@@ -84,7 +87,7 @@ def test_a_second_handler_is_refused():
 
 
 def test_since_version_must_be_positive():
-    with pytest.raises(ConfigError, match=r"'since_version' of register_op must be at least 1. Got 0"):
+    with pytest.raises(ConfigError, match=r"'since_version' of register_op must be an integer of at least 1. Got 0"):
         register_op("my", "Op", abs, since_version=0)
 
 
@@ -99,8 +102,8 @@ def test_a_users_operator_serves_until_the_next_version():
     register_op("my", "Op", second, since_version=4)
     with pytest.raises(UnsupportedOperatorError):
         resolve("my", "Op", 1, "n")
-    assert resolve("my", "Op", 3, "n") is first
-    assert resolve("my", "Op", 9, "n") is second
+    assert resolve("my", "Op", 3, "n").__wrapped__ is first
+    assert resolve("my", "Op", 9, "n").__wrapped__ is second
 
 
 def test_an_unknown_operator_is_named():
@@ -121,3 +124,55 @@ def test_an_opset_that_onnx_does_not_know_is_refused():
     newest = onnx.defs.onnx_opset_version()
     with pytest.raises(UnsupportedOperatorError, match=f"the installed onnx package knows opsets up to {newest}"):
         resolve("", "Relu", newest + 1, "n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, "Mine", torch.relu, 1), r"'domain' and 'op_type' of register_op must be strings, .* Got 3 and 'Mine'"),
+        (("my", "", torch.relu, 1), r"the latter not empty. Got 'my' and ''"),
+        (
+            ("my", "Mine", "relu", 1),
+            r"'fn' of register_op must be a function of the input tensors of my::Mine. Got 'relu'",
+        ),
+        (("my", "Mine", torch.relu, 1.5), r"must be an integer of at least 1. Got 1.5"),
+        (("my", "Mine", torch.relu, True), r"must be an integer of at least 1. Got True"),
+    ],
+)
+def test_arguments_that_register_op_refuses(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        register_op(*arguments)
+
+
+def numpy_result(x):
+    return x.numpy()
+
+
+def division(x):
+    return x * (1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (
+            numpy_result,
+            r"Node 'n' \(my::Mine\) failed on x: float32\[2\]: numpy_result returned ndarray; expected a torch.Te",
+        ),
+        (lambda _x: None, r"<lambda> returned NoneType; expected a torch.Tensor or a tuple of them"),
+        (division, r"Node 'n' \(my::Mine\) failed on x: float32\[2\]: division raised ZeroDivisionError"),
+        (
+            lambda: None,
+            r"Node 'n' \(my::Mine\) has 1 inputs and the attributes \[\], which its rule in onnxpq does not take",
+        ),
+    ],
+)
+def test_a_users_function_that_is_wrong_is_named_with_its_node(fn, message, monkeypatch):
+    monkeypatch.setattr(registry, "_users", {})
+    register_op("my", "Mine", fn)
+    h = onnx.helper
+    info = [h.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    graph = h.make_graph([h.make_node("Mine", ["x"], ["y"], name="n", domain="my")], "g", info[:1], info[1:])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17), h.make_opsetid("my", 1)])
+    with pytest.raises(OnnxpqError, match=message):
+        import_model(ir.from_proto(model))({"x": torch.zeros(2)})

@@ -1,0 +1,208 @@
+"""The training of all layers of a model: end to end where a gradient reaches them, the others each by itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxpq import activations, finetuning, importing, objectives, partition, routing
+from onnxpq.config import Config
+from onnxpq.data import Dataset, split_rows
+from onnxpq.errors import UnalignedError
+from onnxpq.finetuning import Problem, Samples
+from onnxpq.layers import Layer
+from onnxpq.pq.quantized import Quantized
+from onnxpq.report import END_TO_END, LAYER_WISE, NOT_TRAINED, LayerTraining, Training
+from onnxpq.routing import Part, Plan
+from onnxpq.runtime import Libraries
+
+CHECKED_SAMPLES = 8
+"""Samples on which torch is compared with onnxruntime, value by value."""
+
+LAYER_ROWS = 16384
+"""A layer that is trained by itself sees at most so many rows."""
+
+Ticker: TypeAlias = Callable[[str], Callable[[int, int], None] | None]
+"""For the name of a stage, what is told its progress."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be trained.
+
+    Attributes:
+        model: normalised.
+        layers: of it.
+        output: that the loss looks at.
+        data: samples to train on, and to choose the best epoch by.
+        config: of the run.
+        cache_dir: for what onnxruntime computes for the data.
+        libraries: custom-operator libraries that the model needs.
+        ticker: for progress.
+    """
+
+    model: ir.Model
+    layers: Sequence[Layer]
+    output: str
+    data: Dataset
+    config: Config
+    cache_dir: Path
+    libraries: Libraries
+    ticker: Ticker
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """How each layer is trained, and what the part that is trained end to end is given (to learn, to choose by)."""
+
+    plan: Plan
+    samples: tuple[Samples, Samples] | None
+
+
+@dataclass
+class Trained:
+    """What the training gave.
+
+    Attributes:
+        quantized: the layers, by weight name.
+        values: other initializers, by name.
+        ways: how each layer was trained, by weight name.
+        training: of the layers that were trained end to end; None where there were none.
+        layer_wise: of the others.
+    """
+
+    quantized: dict[str, Quantized]
+    values: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    ways: dict[str, str] = field(default_factory=dict)
+    training: Training | None = None
+    layer_wise: list[LayerTraining] = field(default_factory=list)
+
+
+def prepare(job: Job) -> Prepared:
+    """Decide how each layer is trained, and let onnxruntime compute what is not trained, once for all samples.
+
+    Raises:
+        OnnxpqError: see `onnxpq.routing.plan` and `onnxpq.activations.capture`.
+    """
+    few = job.data.take(slice(CHECKED_SAMPLES)).inputs
+    plan = routing.plan(job.model, job.layers, job.output, few, job.libraries)
+    if plan.part is None:
+        return Prepared(plan, None)
+    cut, boundary = plan.part.cut, dict(job.data.inputs)
+    capture = partial(
+        activations.capture, cache_dir=job.cache_dir, libraries=job.libraries, progress=job.ticker("caching")
+    )
+    try:
+        if cut.prefix is not None:
+            boundary |= capture(cut.prefix, cut.boundary, job.data.inputs)
+        teacher = capture(cut.suffix, [job.output], boundary)[job.output]
+    except UnalignedError as error:
+        # The few samples fitted together, all of them do not: texts of many lengths, for one.
+        weights = dict.fromkeys((layer.weight for layer in plan.part.layers), str(error))
+        return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
+    inputs = {name: boundary[name] for name in cut.boundary}
+    rows = split_rows(len(job.data), job.config.training.validation, job.config.seed)
+    learn, choose = (Samples(inputs, teacher, job.data.labels, part) for part in rows)
+    return Prepared(plan, (learn, choose))
+
+
+def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> Trained:
+    """Train all layers.
+
+    Args:
+        job: the model and its data.
+        prepared: `prepare(job)`.
+        quantized: where to start, by weight name.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+        DataError, OutputError: the inputs of a layer cannot be captured; see `onnxpq.activations.capture_rows`.
+    """
+    trained = Trained(dict(quantized))
+    if prepared.plan.part is not None and prepared.samples is not None:
+        _end_to_end(job, prepared.plan.part, prepared.samples, trained)
+    tick = job.ticker("layer-wise training")
+    for done, (weight, reason) in enumerate(prepared.plan.layer_wise.items(), start=1):
+        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, trained)
+        if tick is not None:
+            tick(done, len(prepared.plan.layer_wise))
+    return trained
+
+
+def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
+    tuned = finetuning.finetune(
+        Problem(part.network, part.layers, job.output, part.fixed_batch),
+        {layer.weight: trained.quantized[layer.weight] for layer in part.layers},
+        samples,
+        job.config.training,
+        seed=job.config.seed,
+        progress=job.ticker("training"),
+    )
+    trained.quantized |= tuned.quantized
+    trained.values |= tuned.values
+    trained.ways |= dict.fromkeys(tuned.quantized, END_TO_END)
+    trained.training = Training(
+        loss=tuned.describe,
+        samples=len(samples[0]),
+        validation_samples=len(samples[1]),
+        prefix=0 if part.cut.prefix is None else len(part.cut.prefix.graph),
+        forward_error=part.check.max_rel,
+        forward_node=part.check.node,
+        before=tuned.before,
+        quantized=tuned.start,
+        best=tuned.best,
+        epochs=tuned.epochs,
+    )
+
+
+def _by_itself(job: Job, layers: Sequence[Layer], reason: str, trained: Trained) -> None:
+    """Train a layer against the outputs that the original layer gives for its inputs.
+
+    Args:
+        job: the model and its data.
+        layers: all that share a weight; the first one that can be trained alone stands for them.
+        reason: why it is not trained end to end.
+        trained: takes the result.
+    """
+    layer, alone = next(
+        ((layer, found) for layer in layers if (found := partition.alone(job.model, layer))), (None, None)
+    )
+    if layer is None or alone is None:
+        why = "its inputs cannot be captured: it lies in a subgraph, or its weight is not the right factor"
+        trained.ways |= {layer.weight: f"{NOT_TRAINED}: {reason}; {why}" for layer in layers}
+        return
+    rows = activations.capture_rows(
+        job.model,
+        alone.input,
+        job.data.inputs,
+        limit=LAYER_ROWS,
+        flatten=alone.by_rows,
+        cache_dir=job.cache_dir,
+        libraries=job.libraries,
+    )
+    teacher = activations.capture(alone.model, [alone.output], {alone.input: rows}, cache_dir=job.cache_dir)
+    # Rows of one sample resemble each other: what is held out is the end, which comes from other samples.
+    held_out = min(len(rows) - 1, max(1, round(job.config.training.validation * len(rows))))
+    index = np.arange(len(rows))
+    inputs, target = {alone.input: rows}, teacher[alone.output]
+    learn, choose = (Samples(inputs, target, None, part) for part in (index[:-held_out], index[-held_out:]))
+    objective = objectives.relative_squared_error(target)
+    tuned = finetuning.finetune(
+        Problem(importing.import_model(alone.model), [layer], alone.output, objective=objective),
+        {layer.weight: trained.quantized[layer.weight]},
+        (learn, choose),
+        # A mixture tells nothing new about a layer, which is linear.
+        replace(job.config.training, mixup=0.0),
+        seed=job.config.seed,
+    )
+    trained.quantized |= tuned.quantized
+    trained.values |= tuned.values
+    trained.ways[layer.weight] = f"{LAYER_WISE}: {reason}"
+    trained.layer_wise.append(
+        LayerTraining(layer.node, reason, len(learn), len(choose), tuned.start, tuned.best, tuned.epochs)
+    )
