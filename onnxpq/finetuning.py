@@ -295,6 +295,8 @@ class _Trainer:
             loss = loss + alpha * self.student.term(self.settings.regularizer)
         self.stored.zero_grad()
         self.latent.zero_grad()
+        if not loss.requires_grad:  # the batch took the branch of an If that has none of the layers
+            return value
         loss.backward()  # type: ignore[no-untyped-call]
         self.stored.step()
         if phase == REGULARIZED:

@@ -175,12 +175,20 @@ def _without_gradient(part: Part, weights: Sequence[str], output: str, batch: Ma
         found = torch.autograd.grad((kept[output] * direction).sum(), list(kept.values()), allow_unused=True)
         reached = {name for name, g in zip(kept, found, strict=True) if g is not None and bool(g.any())}
     part.network.trainable([])
-    lost = [weight for weight in weights if weight not in reached]
-    return {weight: _barrier(part.cut.suffix.graph, weight, output, set(kept), reached) for weight in lost}
+    lost: dict[str, str] = {}
+    for weight in weights:
+        if weight in reached:
+            continue
+        node = _barrier(part.cut.suffix.graph, weight, output, set(kept), reached)
+        if node is None:
+            lost[weight] = "no gradient of the output reaches it"
+        elif not nested_nodes(node):  # other samples may take the other branch of an If
+            lost[weight] = f"node '{node_label(node)}' ({node.op_type}) lets no gradient through"
+    return lost
 
 
-def _barrier(graph: ir.Graph, weight: str, output: str, kept: set[str], reached: set[str]) -> str:
-    """Says which node stops the gradient.
+def _barrier(graph: ir.Graph, weight: str, output: str, kept: set[str], reached: set[str]) -> ir.Node | None:
+    """The node that stops the gradient.
 
     Args:
         graph: of the suffix.
@@ -196,9 +204,7 @@ def _barrier(graph: ir.Graph, weight: str, output: str, kept: set[str], reached:
     results = {node: {value.name for value in node.outputs} for node in nodes}
     zero = [n for n in nodes if inputs[n] and not inputs[n] & reached and results[n] & reached]
     constant = [n for n in nodes if inputs[n] and not results[n] & kept]
-    for node in (*zero, *constant):
-        return f"node '{node_label(node)}' ({node.op_type}) lets no gradient through"
-    return "no gradient of the output reaches it"
+    return next(iter((*zero, *constant)), None)
 
 
 def nested_nodes(node: ir.Node) -> list[ir.Node]:
