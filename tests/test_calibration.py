@@ -1,6 +1,7 @@
 """Statistics of what goes into the layers, against the same numbers by numpy."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,11 +11,15 @@ import tiny_models as tiny
 from numpy.typing import NDArray
 from onnx import helper
 
+import onnxpq
 from onnxpq import calibration, importing, rewriting, runtime
+from onnxpq.config import Config, TrainingConfig
 from onnxpq.data import Dataset
 from onnxpq.errors import DataError
 from onnxpq.layers import Layer
 from onnxpq.pq.statistics import InputStatistics
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
 
 MOMENT_BUDGET = 1e-4
 """Relative error of a moment: onnxruntime's float32 against numpy's."""
@@ -172,3 +177,25 @@ def test_progress() -> None:
     data = Dataset({"x": tiny.samples(5)})
     list(calibration.collect(model, layers, data, seed=0, progress=lambda done, total: steps.append((done, total))))
     assert steps == [(1, 2), (2, 2)]
+
+
+def test_compressing_with_data_gives_smaller_errors_than_without() -> None:
+    digits = {name: dict(np.load(MODELS / f"digits_{name}.npz")) for name in ("train", "test")}
+    config = Config(training=TrainingConfig(epochs=0))
+    errors = []
+    for data in (None, digits["train"]):
+        report = onnxpq.compress(
+            MODELS / "digits_mlp.onnx", data, test=digits["test"], labels="y", config=config
+        ).report
+        (error,) = (o.relative_error for o in report.verification.outputs if o.relative_error is not None)
+        errors.append(error)
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_layer_whose_inputs_were_not_seen_is_noted() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "W"], ["y"], name="fc", transA=1)]
+    model = one_node(nodes, 32, 4, weight=(32, 64))
+    x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    config = Config(training=TrainingConfig(epochs=0))
+    report = onnxpq.compress(model, {"x": x}, test={"x": x[:32]}, config=config).report
+    assert calibration.UNSEEN.format(weight="W") in report.notes

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 DEFAULT_ITERATIONS = 50
-SETTLED = 1e-3
+SETTLED = 2e-3
 """Lloyd steps end once one gains less than this share of the squared error: what follows gains less than the choice of
 the start."""
 
@@ -41,11 +41,13 @@ class _Points(NamedTuple):
 
     Attributes:
         columns: [G, d + 1, N], the last row of ones.
+        weighted: [G, d + 1, N], the same times the weights.
         weights: [G, N].
         norms: [G, N], squared norms.
     """
 
     columns: Tensor
+    weighted: Tensor
     weights: Tensor
     norms: Tensor
 
@@ -53,7 +55,7 @@ class _Points(NamedTuple):
     def of(cls, points: Tensor, weights: Tensor) -> "_Points":
         """From points [G, N, d] and weights [G, N]."""
         columns = torch.cat([points.transpose(1, 2), torch.ones_like(weights).unsqueeze(1)], 1)
-        return cls(columns, weights, points.square().sum(2))
+        return cls(columns, columns * weights.unsqueeze(1), weights, points.square().sum(2))
 
     def squared(self, centroids: Tensor) -> Tensor:
         """Squared distances [G, K, N] to centroids [G, K, d]."""
@@ -222,11 +224,10 @@ def _owned(data: _Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
     owned = torch.zeros_like(extended)
     best = torch.empty_like(data.norms)
     for some in _chunks(data.norms, centroids.shape[1]):
-        columns = data.columns[:, :, some]
-        scores = torch.bmm(extended, columns)
+        scores = torch.bmm(extended, data.columns[:, :, some])
         best[:, some] = scores.amax(1)
         hits = scores.eq_(best[:, some].unsqueeze(1))
-        owned += torch.bmm(hits, (columns * data.weights[:, some].unsqueeze(1)).transpose(1, 2))
+        owned += torch.bmm(hits, data.weighted[:, :, some].transpose(1, 2))
     return owned, best
 
 
