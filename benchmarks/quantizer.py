@@ -2,12 +2,12 @@
 
     python benchmarks/quantizer.py                               # both MNIST models
     python benchmarks/quantizer.py --material FOLDER...          # also: folders with model.onnx, train.npz, test.npz
-    python benchmarks/quantizer.py --quick                       # the first large layer of each model, one layout
+    python benchmarks/quantizer.py --quick                       # one layer of each model, two layouts; not the model
     python benchmarks/quantizer.py --rows                        # error by the number of rows that were looked at
     python benchmarks/quantizer.py --speed --faiss-python PATH   # PATH: a Python with the package faiss-cpu
     python benchmarks/quantizer.py --table                       # only prints what is stored
 
-The error of a layer is that of its outputs on inputs that the quantizer has not seen, relative to the outputs:
+The one layer is the first large one. The error of a layer is that of its outputs on inputs that the quantizer has not seen, relative to the outputs:
 ``sqrt(tr(E H E^T) / tr(W H W^T))`` with H of the test data. Nothing is trained here. Results are added to
 results/quantizer.json, under the name of the model (its folder's).
 """
@@ -46,6 +46,7 @@ LAYOUTS = {
     "d=8, K=256, one codebook": PQConfig(8, 256, "layer"),
     "d=4, K=256, one codebook": PQConfig(4, 256, "layer"),
 }
+QUICK = ("d=8, K=16", "d=4, K=256, one codebook")
 LARGE = 10_000
 """Weights of the smallest layer that is looked at."""
 
@@ -134,15 +135,14 @@ def layer_rows(folder: Path, *, quick: bool) -> Iterator[Row]:
         approximation, size = two_bit(matrix)
         moment = torch.from_numpy(new.second_moment).float()
         baseline = {"bytes": size, "error": relative(matrix, approximation, moment)}
-        for name, settings in LAYOUTS.items():
+        for name in QUICK if quick else LAYOUTS:
+            settings = LAYOUTS[name]
             layout = allocation.layout_of(layer, settings)
             row: Row = {"layer": layer.node, "shape": list(matrix.shape), "layout": name, "bytes": layout.nbytes}
             row |= {"rows": seen.rows, "2 bits": baseline, "errors": {}}
             for step, run in steps(matrix, layout, seen):
                 row["errors"][step] = relative(matrix, run(), moment)
             yield row
-            if quick:
-                break
 
 
 def row_rows(folder: Path) -> Iterator[Row]:
@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--material", nargs="*", type=Path, default=[], help="folders of other models and their data")
     parser.add_argument("--only-material", action="store_true", help="leave the MNIST models out")
-    parser.add_argument("--quick", action="store_true", help="the first large layer of each model, one layout")
+    parser.add_argument("--quick", action="store_true", help="one layer of each model, two layouts")
     parser.add_argument("--rows", action="store_true", help="error by rows looked at, instead")
     parser.add_argument("--speed", action="store_true", help="time against faiss, instead")
     parser.add_argument("--faiss-python", help="an interpreter that has faiss-cpu")
@@ -251,7 +251,8 @@ def main() -> None:
                 kinds["rows"] = list(row_rows(folder))
             else:
                 kinds["layers"] = list(layer_rows(folder, quick=options.quick))
-                kinds["model"] = list(model_rows(folder))
+                if not options.quick:
+                    kinds["model"] = list(model_rows(folder))
             RESULTS.write_text(json.dumps(results, indent=1))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
