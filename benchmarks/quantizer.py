@@ -7,9 +7,9 @@
     python benchmarks/quantizer.py --speed --faiss-python PATH   # PATH: a Python with the package faiss-cpu
     python benchmarks/quantizer.py --table                       # only prints what is stored
 
-The one layer is the first large one. The error of a layer is that of its outputs on inputs that the quantizer has not seen, relative to the outputs:
-``sqrt(tr(E H E^T) / tr(W H W^T))`` with H of the test data. Nothing is trained here. Results are added to
-results/quantizer.json, under the name of the model (its folder's).
+The one layer is the first large one. The error of a layer is that of its outputs on inputs that the quantizer has not
+seen, relative to the outputs: ``sqrt(tr(E H E^T) / tr(W H W^T))`` with H of the test data. Nothing is trained here.
+Results are added to results/quantizer.json, under the name of the model (its folder's).
 """
 
 import argparse

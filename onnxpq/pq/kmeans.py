@@ -26,7 +26,7 @@ SETTLED_SETS = 0.5
 
 _STRETCH, _MOMENTUM = 1.5, 0.6
 """A step moves a centroid by `_STRETCH` times the way to its points' mean, and `_MOMENTUM` times its last move (heavy
-ball, Polyak 1964): Lloyd's steps point the same way for long, and so 10 of these reach what 25 plain ones do."""
+ball, Polyak 1964): Lloyd's steps point the same way for long, and so far fewer of these reach the same error."""
 
 _THINNED = (64, 1024)
 """Points per codeword of the samples on which the steps begin, smallest first: there a step costs less."""
@@ -99,7 +99,7 @@ def _extended(centroids: Tensor) -> Tensor:
 def _first_equal(scores: Tensor, best: Tensor) -> Tensor:
     """The lowest k with ``scores[:, k] == best``, [G, N] int64; overwrites `scores` [G, K, N].
 
-    `argmax` gives the same and takes five times as long, as it is not vectorized.
+    `argmax` gives the same and takes several times as long, as it is not vectorized.
     """
     rank = torch.arange(scores.shape[1], 0, -1, dtype=scores.dtype, device=scores.device)
     hits = scores.eq_(best.unsqueeze(1)).mul_(rank.unsqueeze(1))
