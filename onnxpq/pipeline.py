@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxpq import (
     allocation,
+    calibration,
     importing,
     modelio,
     objectives,
@@ -34,6 +35,7 @@ from onnxpq.layers import Layer, Skipped
 from onnxpq.metrics import choose_output
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
+from onnxpq.pq.statistics import InputStatistics
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.report import LayerReport, Report, SkippedReport, Verification
 from onnxpq.sampling import Evidence
@@ -131,8 +133,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     output = choose_output(outputs, run.config.output)
     _check_labels(run.config, outputs[output], train, evidence)
 
-    with run.stage("clustering"):
-        trained = Trained(_cluster(run, normal, layers, layouts))
+    trained = Trained(_cluster(run, normal, layers, layouts, train))
     if train is not None and run.config.training.epochs != 0:
         with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
             folder = Path(cache_dir or scratch)
@@ -209,16 +210,27 @@ def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, e
 
 
 def _cluster(
-    run: _Run, normal: ir.Model, layers: Sequence[Layer], layouts: Mapping[str, Layout]
+    run: _Run, normal: ir.Model, layers: Sequence[Layer], layouts: Mapping[str, Layout], train: Dataset | None
 ) -> dict[str, Quantized]:
+    """Quantize each weight, for the smallest error of its layers' outputs where there are data to measure it by."""
+    found: Iterable[tuple[str, InputStatistics | str | None]] = ((layer.weight, None) for layer in layers)
+    if train is not None:
+        found = calibration.collect(normal, layers, train, seed=run.config.seed, libraries=run.libraries)
     tick = run.ticker("clustering")
+    of_weight = {layer.weight: layer for layer in layers}
     quantized: dict[str, Quantized] = {}
-    for done, layer in enumerate(layers, start=1):
-        if layer.weight not in quantized:
-            matrix = quantization.matrix_of(_weight(normal, layer), layer)
-            quantized[layer.weight] = quantization.quantize(matrix, layouts[layer.weight], seed=run.config.seed)
-        if tick is not None:
-            tick(done, len(layers))
+    with run.stage("clustering"):
+        for weight, statistics in found:
+            if isinstance(statistics, str):
+                run.notes.append(statistics)
+            if weight not in quantized:
+                matrix = quantization.matrix_of(_weight(normal, of_weight[weight]), of_weight[weight])
+                known = None if isinstance(statistics, str) else statistics
+                quantized[weight] = quantization.quantize(
+                    matrix, layouts[weight], seed=run.config.seed, statistics=known
+                )
+            if tick is not None:
+                tick(len(quantized), len(of_weight))
     return quantized
 
 

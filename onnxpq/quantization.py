@@ -8,28 +8,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxpq.layers import Layer
-from onnxpq.pq import codec
+from onnxpq.pq import calibrated, codec
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.matrix import to_matrix
 from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.reference import decode
+from onnxpq.pq.statistics import InputStatistics
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.report import LayerReport
 
 
-def quantize(matrix: Tensor, layout: Layout, *, seed: int) -> Quantized:
-    """Product-quantize a weight by weighted k-means (`onnxpq.pq.codec.encode`).
+def quantize(matrix: Tensor, layout: Layout, *, seed: int, statistics: InputStatistics | None = None) -> Quantized:
+    """Product-quantize a weight; on a GPU where torch has one, with the same result up to rounding.
 
     Args:
         matrix: [out, in] float32.
         layout: how to cut it.
         seed: of the k-means start.
+        statistics: of the layer's inputs; with them the error of its outputs is made small (`onnxpq.pq.calibrated`),
+            without them that of the weight, by weighted k-means (`onnxpq.pq.codec.encode`).
     """
     generator = torch.Generator().manual_seed(seed)
-    # Squares of very large or small weights would leave float32; a power of two changes no digit.
-    _, exponent = torch.frexp(matrix.detach().abs().max())
-    codebooks, codes, scales = codec.encode(torch.ldexp(matrix.detach(), -exponent), layout, generator=generator)
-    return Quantized(layout, codebooks, codes, torch.ldexp(scales, exponent))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weight = matrix.detach().to(device)
+    if statistics is None:
+        parts = codec.encode(weight, layout, generator=generator)
+    else:
+        moment = torch.from_numpy(statistics.regularized()).to(device, torch.float32)
+        parts = calibrated.encode(weight, layout, moment, generator=generator)
+    codebooks, codes, scales = (part.cpu() for part in parts)
+    return Quantized(layout, codebooks, codes, scales)
 
 
 def matrix_of(array: NDArray[np.floating], layer: Layer) -> Tensor:

@@ -40,6 +40,7 @@ ALLOWED = {
     "allocation": {"config", "errors", "layers", "pq"},
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
     "activations": {"data", "errors", "runtime"},
+    "calibration": {"activations", "data", "errors", "layers", "pq", "runtime"},
     "ops": {"errors"},
     "network": {"errors", "ops"},
     "partition": {"activations", "errors", "layers", "modelproto", "network", "ops"},

@@ -9,7 +9,9 @@ from sklearn.cluster import KMeans
 
 from onnxpq.layers import Layer
 from onnxpq.pq.layout import Layout
+from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.reference import decode
+from onnxpq.pq.statistics import InputStatistics
 from onnxpq.quantization import matrix_of, quantize, report
 
 FLOAT16_BUDGET = 2e-3
@@ -136,3 +138,53 @@ def test_report_of_a_weight_of_zeros() -> None:
     layout = Layout(3, 2, 2, 2, 1)
     stored = quantize(torch.from_numpy(zeros), layout, seed=0).freeze()
     assert report(LAYER, layout, zeros, stored).weight_error == 0
+
+
+def statistics_of(x: torch.Tensor) -> InputStatistics:
+    statistics = InputStatistics(x.shape[1])
+    statistics.add(x.numpy(), "x")
+    return statistics
+
+
+def output_error(quantized: Quantized, matrix: torch.Tensor, x: torch.Tensor) -> float:
+    return float((x @ (quantized.matrix() - matrix).T).norm() / (x @ matrix.T).norm())
+
+
+def test_statistics_make_the_error_of_new_outputs_smaller() -> None:
+    mixing = normal(32, 32, seed=4)
+    seen, new = normal(2000, 32, seed=5) @ mixing, normal(500, 32, seed=6) @ mixing
+    matrix, layout = normal(96, 32), Layout(96, 32, 4, 16, 8)
+    plain = output_error(quantize(matrix, layout, seed=0), matrix, new)
+    informed = output_error(quantize(matrix, layout, seed=0, statistics=statistics_of(seen)), matrix, new)
+    assert informed < 0.75 * plain
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.ones(100, 8), torch.zeros(100, 8), normal(1, 8), normal(3, 8) * torch.tensor([0.0, 1] * 4)],
+    ids=["constant", "zeros", "one row", "zero columns"],
+)
+def test_inputs_that_tell_little(x: torch.Tensor) -> None:
+    matrix, layout = normal(40, 8), Layout(40, 8, 4, 8, 2)
+    quantized = quantize(matrix, layout, seed=0, statistics=statistics_of(x))
+    assert torch.isfinite(quantized.matrix()).all()
+    assert float((quantized.matrix() - matrix).norm()) < 1.5 * float(matrix.norm())
+    if float(x.abs().sum()) > 0:
+        plain = output_error(quantize(matrix, layout, seed=0), matrix, x)
+        assert output_error(quantized, matrix, x) <= plain
+
+
+def test_same_seed_same_result_with_statistics() -> None:
+    matrix, layout, statistics = normal(40, 30), Layout(40, 30, 4, 8, 3), statistics_of(normal(100, 30))
+    first, second = (quantize(matrix, layout, seed=5, statistics=statistics) for _ in range(2))
+    assert torch.equal(first.codebooks, second.codebooks)
+    assert torch.equal(first.codes, second.codes)
+    assert torch.equal(first.scales, second.scales)
+
+
+def test_the_weight_is_left_alone() -> None:
+    matrix = normal(24, 10)
+    before = matrix.clone()
+    for statistics in (None, statistics_of(normal(50, 10))):
+        quantize(matrix, Layout(24, 10, 10, 8, 1), seed=0, statistics=statistics)
+        assert torch.equal(matrix, before)

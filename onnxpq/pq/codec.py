@@ -1,36 +1,57 @@
 """Encode a matrix as codewords, decode it again; all in torch, so that gradients reach the codebooks."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from onnxpq.pq import kmeans
 from onnxpq.pq.layout import Layout
 
+_ROWS = 256
+"""Rows of a matrix that are worked on at a time."""
 
-def split(matrix: Tensor, layout: Layout) -> Tensor:
+_POINT_ELEMENTS = 2**19
+"""Numbers in the points that are clustered at a time."""
+
+
+def split(matrix: Tensor, layout: Layout, groups: slice | None = None) -> Tensor:
     """Cut a matrix [out, in] into the points of each codebook.
+
+    Args:
+        matrix: [out, in].
+        layout: how to cut it.
+        groups: only those of these codebooks.
 
     Returns:
         Points [G, per_group * out, d]; the last group is filled up with zero points when G does not divide M
         (`point_weights` gives them weight 0).
     """
-    columns = layout.groups * layout.per_group * layout.sub_vector
-    padded = torch.nn.functional.pad(matrix, (0, columns - layout.in_features))
-    points = padded.reshape(layout.out_features, layout.groups, layout.per_group, layout.sub_vector)
-    return points.permute(1, 2, 0, 3).reshape(layout.groups, -1, layout.sub_vector)
+    first, last, _ = (groups or slice(None)).indices(layout.groups)
+    width = layout.per_group * layout.sub_vector
+    part = matrix[:, first * width : last * width]
+    padded = torch.nn.functional.pad(part, (0, (last - first) * width - part.shape[1]))
+    points = padded.reshape(layout.out_features, last - first, layout.per_group, layout.sub_vector)
+    return points.permute(1, 2, 0, 3).reshape(last - first, -1, layout.sub_vector)
 
 
-def point_weights(row_weights: Tensor, layout: Layout) -> Tensor:
-    """Weights [G, per_group * out] of the points of `split`: that of their row, 0 for filled-up positions."""
-    used = torch.arange(layout.groups * layout.per_group, device=row_weights.device) < layout.sub_vectors
-    grid = used.reshape(layout.groups, layout.per_group, 1) * row_weights
-    return grid.reshape(layout.groups, -1)
+def point_weights(
+    rows: Tensor, layout: Layout, groups: slice | None = None, *, positions: Tensor | None = None
+) -> Tensor:
+    """Weights [G, per_group * out] of the points of `split`: that of their row [out] times that of their position [M].
+
+    Filled-up positions get 0, positions 1 where no weights are given.
+    """
+    given = torch.ones(layout.sub_vectors, dtype=rows.dtype, device=rows.device) if positions is None else positions
+    filled = torch.nn.functional.pad(given, (0, layout.groups * layout.per_group - layout.sub_vectors))
+    grid = filled.reshape(layout.groups, layout.per_group, 1)[groups or slice(None)] * rows
+    return grid.reshape(len(grid), -1)
 
 
 def to_codes(index: Tensor, layout: Layout) -> Tensor:
     """Codes [out, M] int64 from the centroid indices [G, per_group * out] of `split`'s points."""
     grid = index.reshape(layout.groups * layout.per_group, layout.out_features)
-    return grid[: layout.sub_vectors].T.contiguous()
+    return grid[: layout.sub_vectors].T.to(torch.int64, memory_format=torch.contiguous_format)
 
 
 def to_index(codes: Tensor, layout: Layout) -> Tensor:
@@ -41,8 +62,21 @@ def to_index(codes: Tensor, layout: Layout) -> Tensor:
 
 def row_scales(matrix: Tensor) -> Tensor:
     """Root mean square of each row of [out, in]; 1 for rows of zeros."""
-    rms = matrix.square().mean(1).sqrt()
-    return torch.where(rms > 0, rms, torch.ones_like(rms))
+    largest = torch.maximum(matrix.amax(1), -matrix.amin(1))
+    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
+    # Squares of very large or small weights would leave float32.
+    norms = [torch.linalg.vector_norm(rows / own.unsqueeze(1), dim=1) for rows, own in _parts(matrix, unit)]
+    return torch.where(largest > 0, torch.cat(norms) / matrix.shape[1] ** 0.5 * unit, unit)
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few rows of each at a time, so that what is made of them takes little memory."""
+    return zip(*(torch.split(tensor, _ROWS) for tensor in tensors), strict=True)
+
+
+def row_weights(scales: Tensor) -> Tensor:
+    """What an error of each unit row [out] counts in the matrix: its squared scale, 1 for the largest."""
+    return (scales / scales.max()).square()
 
 
 def encode(
@@ -63,20 +97,33 @@ def encode(
         Codebooks [G, K, d] float32, codes [out, M] int64, scales [out] float32.
     """
     scales = row_scales(matrix)
-    points = split(matrix / scales.unsqueeze(1), layout)
-    weights = point_weights(scales.square(), layout)
-    centroids, index = kmeans.kmeans(
-        points, layout.codewords, weights=weights, iterations=iterations, generator=generator
-    )
-    codes = to_codes(index, layout)
-    return centroids, codes, fit_scales(matrix, decode(centroids, codes, torch.ones_like(scales), layout), scales)
+    centroids, index = [], []
+    # Some codebooks at a time: all points together would take as much memory as the matrix itself.
+    step = max(1, _POINT_ELEMENTS // (layout.per_group * matrix.shape[0] * layout.sub_vector))
+    for start in range(0, layout.groups, step):
+        some = slice(start, start + step)
+        weights = point_weights(row_weights(scales), layout, some)
+        points = split(matrix, layout, some).reshape(-1, layout.out_features, layout.sub_vector)
+        points = (points / scales.unsqueeze(1)).reshape(*weights.shape, layout.sub_vector)
+        found = kmeans.kmeans(points, layout.codewords, weights=weights, iterations=iterations, generator=generator)
+        centroids.append(found[0])
+        index.append(found[1].to(torch.uint8))
+    codebooks, codes = torch.cat(centroids), to_codes(torch.cat(index), layout)
+    return codebooks, codes, _fitted_scales(matrix, codebooks, codes, layout, scales)
 
 
-def fit_scales(matrix: Tensor, unscaled: Tensor, fallback: Tensor) -> Tensor:
-    """Least-squares factor [out] from the rows of `unscaled` [out, in] to those of `matrix`; `fallback` for zeros."""
-    power = unscaled.square().sum(1)
-    fitted = (matrix * unscaled).sum(1) / power.clamp_min(torch.finfo(matrix.dtype).tiny)
-    return torch.where((power > 0) & (fitted > 0), fitted, fallback)
+def _fitted_scales(matrix: Tensor, centroids: Tensor, codes: Tensor, layout: Layout, fallback: Tensor) -> Tensor:
+    """Least-squares scales [out] of a matrix [out, in]; `fallback` where they would not be positive.
+
+    Some rows at a time: the decoded matrix would take as much memory as the matrix itself.
+    """
+    fitted = []
+    for rows, own in _parts(matrix, codes):
+        unit = decode(centroids, own, torch.ones_like(rows[:, 0]), layout)
+        power = unit.square().sum(1)
+        fitted.append((rows * unit).sum(1) / power.clamp_min(torch.finfo(unit.dtype).tiny))
+    scales = torch.cat(fitted)
+    return torch.where(scales > 0, scales, fallback)
 
 
 def assign(matrix: Tensor, centroids: Tensor, scales: Tensor, layout: Layout) -> Tensor:
@@ -94,5 +141,5 @@ def flat_index(codes: Tensor, layout: Layout) -> Tensor:
 def decode(centroids: Tensor, codes: Tensor, scales: Tensor, layout: Layout) -> Tensor:
     """The matrix [out, in] that codebooks [G, K, d], codes [out, M] and scales [out] stand for."""
     rows = torch.nn.functional.embedding(flat_index(codes, layout), centroids.reshape(-1, layout.sub_vector))
-    matrix = rows.reshape(layout.out_features, -1)[:, : layout.in_features]
+    matrix = rows.reshape(len(codes), -1)[:, : layout.in_features]
     return matrix * scales.unsqueeze(1)

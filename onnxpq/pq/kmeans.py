@@ -1,23 +1,65 @@
 """k-means for many small problems at once: one per codebook, as batched tensor operations.
 
 Lloyd's algorithm (Lloyd 1982) from a k-means++ start (Arthur and Vassilvitskii 2007), with weighted points.
+
+The sets are independent, and a few of them are clustered at a time, so that their tables of scores stay in the
+processor's cache through all steps; so do the points of a large set, a chunk at a time. A Lloyd step is two batched
+products (scores of all centroids, then sums of the points by centroid) around a comparison with the best score; the
+index of the nearest centroid is only found in the end, because a reduction that tracks indices takes several times as
+long as the rest of the step.
 """
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 DEFAULT_ITERATIONS = 50
-SETTLED = 1e-3
-"""Lloyd steps end once a smaller share of the points than this changes its centroid: what follows gains less than the
-choice of the start."""
+SETTLED = 2e-3
+"""Lloyd steps end once one gains less than this share of the squared error: what follows gains less than the choice of
+the start."""
 
-_CHUNK_ELEMENTS = 2**24
-"""Largest number of point-to-centroid distances held at once (64 MiB of float32)."""
+SETTLED_SETS = 0.5
+"""The sets that are clustered together end once more than this share of them has settled."""
 
-_BLOCK_ELEMENTS = 2**21
-"""Number of distances of the sets that are clustered together (8 MiB of float32)."""
+_STRETCH, _MOMENTUM = 1.5, 0.6
+"""A step moves a centroid by `_STRETCH` times the way to its points' mean, and `_MOMENTUM` times its last move (heavy
+ball, Polyak 1964): Lloyd's steps point the same way for long, and so far fewer of these reach the same error."""
+
+_THINNED = (64, 1024)
+"""Points per codeword of the samples on which the steps begin, smallest first: there a step costs less."""
+
+_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+"""Point-to-centroid scores that are held at once: on a CPU 4 MiB of float32, which stay near the processor through a
+step; a GPU needs as many as keep it busy."""
+
+
+class _Points(NamedTuple):
+    """A few sets of points, side by side as the products read them.
+
+    Attributes:
+        columns: [G, d + 1, N], the last row of ones.
+        weighted: [G, d + 1, N], the same times the weights.
+        weights: [G, N].
+        norms: [G, N], squared norms.
+    """
+
+    columns: Tensor
+    weighted: Tensor
+    weights: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, points: Tensor, weights: Tensor) -> "_Points":
+        """From points [G, N, d] and weights [G, N]."""
+        columns = torch.cat([points.transpose(1, 2), torch.ones_like(weights).unsqueeze(1)], 1)
+        return cls(columns, columns * weights.unsqueeze(1), weights, points.square().sum(2))
+
+    def squared(self, centroids: Tensor) -> Tensor:
+        """Squared distances [G, K, N] to centroids [G, K, d]."""
+        return torch.bmm(_extended(centroids).mul_(-2), self.columns).add_(self.norms.unsqueeze(1)).clamp_min_(0)
 
 
 def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,83 +72,77 @@ def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Indices [G, N] int64 (the lowest of equally near ones) and squared distances [G, N].
     """
-    groups, count, _ = points.shape
-    index = torch.empty(groups, count, dtype=torch.int64, device=points.device)
-    squared = torch.empty(groups, count, dtype=points.dtype, device=points.device)
-    half_norms = 0.5 * centroids.square().sum(-1)
-    rows = max(1, _CHUNK_ELEMENTS // (centroids.shape[1] * min(groups, max(1, _CHUNK_ELEMENTS // count))))
-    for start in range(0, count, rows):
-        part = points[:, start : start + rows]
+    index = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
+    squared = torch.empty(points.shape[:2], dtype=points.dtype, device=points.device)
+    half_norms = 0.5 * centroids.square().sum(-1, keepdim=True)
+    for some in _chunks(points, centroids.shape[1]):
+        part = points[:, some]
         # argmin |p - c|^2 = argmax <p, c> - |c|^2 / 2: one product, no [G, N, K, d] array.
-        scores = torch.baddbmm(-half_norms.unsqueeze(1), part, centroids.transpose(1, 2))
-        best, where = scores.max(-1)
-        index[:, start : start + rows] = where
-        squared[:, start : start + rows] = (part.square().sum(-1) - 2 * best).clamp_min(0)
+        scores = torch.baddbmm(-half_norms, centroids, part.transpose(1, 2))
+        best = scores.amax(1)
+        index[:, some] = _first_equal(scores, best)
+        squared[:, some] = (part.square().sum(-1) - 2 * best).clamp_min(0)
     return index, squared
 
 
-def _plus_plus(points: Tensor, weights: Tensor, codewords: int, generator: torch.Generator) -> Tensor:
+def _chunks(points: Tensor, codewords: int) -> Iterator[slice]:
+    """Ranges of the points [G, N, ...] whose scores are held at once."""
+    size = max(1, _CHUNK_ELEMENTS[points.device.type] // (points.shape[0] * codewords))
+    return (slice(start, start + size) for start in range(0, points.shape[1], size))
+
+
+def _extended(centroids: Tensor) -> Tensor:
+    """Centroids [G, K, d] followed by -|c|^2 / 2: their product with (p, 1) is largest for the nearest one."""
+    return torch.cat([centroids, -0.5 * centroids.square().sum(-1, keepdim=True)], 2)
+
+
+def _first_equal(scores: Tensor, best: Tensor) -> Tensor:
+    """The lowest k with ``scores[:, k] == best``, [G, N] int64; overwrites `scores` [G, K, N].
+
+    `argmax` gives the same and takes several times as long, as it is not vectorized.
+    """
+    rank = torch.arange(scores.shape[1], 0, -1, dtype=scores.dtype, device=scores.device)
+    hits = scores.eq_(best.unsqueeze(1)).mul_(rank.unsqueeze(1))
+    return scores.shape[1] - hits.amax(1).long()
+
+
+def _plus_plus(points: Tensor, data: _Points, codewords: int, generator: torch.Generator) -> Tensor:
     """Greedy k-means++ start.
 
     A candidate for the next centroid is a point drawn with probability weight * squared distance; of a few such
     candidates the one that leaves the least weighted distance is taken (Arthur and Vassilvitskii, section 5;
     2 + log K of them, as in scikit-learn).
     """
-    groups, _, _ = points.shape
-    rows = torch.arange(groups, device=points.device)
+    rows = torch.arange(len(points), device=points.device)
     trials = 2 + int(math.log(codewords))
-    chosen = torch.multinomial(_probabilities(weights), 1, generator=generator).squeeze(1)
+    chosen = _draw(data.weights, 1, generator).squeeze(1)
     centroids = [points[rows, chosen]]
-    squared = (points - centroids[0].unsqueeze(1)).square().sum(-1)
+    squared = data.squared(centroids[0].unsqueeze(1)).squeeze(1)
     for _ in range(1, codewords):
-        drawn = torch.multinomial(_probabilities(weights * squared), trials, replacement=True, generator=generator)
-        best = torch.full((groups,), torch.inf, dtype=points.dtype, device=points.device)
-        left, winner = squared, centroids[0]
-        for trial in range(trials):
-            candidate = points[rows, drawn[:, trial]]
-            remaining = torch.minimum(squared, (points - candidate.unsqueeze(1)).square().sum(-1))
-            potential = (weights * remaining).sum(-1)
-            better = (potential < best).unsqueeze(1)
-            left, winner = torch.where(better, remaining, left), torch.where(better, candidate, winner)
-            best = torch.minimum(best, potential)
-        squared = left
-        centroids.append(winner)
+        drawn = _draw(data.weights * squared, trials, generator)
+        candidates = points[rows.unsqueeze(1), drawn]
+        remaining = torch.minimum(data.squared(candidates), squared.unsqueeze(1))
+        winner = torch.bmm(remaining, data.weights.unsqueeze(2)).squeeze(2).argmin(1)
+        squared = remaining[rows, winner]
+        # Rounding leaves some distance; a point that is a centroid must not be drawn again.
+        squared[rows, drawn[rows, winner]] = 0
+        centroids.append(candidates[rows, winner])
     return torch.stack(centroids, 1)
 
 
-def _probabilities(mass: Tensor) -> Tensor:
-    """Rows of `mass` [G, N] made drawable: a row of zeros (all points covered) becomes uniform."""
-    return torch.where(mass.sum(-1, keepdim=True) > 0, mass, torch.ones_like(mass))
+def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices [G, count] drawn in proportion to `mass` [G, N]; evenly where a row is all zero."""
+    upper = torch.where(mass.amax(1, keepdim=True) > 0, mass, torch.ones_like(mass)).cumsum(1)
+    # The generator is the CPU's everywhere, so that a GPU draws the same.
+    uniform = torch.rand(len(mass), count, generator=generator).to(mass.device)
+    drawn = torch.searchsorted(upper, uniform * upper[:, -1:], right=True)
+    return drawn.clamp_max(mass.shape[1] - 1)
 
 
-def update(points: Tensor, weights: Tensor, index: Tensor, centroids: Tensor) -> Tensor:
-    """Weighted mean of the points of each centroid; a centroid without points stays where it is.
-
-    Args:
-        points: [G, N, d].
-        weights: [G, N], not negative.
-        index: [G, N] int64, the centroid of each point.
-        centroids: [G, K, d], the centroids so far.
-
-    Returns:
-        The new centroids [G, K, d].
-    """
-    sums = torch.zeros_like(centroids)
-    sums.scatter_add_(1, index.unsqueeze(-1).expand_as(points), points * weights.unsqueeze(-1))
-    mass = torch.zeros(centroids.shape[:2], dtype=points.dtype, device=points.device)
-    mass.scatter_add_(1, index, weights)
-    return torch.where((mass > 0).unsqueeze(-1), sums / mass.clamp_min(1e-30).unsqueeze(-1), centroids)
-
-
-def _refill(points: Tensor, weighted: Tensor, index: Tensor, centroids: Tensor) -> Tensor:
+def _refill(points: Tensor, missed: Tensor, empty: Tensor, centroids: Tensor) -> Tensor:
     """Move the centroids that own no point to the points that are worst served (largest weighted distance)."""
-    counts = torch.zeros(centroids.shape[:2], dtype=torch.int64, device=points.device)
-    counts.scatter_add_(1, index, torch.ones_like(index))
-    empty = counts == 0
-    if not bool(empty.any()):
-        return centroids
     wanted = min(int(empty.sum(1).max()), points.shape[1])
-    worst, where = weighted.topk(wanted, dim=1)
+    worst, where = missed.topk(wanted, dim=1)
     moved = centroids.clone()
     for group in torch.nonzero(empty.any(1)).flatten().tolist():
         slots = torch.nonzero(empty[group]).flatten()[:wanted]
@@ -129,34 +165,78 @@ def kmeans(
         points: [G, N, d] float32.
         codewords: K.
         weights: [G, N], not negative; ones where absent.
-        iterations: upper limit of Lloyd steps; it stops earlier once hardly a point changes its centroid (`SETTLED`).
+        iterations: upper limit of Lloyd steps; it stops earlier once they gain hardly anything (`SETTLED`).
         generator: source of randomness (on the CPU); the same one gives the same result.
 
     Returns:
         Centroids [G, K, d] and the nearest one of each point [G, N] int64. Where a set has fewer than K distinct
         points, the centroids left over repeat others.
     """
-    if weights is None:
-        weights = torch.ones(points.shape[:2], dtype=points.dtype, device=points.device)
-    # Sets are independent: a few at a time stay in the processor's cache through all steps.
-    block = max(1, _BLOCK_ELEMENTS // (points.shape[1] * codewords))
-    parts = [
-        _lloyd(some, mass, codewords, iterations, generator)
-        for some, mass in zip(torch.split(points, block), torch.split(weights, block), strict=True)
-    ]
-    return torch.cat([centroids for centroids, _ in parts]), torch.cat([index for _, index in parts])
-
-
-def _lloyd(
-    points: Tensor, weights: Tensor, codewords: int, iterations: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    centroids = _plus_plus(points, weights, codewords, generator)
-    index, squared = nearest(points, centroids)
-    for _ in range(iterations):
-        centroids = update(points, weights, index, centroids)
-        centroids = _refill(points, weights * squared, index, centroids)
-        before = index
-        index, squared = nearest(points, centroids)
-        if float((index != before).float().mean()) < SETTLED:
-            break
+    groups, count, d = points.shape
+    centroids = torch.empty(groups, codewords, d, dtype=points.dtype, device=points.device)
+    index = torch.empty(groups, count, dtype=torch.int64, device=points.device)
+    block = max(1, _CHUNK_ELEMENTS[points.device.type] // (count * codewords))
+    for start in range(0, groups, block):
+        some = slice(start, start + block)
+        mass = torch.ones_like(points[some, :, 0]) if weights is None else weights[some]
+        centroids[some] = _cluster(points[some], mass, codewords, iterations, generator)
+        index[some] = nearest(points[some], centroids[some])[0]
     return centroids, index
+
+
+def _cluster(points: Tensor, weights: Tensor, codewords: int, iterations: int, generator: torch.Generator) -> Tensor:
+    """Centroids [G, K, d] of a few sets: from a start on a sample to Lloyd's steps on all points."""
+    strides = [points.shape[1] // (share * codewords) for share in _THINNED]
+    first, *later = [*(stride for stride in strides if stride > 1), 1]
+    sample, mass = points[:, ::first], weights[:, ::first]
+    data = _Points.of(sample, mass)
+    centroids = _lloyd(sample, data, _plus_plus(sample, data, codewords, generator), iterations)
+    for stride in later:
+        sample, mass = points[:, ::stride], weights[:, ::stride]
+        centroids = _lloyd(sample, _Points.of(sample, mass), centroids, iterations)
+    return centroids
+
+
+def _lloyd(points: Tensor, data: _Points, centroids: Tensor, iterations: int) -> Tensor:
+    """Lloyd's steps from given centroids [G, K, d], until they settle."""
+    before = torch.full_like(centroids[:, :1, :1], torch.inf)
+    means, move = centroids, torch.zeros_like(centroids)
+    for _ in range(iterations):
+        owned, best = _owned(data, centroids)
+        means, masses = _means(owned, centroids)
+        missed = (data.norms - 2 * best).mul_(data.weights)
+        squared = missed.sum(1).reshape(before.shape)
+        if bool((empty := masses <= 0).any()):
+            means = _refill(points, missed, empty, means)
+        elif bool(((before - squared).abs() <= SETTLED * squared).float().mean() > SETTLED_SETS):
+            break
+        # Where the last move was too long, start anew from the means (O'Donoghue and Candès 2015).
+        anew = (squared > before) | empty.unsqueeze(2)
+        way = means - centroids
+        move = torch.where(anew, way, _STRETCH * way + _MOMENTUM * move)
+        centroids, before = centroids + move, squared
+    return means
+
+
+def _owned(data: _Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sums [G, K, d + 1] of the points (p, 1) of each centroid, and the best score [G, N] of each point."""
+    extended = _extended(centroids)
+    owned = torch.zeros_like(extended)
+    best = torch.empty_like(data.norms)
+    for some in _chunks(data.norms, centroids.shape[1]):
+        scores = torch.bmm(extended, data.columns[:, :, some])
+        best[:, some] = scores.amax(1)
+        hits = scores.eq_(best[:, some].unsqueeze(1))
+        owned += torch.bmm(hits, data.weighted[:, :, some].transpose(1, 2))
+    return owned, best
+
+
+def _means(owned: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted means from sums [G, K, d + 1] (the last: of weights); a centroid without points stays where it is.
+
+    Returns:
+        Centroids [G, K, d], and the weight of the points of each [G, K].
+    """
+    masses = owned[:, :, -1]
+    means = owned[:, :, :-1] / masses.clamp_min(1e-30).unsqueeze(2)
+    return torch.where((masses > 0).unsqueeze(2), means, centroids), masses

@@ -48,7 +48,7 @@ def test_nearest_is_brute_force() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     points, centroids = torch.randn(3, 50, 4, generator=generator()), torch.randn(3, 7, 4, generator=generator(1))
     whole = kmeans.nearest(points, centroids)
-    monkeypatch.setattr(kmeans, "_CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(kmeans, "_CHUNK_ELEMENTS", {"cpu": 100})
     assert torch.equal(kmeans.nearest(points, centroids)[0], whole[0])
 
 

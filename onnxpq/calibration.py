@@ -1,0 +1,172 @@
+"""Second moments of what goes into the layers, in streaming passes of onnxruntime over some of the data.
+
+A pass computes the inputs of several layers for a batch of samples, adds them to `InputStatistics` and forgets them, so
+memory holds one batch and the moments of one pass, however large model and data are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxpq import activations, runtime
+from onnxpq.data import Dataset
+from onnxpq.errors import DataError
+from onnxpq.layers import Layer
+from onnxpq.pq.statistics import InputStatistics
+
+Array: TypeAlias = NDArray[Any]
+Progress: TypeAlias = Callable[[int, int], None]
+
+MAX_ROWS: Final = 2**15
+"""Rows of a layer's inputs that are looked at. A tenth of them give 1 to 3 % more error (`benchmarks/quantizer.py`)."""
+
+BATCH: Final = 32
+"""Samples per run, where the model leaves that open: a few, as all that a run computes is in memory at once."""
+
+LEAST_BATCHES: Final = 16
+"""The rows come from this many batches at least, so that a value of many rows per sample is not that of few samples."""
+
+MOMENT_BYTES: Final = 2**29
+"""Moments that one pass collects; a model whose layers have more takes several passes."""
+
+UNSEEN: Final = (
+    "The inputs of the layers with weight '{weight}' were not looked at, as they are not the left factor of a MatMul "
+    "or Gemm in the main graph: it was quantized for the smallest error of the weight, not of the layers' outputs."
+)
+
+_VIEWS: Final = frozenset({"Identity", "Transpose", "Cast"})
+_PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
+
+
+def collect(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    data: Dataset,
+    *,
+    seed: int,
+    libraries: runtime.Libraries = (),
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, InputStatistics | str]]:
+    """Statistics of the inputs of each layer's weight.
+
+    Args:
+        model: the normalised model (`onnxpq.importing.normalise`); not changed.
+        layers: its layers. For those that share a weight the rows of all their inputs count.
+        data: the samples; of them at random as many as give `MAX_ROWS` rows.
+        seed: of the choice of samples and rows.
+        libraries: custom-operator libraries that the model needs.
+        progress: is told the weights that are done and their number.
+
+    Yields:
+        Each weight's name with its statistics, or with a whole sentence why its inputs cannot be collected.
+
+    Raises:
+        DataError: an input of a layer holds NaN or infinity; or the data lack an input of the model.
+    """
+    features = {layer.weight: layer.in_features for layer in layers}
+    sources = {weight: _inputs(model, weight) for weight in features}
+    done = 0
+    for weights in _passes(features, sources):
+        found = _one_pass(model, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
+        for weight in weights:
+            done += 1
+            if progress is not None:
+                progress(done, len(features))
+            yield weight, found[sources[weight]]
+    for weight, names in sources.items():
+        if not names:
+            yield weight, UNSEEN.format(weight=weight)
+
+
+def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:
+    """The values that a weight is multiplied with, empty where any of them cannot be told."""
+    found: dict[str, None] = {}
+    values = [model.graph.initializers[weight]]
+    for value in values:
+        for node, index in value.uses():
+            factor = node.inputs[0]
+            if node.op_type in _VIEWS and node.domain == "":
+                values.extend(node.outputs)
+            elif (
+                node.op_type not in _PRODUCTS
+                or node.graph is not model.graph
+                or index != 1
+                or factor is None
+                or node.attributes.get_int("transA", False)
+            ):
+                return ()
+            else:
+                found[factor.name or ""] = None
+    return tuple(found)
+
+
+def _passes(features: Mapping[str, int], sources: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
+    """The weights in runs whose moments have room in `MOMENT_BYTES`; those with the same inputs share them."""
+    run: list[str] = []
+    seen: dict[tuple[str, ...], int] = {}
+    # Weights of the same inputs follow one another.
+    for weight in sorted(features, key=lambda name: list(sources.values()).index(sources[name])):
+        names, size = sources[weight], 8 * features[weight] ** 2
+        if not names:
+            continue
+        if run and names not in seen and sum(seen.values()) + size > MOMENT_BYTES:
+            yield run
+            run, seen = [], {}
+        run.append(weight)
+        seen[names] = size
+    if run:
+        yield run
+
+
+def _one_pass(
+    model: ir.Model,
+    features: Mapping[tuple[str, ...], int],
+    data: Dataset,
+    seed: int,
+    libraries: runtime.Libraries,
+) -> dict[tuple[str, ...], InputStatistics]:
+    """Statistics by the names of the values that they are of."""
+    found = {names: InputStatistics(size) for names, size in features.items()}
+    wanted = {name for names in features for name in names}
+    random = np.random.default_rng(seed)
+    for values in _values(model, wanted, data, random, libraries):
+        for names, statistics in found.items():
+            for name in names:
+                rows = _rows(values[name], name)
+                room = min(len(rows), MAX_ROWS * len(names) - statistics.rows, MAX_ROWS // LEAST_BATCHES)
+                chosen = rows if room == len(rows) else rows[np.sort(random.choice(len(rows), room, replace=False))]
+                statistics.add(np.asarray(chosen, np.float32), name)
+        if all(statistics.rows >= MAX_ROWS * len(names) for names, statistics in found.items()):
+            break
+    return found
+
+
+def _values(
+    model: ir.Model, wanted: set[str], data: Dataset, random: np.random.Generator, libraries: runtime.Libraries
+) -> Iterator[dict[str, Array]]:
+    """The wanted values of the graph, for samples in random order, batch by batch."""
+    given = [value.name or "" for value in model.graph.inputs]
+    computed = sorted(wanted - set(given))
+    part = activations.extract(model, given, computed) if computed else None
+    session = None if part is None else runtime.session(part, use_library=False, custom_ops_libraries=libraries)
+    needed = [value.name or "" for value in part.graph.inputs] if part is not None else []
+    fixed = activations.fixed_batch(model)
+    order, size = random.permutation(len(data)), fixed or BATCH
+    for start in range(0, len(order), size):
+        index = order[start : start + size]
+        batch = data.take(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
+        values = dict(batch.inputs)
+        if session is not None:
+            values |= runtime.run(session, {name: values[name] for name in needed})
+        # What fills up a fixed batch does not count, where a value tells its samples apart.
+        yield {name: values[name][: len(index)] if fixed == len(values[name]) else values[name] for name in wanted}
+
+
+def _rows(value: Array, name: str) -> Array:
+    """A layer's input [..., in] as [rows, in]."""
+    if value.dtype.kind != "f":
+        raise DataError(f"Value '{name}', a layer's input, holds {value.dtype}; expected floating-point numbers.")
+    return value.reshape(-1, value.shape[-1])

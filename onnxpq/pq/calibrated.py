@@ -1,0 +1,240 @@
+"""Product quantization for the smallest error of a layer's outputs.
+
+With H = E[x x^T] of the layer's inputs the mean squared error of its outputs is ``tr(E H E^T)``, E = W - Ŵ. Three
+parts, each of which `benchmarks/quantizer.py` measures:
+
+1. `feedback`: the sub-vectors are coded from left to right, and those still to come make up for the error of those that
+   are done (GPTQ, Frantar et al. 2022; with codebooks GPTVQ, van Baalen et al. 2024).
+2. `fit_codebooks`, `fit_scales`: least squares under H with the codes in place.
+3. `descend`: each code again, given all others (coordinate descent).
+
+Letters: see `onnxpq.layers`. Everything here takes layers without padding (``in = M*d``) but `encode`, which fills up.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from onnxpq.pq import codec, kmeans
+from onnxpq.pq.layout import Layout
+
+ROUNDS = 8
+"""Limit of the rounds of least squares and coordinate descent."""
+
+SETTLED = 5e-3
+"""Rounds end once one gains less than this share of the error."""
+
+CG_STEPS = 4
+"""Conjugate-gradient steps per fit of the codebooks; the next round goes on where one ends."""
+
+_BLOCK_COLUMNS = 128
+"""Columns whose changes are gathered before they are passed on to all other columns, in one product."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to approximate, and how errors count.
+
+    Attributes:
+        matrix: [out, M*d].
+        moment: H [M*d, M*d], positive definite.
+        layout: how the matrix is cut.
+    """
+
+    matrix: Tensor
+    moment: Tensor
+    layout: Layout
+
+    def error(self, state: "State") -> float:
+        """``tr(E H E^T)``."""
+        missed = self.matrix - state.matrix(self.layout)
+        return float(torch.einsum("oi,oi->", missed @ self.moment, missed))
+
+    def blocks(self) -> list[slice]:
+        """The sub-vectors in runs of about `_BLOCK_COLUMNS` columns."""
+        size = max(1, _BLOCK_COLUMNS // self.layout.sub_vector)
+        last = self.layout.sub_vectors
+        return [slice(start, min(start + size, last)) for start in range(0, last, size)]
+
+    def columns(self, sub_vectors: slice) -> slice:
+        """The columns of a run of sub-vectors."""
+        return slice(sub_vectors.start * self.layout.sub_vector, sub_vectors.stop * self.layout.sub_vector)
+
+
+@dataclass(frozen=True)
+class State:
+    """An approximation.
+
+    Attributes:
+        codebooks: [G, K, d].
+        codes: [out, M] int64.
+        scales: [out], positive.
+    """
+
+    codebooks: Tensor
+    codes: Tensor
+    scales: Tensor
+
+    def matrix(self, layout: Layout) -> Tensor:
+        """Ŵ [out, M*d]."""
+        return codec.decode(self.codebooks, self.codes, self.scales, layout)
+
+
+def encode(
+    matrix: Tensor, layout: Layout, moment: Tensor, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Product-quantize a matrix so that ``tr((W - Ŵ) H (W - Ŵ)^T)`` is small.
+
+    Args:
+        matrix: W [out, in] float32.
+        layout: how to cut it.
+        moment: H [in, in] float32, positive definite.
+        generator: source of randomness.
+
+    Returns:
+        Codebooks [G, K, d] float32, codes [out, M] int64, scales [out] float32.
+    """
+    # Squares of very large or small weights would leave float32; a power of two changes no digit.
+    _, exponent = torch.frexp(matrix.abs().max())
+    problem = _padded(torch.ldexp(matrix, -exponent), layout, moment)
+    state = start(problem, generator)
+    fed = feedback(problem, state)
+    if problem.error(fed) < (error := problem.error(state)):
+        state, error = fed, problem.error(fed)
+    for _ in range(ROUNDS):
+        state = descend(problem, fit_scales(problem, fit_codebooks(problem, state)))
+        before, error = error, problem.error(state)
+        if before - error <= SETTLED * before:
+            break
+    state = fit_scales(problem, fit_codebooks(problem, state))
+    return state.codebooks, state.codes, torch.ldexp(state.scales, exponent)
+
+
+def _padded(matrix: Tensor, layout: Layout, moment: Tensor) -> Problem:
+    """Filled up to whole sub-vectors; what the last codewords hold there counts for next to nothing."""
+    missing = layout.sub_vectors * layout.sub_vector - layout.in_features
+    moment = torch.nn.functional.pad(moment, (0, missing, 0, missing))
+    moment.diagonal()[layout.in_features :] = 1e-4 * moment.diagonal().mean()
+    matrix = torch.nn.functional.pad(matrix, (0, missing))
+    return Problem(matrix, moment, replace(layout, in_features=matrix.shape[1]))
+
+
+def start(problem: Problem, generator: torch.Generator) -> State:
+    """k-means, each point weighted by the squared scale of its row and the mean H of its position's inputs."""
+    layout = problem.layout
+    scales = codec.row_scales(problem.matrix)
+    inputs = problem.moment.diagonal().reshape(layout.sub_vectors, -1).mean(1)
+    weights = codec.point_weights(codec.row_weights(scales), layout, positions=inputs)
+    points = codec.split(problem.matrix / scales.unsqueeze(1), layout)
+    codebooks, index = kmeans.kmeans(points, layout.codewords, weights=weights, generator=generator)
+    return fit_scales(problem, State(codebooks, codec.to_codes(index, layout), scales))
+
+
+def feedback(problem: Problem, state: State) -> State:
+    """New codes for given codebooks and scales, with the error of each passed on to the columns after it.
+
+    With U upper triangular and ``U^T U = H^-1``, the best reaction of the later columns to an error e of sub-vector m
+    is ``-e U_mm^-1 U_m,later``, and then e costs ``|e U_mm^-1|^2``.
+    """
+    layout, d = problem.layout, problem.layout.sub_vector
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.moment.double()))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    identity = torch.eye(d, dtype=upper.dtype, device=upper.device)
+    whiteners = torch.linalg.solve_triangular(_diagonal_blocks(upper, d), identity, upper=True).to(problem.matrix.dtype)
+    upper = upper.to(problem.matrix.dtype)
+    wanted = problem.matrix / state.scales.unsqueeze(1)
+    codes = torch.empty_like(state.codes)
+    for block in problem.blocks():
+        columns = problem.columns(block)
+        inside, coupling = wanted[:, columns], upper[columns, columns]
+        errors = torch.empty_like(inside)
+        for m in range(block.start, block.stop):
+            at = slice((m - block.start) * d, (m - block.start + 1) * d)
+            targets = inside[:, at] @ whiteners[m]
+            codewords = state.codebooks[m // layout.per_group] @ whiteners[m]
+            codes[:, m] = _nearest(targets, codewords)
+            errors[:, at] = targets - codewords[codes[:, m]]
+            inside[:, at.stop :] -= errors[:, at] @ coupling[at, at.stop :]
+        wanted[:, columns.stop :] -= errors @ upper[columns, columns.stop :]
+    return replace(state, codes=codes)
+
+
+def descend(problem: Problem, state: State) -> State:
+    """One sweep of coordinate descent over the codes: each sub-vector's best codewords given all other sub-vectors.
+
+    With P = E H, sub-vector m of unit rows would best be ``c_m + P_m H_mm^-1 / s``, and an error e of it costs
+    ``s^2 e H_mm e^T``.
+    """
+    layout, d = problem.layout, problem.layout.sub_vector
+    scales = state.scales.unsqueeze(1)
+    lower = torch.linalg.cholesky(_diagonal_blocks(problem.moment, d))
+    pull = (problem.matrix - state.matrix(layout)) @ problem.moment
+    codes = state.codes.clone()
+    for block in problem.blocks():
+        columns = problem.columns(block)
+        inside, coupling = pull[:, columns].clone(), problem.moment[columns, columns]
+        changes = torch.empty_like(inside)
+        for m in range(block.start, block.stop):
+            at = slice((m - block.start) * d, (m - block.start + 1) * d)
+            codebook = state.codebooks[m // layout.per_group]
+            now = codebook[codes[:, m]]
+            step = torch.linalg.solve_triangular(lower[m].T, inside[:, at] / scales, upper=True, left=False)
+            # X L^T = P/s, so X = P H^-1 L / s: the step, seen through L as the codewords are.
+            codes[:, m] = _nearest(now @ lower[m] + step, codebook @ lower[m])
+            changes[:, at] = scales * (now - codebook[codes[:, m]])
+            inside += changes[:, at] @ coupling[at]
+        pull += changes @ problem.moment[columns]
+    return replace(state, codes=codes)
+
+
+def fit_codebooks(problem: Problem, state: State) -> State:
+    """Codebooks by least squares under H, codes and scales in place: a few preconditioned conjugate-gradient steps."""
+    layout, scales = problem.layout, state.scales.unsqueeze(1)
+
+    def gather(rows: Tensor) -> Tensor:
+        """Transpose of decoding: sums [G, K, d] of the sub-vectors of [out, in] by codeword."""
+        sums = torch.zeros(layout.groups * layout.codewords, layout.sub_vector, dtype=rows.dtype, device=rows.device)
+        sums.index_add_(0, codec.flat_index(state.codes, layout).reshape(-1), rows.reshape(-1, layout.sub_vector))
+        return sums.reshape(state.codebooks.shape)
+
+    def pulled(rows: Tensor) -> Tensor:
+        return gather((rows @ problem.moment).mul_(scales))
+
+    codebooks = state.codebooks
+    residual = pulled(problem.matrix - state.matrix(layout))
+    curvature = gather(scales.square() * problem.moment.diagonal())
+    scaling = torch.where(curvature > 0, 1 / curvature.clamp_min(torch.finfo(curvature.dtype).tiny), 0)
+    ahead = scaling * residual
+    power = torch.sum(residual * ahead)
+    for _ in range(CG_STEPS):
+        if float(power) <= 0:
+            break
+        bent = pulled(codec.decode(ahead, state.codes, state.scales, layout))
+        length = power / torch.sum(ahead * bent)
+        codebooks = codebooks + length * ahead
+        residual = residual - length * bent
+        before, power = power, torch.sum(residual * scaling * residual)
+        ahead = scaling * residual + (power / before) * ahead
+    return replace(state, codebooks=codebooks)
+
+
+def fit_scales(problem: Problem, state: State) -> State:
+    """Row scales by least squares under H; a row keeps its scale where that would not be positive."""
+    unit = codec.decode(state.codebooks, state.codes, torch.ones_like(state.scales), problem.layout)
+    pulled = unit @ problem.moment
+    wanted, power = (torch.einsum("oi,oi->o", pulled, rows) for rows in (problem.matrix, unit))
+    scales = wanted / power.clamp_min(torch.finfo(power.dtype).tiny)
+    return replace(state, scales=torch.where((power > 0) & (scales > 0), scales, state.scales))
+
+
+def _diagonal_blocks(matrix: Tensor, size: int) -> Tensor:
+    """The blocks [M, d, d] on the diagonal of [M*d, M*d]."""
+    count = len(matrix) // size
+    grid = matrix.reshape(count, size, count, size)
+    return grid.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+
+
+def _nearest(points: Tensor, codewords: Tensor) -> Tensor:
+    """Index [N] of the codeword [K, d] nearest to each point [N, d]."""
+    return kmeans.nearest(points.unsqueeze(0), codewords.unsqueeze(0))[0][0]

@@ -1,0 +1,67 @@
+"""What is known of a layer's inputs: their second moment, summed up batch by batch."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxpq.errors import DataError
+
+MIN_SHRINKAGE, MAX_SHRINKAGE = 0.1, 0.4
+"""Share of the identity in the regularized moment: least and most."""
+
+
+class InputStatistics:
+    """H = E[x x^T] of the inputs of a layer, from rows that need not be kept.
+
+    Attributes:
+        rows: number of rows seen so far.
+    """
+
+    def __init__(self, in_features: int) -> None:
+        self.rows = 0
+        self._sum = np.zeros((in_features, in_features))
+
+    @property
+    def second_moment(self) -> NDArray[np.float64]:
+        """H [in, in]; zeros before the first row."""
+        return self._sum / max(1, self.rows)
+
+    def add(self, inputs: NDArray[np.floating], name: str) -> None:
+        """Count rows of inputs.
+
+        Args:
+            inputs: [N, in].
+            name: what errors call the value.
+
+        Raises:
+            DataError: the rows have another length, or hold NaN or infinity.
+        """
+        expected = len(self._sum)
+        if inputs.ndim != 2 or inputs.shape[1] != expected:
+            raise DataError(f"Value '{name}' has rows of shape {list(inputs.shape[1:])}; its layer takes [{expected}].")
+        with np.errstate(over="ignore", invalid="ignore"):
+            part = inputs.T @ inputs
+        # A NaN or an infinity in a row shows on the diagonal.
+        if not np.isfinite(np.diagonal(part)).all():
+            raise DataError(
+                f"Value '{name}', which the original model computes from the data, holds NaN, infinity, or numbers "
+                "whose squares are too large for float32. Look for the samples that cause it and leave them out."
+            )
+        self._sum += part
+        self.rows += len(inputs)
+
+    def regularized(self) -> NDArray[np.float64]:
+        """H shrunk towards the identity and scaled to a mean of 1 on its diagonal: positive definite.
+
+        What the rows did not show still counts; how much of it is best was measured with few and with many rows: a
+        share of in / (4 * rows), between `MIN_SHRINKAGE` and `MAX_SHRINKAGE` (`benchmarks/quantizer.py --rows`).
+        Without any rows, or if all are zero, it is the identity.
+        """
+        size = len(self._sum)
+        mean = float(np.trace(self._sum)) / size
+        if mean <= 0:
+            return np.eye(size)
+        share = min(MAX_SHRINKAGE, max(MIN_SHRINKAGE, size / (4 * self.rows)))
+        moment = self._sum / mean
+        moment *= 1 - share
+        moment[np.diag_indices(size)] += share
+        return moment

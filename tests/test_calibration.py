@@ -1,0 +1,201 @@
+"""Statistics of what goes into the layers, against the same numbers by numpy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import tiny_models as tiny
+from numpy.typing import NDArray
+from onnx import helper
+
+import onnxpq
+from onnxpq import calibration, importing, rewriting, runtime
+from onnxpq.config import Config, TrainingConfig
+from onnxpq.data import Dataset
+from onnxpq.errors import DataError
+from onnxpq.layers import Layer
+from onnxpq.pq.statistics import InputStatistics
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+
+MOMENT_BUDGET = 1e-4
+"""Relative error of a moment: onnxruntime's float32 against numpy's."""
+
+Found = dict[str, InputStatistics | str]
+
+
+def prepare(proto: onnx.ModelProto) -> tuple[ir.Model, list[Layer]]:
+    model = importing.normalise(ir.from_proto(proto))
+    return model, rewriting.find(model, min_weights=1)[0]
+
+
+def collect(proto: onnx.ModelProto, x: NDArray[np.float32], **settings: int) -> Found:
+    model, layers = prepare(proto)
+    return dict(calibration.collect(model, layers, Dataset({"x": x}), seed=settings.get("seed", 0)))
+
+
+def second_moment(found: InputStatistics | str) -> NDArray[np.float64]:
+    assert isinstance(found, InputStatistics), found
+    return found.second_moment
+
+
+def assert_moment(found: InputStatistics | str, rows: NDArray[np.floating]) -> None:
+    rows = rows.reshape(-1, rows.shape[-1]).astype(np.float64)
+    assert isinstance(found, InputStatistics), found
+    assert found.rows == len(rows)
+    expected = rows.T @ rows / len(rows)
+    error = np.linalg.norm(found.second_moment - expected) / np.linalg.norm(expected)
+    assert error <= MOMENT_BUDGET
+
+
+def run_hidden(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    model = tiny.mlp()
+    weights = {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer}
+    return np.maximum(x @ weights["W1"].T + weights["b1"], 0)
+
+
+def one_node(nodes: Sequence[onnx.NodeProto], *shape: int | str, weight: tuple[int, ...] = (6, 4)) -> onnx.ModelProto:
+    return tiny.build(
+        list(nodes), {"x": list(shape)}, {"y": [None] * len(shape)}, [tiny.initializer("W", *weight, seed=1)]
+    )
+
+
+def test_each_layer_sees_its_own_inputs() -> None:
+    x = tiny.samples(100)
+    found = collect(tiny.mlp(), x)
+    assert set(found) == {"W1", "W2"}
+    assert_moment(found["W1"], x)
+    assert_moment(found["W2"], run_hidden(x))
+
+
+def test_a_two_percent_error_fails() -> None:
+    x = tiny.samples(100)
+    wrong = InputStatistics(x.shape[1])
+    wrong.add(1.01 * x, "x")
+    with pytest.raises(AssertionError):
+        assert_moment(wrong, x)
+
+
+def test_a_fixed_batch_counts_each_sample_once() -> None:
+    x = tiny.samples(45)
+    found = collect(tiny.mlp(batch=32), x)
+    assert_moment(found["W1"], x)
+    assert_moment(found["W2"], run_hidden(x))
+
+
+def test_inputs_of_any_rank_are_rows() -> None:
+    x = np.random.default_rng(0).standard_normal((10, 5, 6)).astype(np.float32)
+    found = collect(one_node([helper.make_node("MatMul", ["x", "W"], ["y"])], "N", 5, 6), x)
+    assert_moment(found["W"], x)
+
+
+def test_a_weight_behind_a_transpose() -> None:
+    nodes = [helper.make_node("Transpose", ["W"], ["V"], perm=[1, 0]), helper.make_node("MatMul", ["x", "V"], ["y"])]
+    x = tiny.samples(20)[:, :6]
+    assert_moment(collect(one_node(nodes, "N", 6, weight=(4, 6)), x)["W"], x)
+
+
+def test_layers_that_share_a_weight_share_rows() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "W"], ["y"]),
+    ]
+    x = tiny.samples(20)[:, :6]
+    model = one_node(nodes, "N", 6, weight=(6, 6))
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    assert_moment(collect(model, x)["W"], np.concatenate([x, np.maximum(x @ weight, 0)]))
+
+
+def test_layers_of_the_same_input_share_statistics() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["a"]),
+        helper.make_node("MatMul", ["x", "V"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    x = tiny.samples(20)[:, :6]
+    model = tiny.build(
+        nodes, {"x": ["N", 6]}, {"y": ["N", 4]}, [tiny.initializer(name, 6, 4, seed=1) for name in ("W", "V")]
+    )
+    found = collect(model, x)
+    assert found["W"] is found["V"]
+
+
+def test_weights_whose_inputs_cannot_be_told_are_named() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "W"], ["y"], transA=1)]
+    x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    found = collect(one_node(nodes, 6, 3), x)["W"]
+    assert found == calibration.UNSEEN.format(weight="W")
+
+
+def test_several_passes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = tiny.samples(100)
+    once = collect(tiny.mlp(), x)
+    loaded: list[object] = []
+    real = runtime.session
+    monkeypatch.setattr(runtime, "session", lambda *a, **k: loaded.append(a) or real(*a, **k))
+    monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)
+    again = collect(tiny.mlp(), x)
+    assert len(loaded) == 1, "the first layer's inputs are the data themselves"
+    for name in ("W1", "W2"):
+        np.testing.assert_allclose(second_moment(again[name]), second_moment(once[name]), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_limited_and_come_from_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MAX_ROWS", 64)
+    x = np.repeat(np.random.default_rng(0).standard_normal((320, 1, 6)).astype(np.float32), 50, 1)
+    model = one_node([helper.make_node("MatMul", ["x", "W"], ["y"])], "N", 50, 6)
+    found = collect(model, x)["W"]
+    assert isinstance(found, InputStatistics)
+    assert found.rows == 40, "4 rows, a sixteenth, of each of the ten batches"
+    assert np.linalg.matrix_rank(found.second_moment) == 6
+    few = collect(tiny.mlp(), tiny.samples(200))["W1"]
+    assert isinstance(few, InputStatistics)
+    assert few.rows == 4 * 7
+
+
+def test_the_seed_chooses_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MAX_ROWS", 64)
+    x = tiny.samples(200)
+    first, second, other = (second_moment(collect(tiny.mlp(), x, seed=seed)["W1"]) for seed in (1, 1, 2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_nan_on_the_way_is_an_error_that_names_the_value() -> None:
+    nodes = [helper.make_node("Log", ["x"], ["a"]), helper.make_node("MatMul", ["a", "W"], ["y"])]
+    with pytest.raises(DataError, match=r"'a'.*NaN"):
+        collect(one_node(nodes, "N", 6), -np.ones((4, 6), np.float32))
+
+
+def test_progress() -> None:
+    model, layers = prepare(tiny.mlp())
+    steps: list[tuple[int, int]] = []
+    data = Dataset({"x": tiny.samples(5)})
+    list(calibration.collect(model, layers, data, seed=0, progress=lambda done, total: steps.append((done, total))))
+    assert steps == [(1, 2), (2, 2)]
+
+
+def test_compressing_with_data_gives_smaller_errors_than_without() -> None:
+    digits = {name: dict(np.load(MODELS / f"digits_{name}.npz")) for name in ("train", "test")}
+    config = Config(training=TrainingConfig(epochs=0))
+    errors = []
+    for data in (None, digits["train"]):
+        report = onnxpq.compress(
+            MODELS / "digits_mlp.onnx", data, test=digits["test"], labels="y", config=config
+        ).report
+        (error,) = (o.relative_error for o in report.verification.outputs if o.relative_error is not None)
+        errors.append(error)
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_layer_whose_inputs_were_not_seen_is_noted() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "W"], ["y"], name="fc", transA=1)]
+    model = one_node(nodes, 32, 4, weight=(32, 64))
+    x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    config = Config(training=TrainingConfig(epochs=0))
+    report = onnxpq.compress(model, {"x": x}, test={"x": x[:32]}, config=config).report
+    assert calibration.UNSEEN.format(weight="W") in report.notes
