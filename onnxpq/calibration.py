@@ -21,7 +21,7 @@ Array: TypeAlias = NDArray[Any]
 Progress: TypeAlias = Callable[[int, int], None]
 
 MAX_ROWS: Final = 2**15
-"""Rows of a layer's inputs that are looked at. A tenth of them give 1 to 3 % more error (`benchmarks/quantizer.py`)."""
+"""Rows of a layer's inputs that are looked at; `benchmarks/quantizer.py --rows` tells what fewer cost."""
 
 BATCH: Final = 32
 """Samples per run, where the model leaves that open: a few, as all that a run computes is in memory at once."""
