@@ -146,18 +146,20 @@ def finetune(
     trainer = _Trainer(problem, student, objective, settings, seed)
     before = trainer.validate(validation, weights={})
     start = trainer.validate(validation)
-    best, kept, stale = start, student.snapshot(), 0
+    student.keep()
+    best, stale = start, 0
     history: list[Epoch] = []
     for epoch in trainer.epochs(train, validation, progress):
         history.append(epoch)
         if epoch.validation < best:
-            best, kept, stale = epoch.validation, student.snapshot(), 0
+            student.keep()
+            best, stale = epoch.validation, 0
         elif epoch.phase == TUNED:
             # The first phase is no place to stop: while alpha grows and codes move its loss goes up and down.
             stale += 1
         if stale >= settings.patience:
             break
-    return Finetuned(kept[0], kept[1], objective.describe, before, start, best, tuple(history))
+    return Finetuned(*student.kept, objective.describe, before, start, best, tuple(history))
 
 
 class _Student:
@@ -171,6 +173,7 @@ class _Student:
         self.shapes: dict[str, torch.Size] = {}
         names = dict(problem.network.named_initializers())
         biases = {layer.bias for layer in problem.layers if layer.bias is not None} & names.keys() - self.layers.keys()
+        self.kept: tuple[dict[str, Quantized], dict[str, NDArray[np.float32]]] = ({}, {})
         self.biases = {name: names[name].detach().clone().requires_grad_() for name in sorted(biases)}
         for name, part in self.quantized.items():
             layer, weight = self.layers[name], names[name].detach()
@@ -219,13 +222,24 @@ class _Student:
         return total
 
     @torch.no_grad()
-    def snapshot(self) -> tuple[dict[str, Quantized], dict[str, NDArray[np.float32]]]:
-        """A copy of the present state."""
+    def keep(self) -> None:
+        """Keep a copy of the present state of all that the file will hold."""
         quantized = {}
         for name, part in self.quantized.items():
             scales = self.log_scales[name].detach().exp()
             quantized[name] = Quantized(part.layout, part.codebooks.detach().clone(), part.codes.clone(), scales)
-        return quantized, {name: value.detach().numpy().copy() for name, value in self.biases.items()}
+        self.kept = quantized, {name: value.detach().numpy().copy() for name, value in self.biases.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Go back to the state that was kept last."""
+        quantized, biases = self.kept
+        for name, part in quantized.items():
+            self.quantized[name].codebooks.copy_(part.codebooks)
+            self.quantized[name].codes = part.codes.clone()
+            self.log_scales[name].copy_(part.scales.log())
+        for name, value in biases.items():
+            self.biases[name].copy_(torch.from_numpy(value))
 
 
 class _Trainer:
@@ -249,6 +263,9 @@ class _Trainer:
         total, regularized = steps * count, steps * round(count * self.settings.regularized)
         for start in range(0, total, steps):
             phase = REGULARIZED if start < regularized else TUNED
+            if start == regularized:
+                # Where the first phase found nothing better than product quantization alone, that is what is tuned.
+                self.student.restore()
             rows = np.resize(self.random.permutation(len(train)), steps * size).reshape(steps, size)
             losses, alpha = 0.0, 0.0
             for step, index in enumerate(rows, start=start):

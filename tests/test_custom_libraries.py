@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,26 @@ from onnx import TensorProto, helper
 from tiny_models import FEATURES, build, initializer, mlp, save_data, save_model
 
 import onnxpq
-from onnxpq import cli, runtime
+from onnxpq import calibration, cli, runtime
 from onnxpq.config import Config, TrainingConfig
 from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
+from onnxpq.layers import Layer
 from onnxpq.ops import registry
 
 QUICK = Config(training=TrainingConfig(epochs=12, batch_size=64))
 ROWS = 600
 PLAIN_SHARE = 0.6
 """Share of the error of plain product quantization that layer-wise training has to get under."""
+
+
+@pytest.fixture(autouse=True)
+def quantized_for_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without statistics of the layers' inputs, the few epochs of these tests have something to gain."""
+
+    def none(_model: object, layers: Sequence[Layer], *_: object, **__: object) -> Iterator[tuple[str, None]]:
+        return ((layer.weight, None) for layer in layers)
+
+    monkeypatch.setattr(calibration, "collect", none)
 
 
 def leaky_mlp() -> onnx.ModelProto:

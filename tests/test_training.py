@@ -1,5 +1,6 @@
 """Training of layers by themselves, on hand-made models."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,24 @@ from onnx import helper, numpy_helper
 from tiny_models import CLASSES, FEATURES, HIDDEN, build, initializer, mlp
 
 import onnxpq
-from onnxpq import importing, modelio, partition, rewriting
+from onnxpq import calibration, importing, modelio, partition, rewriting
 from onnxpq.activations import capture, capture_rows
 from onnxpq.config import Config, TrainingConfig
 from onnxpq.errors import DataError, UnalignedError
+from onnxpq.layers import Layer
 
 QUICK = Config(training=TrainingConfig(epochs=12, batch_size=64))
 TIMES = 5
+
+
+@pytest.fixture(autouse=True)
+def quantized_for_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without statistics of the layers' inputs, the few epochs of these tests have something to gain."""
+
+    def none(_model: object, layers: Sequence[Layer], *_: object, **__: object) -> Iterator[tuple[str, None]]:
+        return ((layer.weight, None) for layer in layers)
+
+    monkeypatch.setattr(calibration, "collect", none)
 
 
 def correlated(*shape: int, seed: int = 0) -> np.ndarray:
