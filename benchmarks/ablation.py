@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks import datasets  # noqa: E402

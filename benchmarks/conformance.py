@@ -21,7 +21,7 @@ from test_node_conformance import cases, outcome
 from onnxpq.ops.registry import registered
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from benchmarks.peers import RESULTS, is_expanded, sets  # noqa: E402 -- a script has its own folder on the path
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from onnxpq.config import Config, TrainingConfig  # noqa: E402

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from benchmarks import datasets  # noqa: E402 -- a script is run with its own folder on the path, not the root
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 import onnxruntime
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from pq_layers import model_of, normal_rows, random_layer  # noqa: E402 -- its folder is no package
 

@@ -29,7 +29,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from onnxpq.function_body import node_attributes  # noqa: E402

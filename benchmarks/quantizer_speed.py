@@ -22,7 +22,7 @@ def onnxpq_quantize(matrix: np.ndarray) -> tuple[float, float, np.ndarray]:
     """Seconds, MB and the decoded matrix, by `onnxpq.quantization.quantize`."""
     import torch  # noqa: PLC0415 -- only one of the two is installed where this runs
 
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
     from onnxpq.pq.layout import Layout  # noqa: PLC0415
     from onnxpq.quantization import quantize  # noqa: PLC0415
 

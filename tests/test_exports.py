@@ -12,7 +12,7 @@ import torch
 import onnxpq
 from onnxpq.config import Config, TrainingConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import exports
 

@@ -296,7 +296,9 @@ def in_other_process(simd: str, folder: Path) -> subprocess.CompletedProcess[str
         "y = onnxpq.session(model_of(layer)).run(None, {'X': normal_rows(2, 5, 70)})[0]\n"
         "sys.stdout.write(y.tobytes().hex())"
     )
-    environment = {**os.environ, "ONNXPQ_SIMD": simd, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Other tests add folders to sys.path, the repository's root too, where the package has no operator library.
+    paths = (Path(__file__).parents[1], Path(onnxpq.__file__).parents[1])
+    environment = {**os.environ, "ONNXPQ_SIMD": simd, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     return subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=folder, capture_output=True, text=True, check=False
     )
