@@ -107,7 +107,7 @@ def alone(model: ir.Model, layer: Layer) -> Alone | None:
     """
     whole = _with_known_shapes(model)
     node = next((node for node in whole.graph if node_label(node) == layer.node), None)
-    if node is None:
+    if node is None or layer.place:
         return None
     constants = _computed_from_constants(whole.graph)
     given = [value for value in node.inputs if value is not None and value not in constants]

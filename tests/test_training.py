@@ -150,3 +150,26 @@ def test_a_value_that_has_no_rows() -> None:
         capture_rows(model, "s", {"x": np.ones((9, 4), np.float32)}, limit=5, flatten=True, cache_dir=None)
     with pytest.raises(DataError, match="lacks the inputs x"):
         capture_rows(model, "s", {}, limit=5, flatten=True, cache_dir=None)
+
+
+def test_a_layer_in_a_branch_that_no_gradient_reaches_keeps_its_plain_quantization() -> None:
+    info = [helper.make_tensor_value_info("o", onnx.TensorProto.FLOAT, None)]
+    branches = [
+        helper.make_graph([helper.make_node("MatMul", ["x", name], ["o"], name=f"fc_{name}")], name, [], info)
+        for name in ("w1", "w2")
+    ]
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["top"], name="top", keepdims=0),
+        helper.make_node("Greater", ["top", "zero"], ["flag"], name="flag"),
+        helper.make_node("If", ["flag"], ["h"], name="choice", then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("Round", ["h"], ["y"], name="round"),
+    ]
+    weights = [initializer(name, FEATURES, HIDDEN, seed=seed) for seed, name in enumerate(("w1", "w2"))]
+    model = build(nodes, {"x": ["N", FEATURES]}, {"y": ["N", HIDDEN]}, weights)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
+    report = onnxpq.compress(model, {"x": correlated(60)}, config=QUICK).report
+    assert {layer.training.partition(":")[0] for layer in report.layers} == {"not trained"}
+    assert all("lies in a subgraph" in layer.training for layer in report.layers)
+    assert report.training is None
+    assert report.layer_wise == ()
+    assert "Not fine-tuned" in report.to_text()
