@@ -1,6 +1,6 @@
 """One library and one model file in many onnxruntimes: installs each in an environment of its own and runs the cases.
 
-    python custom_ops/tests/runtimes.py                      # oldest to newest, about a minute; pip downloads 200 MB
+    python custom_ops/tests/runtimes.py                      # oldest to newest
     python custom_ops/tests/runtimes.py --versions 1.24.4    # others
     python custom_ops/tests/runtimes.py --keep FOLDER        # keep the environments, and use those that are there
 

@@ -10,7 +10,7 @@
 set -euo pipefail
 source=$(cd "$(dirname "$0")/.." && pwd)
 root=$(dirname "$source")
-python=$(command -v "${PYTHON:-python3}")
+python=$(realpath -s "$(command -v "${PYTHON:-python3}")")
 build=${1:-}
 if [ -z "$build" ]; then
   build=$(mktemp -d)
