@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"onnxpq: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("onnxpq: interrupted; nothing was written.", file=sys.stderr)
+        folder = getattr(options, "work_dir", None)
+        continues = "" if folder is None else f" The same command continues with what is in '{folder}'."
+        print(f"onnxpq: interrupted; nothing was written.{continues}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "rich"):

@@ -30,6 +30,7 @@ from onnxpq import (
     sampling,
     training,
 )
+from onnxpq import device as devices
 from onnxpq import verification as verifying
 from onnxpq import workspace as workspaces
 from onnxpq.config import Config
@@ -223,6 +224,7 @@ def _made_from(
         None if test[0] is None else manifest.of_data(*test),
         labels=labels,
         config=run.config,
+        device=devices.describe(),
         libraries=run.libraries,
     )
 

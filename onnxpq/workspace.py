@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -163,10 +162,9 @@ class Workspace:
 
     def summary(self) -> list[str]:
         """Sentences for the report: what was found, and the notes."""
-        counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.found.items()))
-        return ([f"Continued in '{self.folder}'; done before, and read from there: {counts}."] if counts else []) + (
-            self.notes
-        )
+        counts = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(self.found.items()))
+        done = f"Continued: what an earlier call had done was read from '{self.folder}' ({counts})."
+        return [*([done] if counts else []), *self.notes]
 
 
 @contextmanager
@@ -252,17 +250,17 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    # The name is free: the folder is locked.
+    unfinished = path.with_name(f"{_UNFINISHED}{path.name}")
     with _errors(path.parent):
-        unfinished, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
         try:
             with open(unfinished, "w+b") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _delete(*paths: Path) -> None:

@@ -84,6 +84,10 @@ def not_smaller(scratch: Path) -> None:
     )
 
 
+def no_work_folder(scratch: Path) -> None:
+    onnxpq.compress(mlp(), restart=True)
+
+
 def no_library(scratch: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxpq, "__path__", [str(scratch)])
@@ -129,6 +133,10 @@ TRIGGERS: dict[type[OnnxpqError], tuple[Callable[[Path], None], str]] = {
     errors.VerificationError: (
         not_smaller,
         r"^The compressed file would have 7 bytes, the original has 7: .*; try a larger --sub-vector\.$",
+    ),
+    errors.WorkspaceError: (
+        no_work_folder,
+        r"^A restart deletes what is in a work folder, and none was given\. Add --work-dir\.$",
     ),
     errors.RuntimeLibraryError: (
         no_library,
