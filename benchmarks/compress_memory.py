@@ -74,10 +74,14 @@ def main() -> None:
     for layers in options.layers:
         row = measure(layers, options.width, options.epochs)
         rows.append(row)
-        print(f"{layers:4d} layers: model {row['model'] / 1e6:7.1f} MB, peak {row['peak'] / 1e6:7.1f} MB above the start")
+        print(
+            f"{layers:4d} layers: model {row['model'] / 1e6:7.1f} MB, peak {row['peak'] / 1e6:7.1f} MB above the start"
+        )
     slope = (rows[-1]["peak"] - rows[0]["peak"]) / (rows[-1]["model"] - rows[0]["model"])
     print(f"each byte of model more takes {slope:.2f} bytes")
-    RESULTS.write_text(json.dumps({"width": options.width, "epochs": options.epochs, "rows": rows, "slope": slope}, indent=1))
+    RESULTS.write_text(
+        json.dumps({"width": options.width, "epochs": options.epochs, "rows": rows, "slope": slope}, indent=1)
+    )
 
 
 if __name__ == "__main__":
