@@ -38,26 +38,36 @@ def build(path: Path, layers: int, width: int) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
+def peak() -> int:
+    """The largest resident set so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+
+
 def child(model: str, epochs: int, width: int) -> None:
-    """Compress, and print the peak before and after it in bytes."""
+    """Compress, and print the peak up to each moment."""
     import onnxpq  # noqa: PLC0415 -- the parent needs neither
     from onnxpq import pipeline  # noqa: F401, PLC0415 -- what is loaded is not what is measured
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    peaks = {"start": peak()}
     data = {"x": np.random.default_rng(1).standard_normal((SAMPLES, width)).astype(np.float32)}
     config = onnxpq.Config(training=onnxpq.TrainingConfig(epochs=epochs))
-    onnxpq.compress(model, data, config=config)
-    print(json.dumps([before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB]))
+
+    def tell(stage: str, _done: int, _of: int) -> None:
+        peaks.setdefault(f"{stage} begun", peak())
+        peaks[f"{stage} done"] = peak()
+
+    onnxpq.compress(model, data, config=config, progress=tell)
+    print(json.dumps(peaks | {"end": peak()}))
 
 
-def measure(layers: int, width: int, epochs: int) -> dict[str, float]:
+def measure(layers: int, width: int, epochs: int) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "m.onnx")
         build(model, layers, width)
         command = [sys.executable, __file__, "--child", str(model), "--epochs", str(epochs), "--width", str(width)]
-        before, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        peaks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         size = model.stat().st_size
-    return {"layers": layers, "model": size, "peak": peak - before, "ratio": (peak - before) / size}
+    return {"layers": layers, "model": size} | {name: value - peaks["start"] for name, value in peaks.items()}
 
 
 def main() -> None:
@@ -75,10 +85,11 @@ def main() -> None:
         row = measure(layers, options.width, options.epochs)
         rows.append(row)
         print(
-            f"{layers:4d} layers: model {row['model'] / 1e6:7.1f} MB, peak {row['peak'] / 1e6:7.1f} MB above the start"
+            ", ".join(f"{name} {value / (1 if name == 'layers' else 1e6):g}" for name, value in row.items()), flush=True
         )
-    slope = (rows[-1]["peak"] - rows[0]["peak"]) / (rows[-1]["model"] - rows[0]["model"])
-    print(f"each byte of model more takes {slope:.2f} bytes")
+    first, last = rows[0], rows[-1]
+    slope = {name: (last[name] - first[name]) / (last["model"] - first["model"]) for name in last}
+    print("bytes more for each byte of model more:", {name: round(value, 2) for name, value in slope.items()})
     RESULTS.write_text(
         json.dumps({"width": options.width, "epochs": options.epochs, "rows": rows, "slope": slope}, indent=1)
     )

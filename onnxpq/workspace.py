@@ -192,10 +192,12 @@ def opened(folder: str | PathLike[str] | None, *, restart: bool = False) -> Iter
         _lock(lock, path)
         with _errors(path):
             if restart:
-                _delete(path / MANIFEST, path / PIECES, path / ACTIVATIONS)
-            # What a killed process was about to write; nobody else is here.
-            _delete(*path.rglob(f"{_UNFINISHED}*"))
+                # The manifest last: with it the folder is known to be ours.
+                _delete(path / PIECES, path / ACTIVATIONS, path / MANIFEST)
             (path / PIECES).mkdir(exist_ok=True)
+            for place in (path, path / PIECES, path / ACTIVATIONS):
+                # What a killed process was about to write; nobody else is here.
+                _delete(*place.glob(f"{_UNFINISHED}*"))
         yield Workspace(path)
 
 
@@ -206,10 +208,10 @@ def _check_ours(path: Path) -> None:
         raise WorkspaceError(f"The work folder '{path}' is a file; expected a folder. Choose another path.")
     with _errors(path):
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _OURS)
-    if foreign and not (path / MANIFEST).exists():
+    if foreign and not all((path / name).exists() for name in (MANIFEST, LOCK)):
         raise WorkspaceError(
-            f"The work folder '{path}' has no {MANIFEST} but holds '{foreign[0]}': it is not one of onnxpq. Choose an "
-            "empty folder, or one that does not exist."
+            f"The work folder '{path}' holds '{foreign[0]}' and not both {MANIFEST} and {LOCK}: it is not one of "
+            "onnxpq. Choose an empty folder, or one that does not exist."
         )
 
 

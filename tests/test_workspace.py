@@ -158,8 +158,9 @@ def test_the_lock_ends_with_its_process(folder: Path) -> None:
 
 def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "manifest.json").write_text("that of something else")
     for restart in (False, True):
-        with pytest.raises(WorkspaceError, match=r"has no manifest\.json but holds 'thesis\.tex': it is not one of"):
+        with pytest.raises(WorkspaceError, match=r"holds 'thesis\.tex' and not both manifest\.json and lock"):
             opened(tmp_path, restart=restart).__enter__()
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     with pytest.raises(WorkspaceError, match=r"thesis\.tex' is a file; expected a folder"):
