@@ -111,7 +111,7 @@ struct Parts {
 Parts time_nibbles(const Kernels& kernels, Layer& layer) {
   const Weight weight = layer.weight(0);
   const size_t groups = (layer.M - 1) / kGroupUnits + 1;
-  std::vector<uint8_t> planes((layer.M + 1) / 2 * pair_bytes(false) + 64);
+  std::vector<uint8_t> planes(plane_bytes(layer.M, false) + 64);
   std::vector<float> steps(groups), centres(groups);
   uint8_t* aligned = planes.data() + (64 - reinterpret_cast<uintptr_t>(planes.data()) % 64) % 64;
   const NibbleTables tables = {aligned, steps.data(), centres.data()};
@@ -145,14 +145,14 @@ Parts time_batch(const Kernels& kernels, Layer& layer) {
   constexpr size_t kUnits = 16;
   const Weight weight = layer.weight(0);
   const size_t units = std::min(kUnits, layer.M);
-  std::vector<float> tables(units * weight.codebook_width * kBatchRows), x(weight.in * kBatchRows, 0.5f);
-  std::vector<float> sums(layer.blocks * kByteOutputs * kBatchRows);
-  const double rows_and_tiles = static_cast<double>(kBatchRows * units) / static_cast<double>(layer.M);
+  std::vector<float> tables(units * weight.codebook_width * kernels.batch_rows), x(weight.in * kernels.batch_rows, 0.5f);
+  std::vector<float> sums(layer.blocks * kByteOutputs * kernels.batch_rows);
+  const double rows_and_tiles = static_cast<double>(kernels.batch_rows * units) / static_cast<double>(layer.M);
   const double build =
       decile_ns([&](size_t) { kernels.build_batch_tables(weight, x.data(), 0, units, tables.data()); });
   const double scan = decile_ns([&](size_t) {
     for (size_t b = 0; b < layer.blocks; ++b) {
-      kernels.scan_batch(weight, tables.data(), {0, units}, b, sums.data() + b * kByteOutputs * kBatchRows);
+      kernels.scan_batch(weight, tables.data(), {0, units}, b, sums.data() + b * kByteOutputs * kernels.batch_rows);
     }
   });
   return {build / rows_and_tiles, scan / rows_and_tiles};
@@ -161,7 +161,7 @@ Parts time_batch(const Kernels& kernels, Layer& layer) {
 void report(const Kernels& kernels, const Case& c) {
   Layer layer(c);
   const Parts parts = c.K <= kNibbleCodewords ? time_nibbles(kernels, layer)
-                      : c.rows < kBatchRows   ? time_bytes(kernels, layer)
+                      : c.rows < kernels.batch_rows   ? time_bytes(kernels, layer)
                                               : time_batch(kernels, layer);
   const auto whole = [&](bool cold) {
     return decile_ns([&](size_t i) {

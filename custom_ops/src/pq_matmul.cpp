@@ -17,7 +17,7 @@ constexpr size_t kMaxTasks = 64;
 // Rows that share a panel.
 constexpr size_t kPanelRows = 64;
 
-// So many rows are as fast as kBatchRows together as one by one.
+// So many rows are as fast together, in a batch, as one by one.
 constexpr size_t kMinBatchRows = 4;
 
 // Tables of so many bytes stay in the second cache while all codes pass by.
@@ -93,8 +93,8 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
   const size_t S = weight.R * weight.M;
   const size_t groups = ceil_div(S, kGroupUnits);
   const size_t blocks = ceil_div(weight.out, kNibbleOutputs);
-  const size_t plane_bytes = ceil_div(S, 2) * pair_bytes(weight.fast);
-  const size_t row_bytes = plane_bytes + ceil_div(2 * groups * sizeof(float), kAlignment) * kAlignment;
+  const size_t plane_size = plane_bytes(S, weight.fast);
+  const size_t row_bytes = plane_size + ceil_div(2 * groups * sizeof(float), kAlignment) * kAlignment;
   // A multiple of scan_rows, so that only the last tile has rows that share no codes.
   const size_t wanted_rows =
       ceil_div(std::max<size_t>(kTileBytes / row_bytes, 1), kernels.scan_rows) * kernels.scan_rows;
@@ -104,7 +104,7 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
   auto* tables = reinterpret_cast<NibbleTables*>(bytes + tile_rows * row_bytes);
   for (size_t row = 0; row < tile_rows; ++row) {
     uint8_t* planes = bytes + row * row_bytes;
-    auto* steps = reinterpret_cast<float*>(planes + plane_bytes);
+    auto* steps = reinterpret_cast<float*>(planes + plane_size);
     new (tables + row) NibbleTables{planes, steps, steps + groups};
   }
 
@@ -165,7 +165,7 @@ void byte_matmul(const Kernels& kernels, const Weight& weight, const float* x, s
 // Interleaved tables of so many units stay in the second cache; so many at a time in the first.
 constexpr size_t kBatchTileUnits = 32;
 
-// kBatchRows rows, `count` of them wanted; `sums` [blocks * kByteOutputs][kBatchRows].
+// Up to batch_rows rows together; `sums` [blocks * kByteOutputs][batch_rows].
 class BatchMatmul {
  public:
   BatchMatmul(const Kernels& kernels, const Weight& weight, const ThreadPool& threads)
@@ -174,32 +174,32 @@ class BatchMatmul {
         threads_(threads),
         units_(weight.R * weight.M),
         blocks_(ceil_div(weight.out, kByteOutputs)),
-        table_size_(weight.codebook_width * kBatchRows),
-        x_(allocate_floats(weight.in * kBatchRows)),
+        batch_rows_(kernels.batch_rows),
+        table_size_(weight.codebook_width * batch_rows_),
+        block_sums_(kByteOutputs * batch_rows_),
+        x_(allocate_floats(weight.in * batch_rows_)),
         tables_(allocate_floats(std::min(kBatchTileUnits, units_) * table_size_)),
-        sums_(allocate_floats(blocks_ * kBlockSums)) {}
+        sums_(allocate_floats(blocks_ * block_sums_)) {}
 
-  // x [count, in], y [count, out], count <= kBatchRows.
+  // x [count, in], y [count, out], count <= batch_rows.
   void multiply(const float* x, size_t count, float* y) {
     for (size_t i = 0; i < weight_.in; ++i) {
-      for (size_t row = 0; row < kBatchRows; ++row) {
-        floats(x_)[i * kBatchRows + row] = row < count ? x[row * weight_.in + i] : 0.0f;
+      for (size_t row = 0; row < batch_rows_; ++row) {
+        floats(x_)[i * batch_rows_ + row] = row < count ? x[row * weight_.in + i] : 0.0f;
       }
     }
-    std::fill_n(floats(sums_), blocks_ * kBlockSums, 0.0f);
+    std::fill_n(floats(sums_), blocks_ * block_sums_, 0.0f);
     for (size_t begin = 0; begin < units_; begin += kBatchTileUnits) {
       add_tile({begin, std::min(units_, begin + kBatchTileUnits)});
     }
     for (size_t row = 0; row < count; ++row) {
       for (size_t o = 0; o < weight_.out; ++o) {
-        y[row * weight_.out + o] = floats(sums_)[o * kBatchRows + row] * weight_.scales[o] + weight_.bias[o];
+        y[row * weight_.out + o] = floats(sums_)[o * batch_rows_ + row] * weight_.scales[o] + weight_.bias[o];
       }
     }
   }
 
  private:
-  static constexpr size_t kBlockSums = kByteOutputs * kBatchRows;
-
   static Scratch allocate_floats(size_t count) { return allocate(count * sizeof(float)); }
   static float* floats(const Scratch& scratch) { return static_cast<float*>(scratch.get()); }
 
@@ -212,7 +212,7 @@ class BatchMatmul {
     });
     for_ranges(threads_, blocks_, kByteOutputs * count, kByteTaskLookups, [&](size_t begin, size_t end) {
       for (size_t block = begin; block < end; ++block) {
-        kernels_.scan_batch(weight_, floats(tables_), tile, block, floats(sums_) + block * kBlockSums);
+        kernels_.scan_batch(weight_, floats(tables_), tile, block, floats(sums_) + block * block_sums_);
       }
     });
   }
@@ -220,7 +220,7 @@ class BatchMatmul {
   const Kernels& kernels_;
   const Weight& weight_;
   const ThreadPool& threads_;
-  size_t units_, blocks_, table_size_;
+  size_t units_, blocks_, batch_rows_, table_size_, block_sums_;
   Scratch x_, tables_, sums_;
 };
 
@@ -290,8 +290,8 @@ void pq_matmul(const Kernels& kernels, const Weight& weight, const float* x, siz
   size_t done = 0;
   if (rows >= kMinBatchRows) {
     BatchMatmul batch(kernels, weight, threads);
-    for (; rows - done >= kMinBatchRows; done += std::min(rows - done, kBatchRows)) {
-      batch.multiply(x + done * weight.in, std::min(rows - done, kBatchRows), y + done * weight.out);
+    for (; rows - done >= kMinBatchRows; done += std::min(rows - done, kernels.batch_rows)) {
+      batch.multiply(x + done * weight.in, std::min(rows - done, kernels.batch_rows), y + done * weight.out);
     }
   }
   if (done < rows) byte_matmul(kernels, weight, x + done * weight.in, rows - done, y + done * weight.out, threads);

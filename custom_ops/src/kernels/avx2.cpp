@@ -493,7 +493,7 @@ void build_byte_tables(const Weight& weight, const float* x, size_t begin, size_
 
 // ---- K > 16, kBatchRows rows: a register holds one entry for all of them ----
 
-static_assert(kBatchRows == 8, "one register of 8 floats");
+constexpr size_t kBatchRows = 8;
 
 template <typename T>
 void build_row_tables(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t end,
@@ -641,7 +641,7 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 }  // namespace
 
 const Kernels kAvx2Kernels = {"avx2",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel,
-                              widen,      narrow};
+                              scan_bytes, build_batch_tables,  scan_batch,   kBatchRows, decode_panel,
+                              multiply_panel, widen, narrow};
 
 }  // namespace onnxpq

@@ -340,7 +340,7 @@ void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t 
 
 // ---- K > 16, kBatchRows rows: two registers hold one entry for all of them ----
 
-static_assert(kBatchRows == 8, "two registers of 4 floats");
+constexpr size_t kBatchRows = 8;
 
 template <typename T>
 void build_row_tables(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t end,
@@ -497,7 +497,7 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 }  // namespace
 
 const Kernels kNeonKernels = {"neon",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel,
-                              widen,      narrow};
+                              scan_bytes, build_batch_tables,  scan_batch,   kBatchRows, decode_panel,
+                              multiply_panel, widen, narrow};
 
 }  // namespace onnxpq

@@ -133,6 +133,8 @@ void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t 
   }
 }
 
+constexpr size_t kBatchRows = 8;
+
 void build_batch_tables(const Weight& weight, const float* x, size_t begin, size_t end, float* tables) {
   const size_t width = weight.codebook_width;
   for (size_t s = begin; s < end; ++s, tables += width * kBatchRows) {
@@ -206,6 +208,7 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 
 const Kernels kScalarKernels = {"scalar",          build_nibble_tables, scan_nibbles,       1,
                                 build_byte_tables, scan_bytes,          build_batch_tables, scan_batch,
-                                decode_panel,      multiply_panel, widen, narrow};
+                                kBatchRows,        decode_panel,        multiply_panel,     widen,
+                                narrow};
 
 }  // namespace onnxpq
