@@ -120,13 +120,13 @@ Parts time_nibbles(const Kernels& kernels, Layer& layer) {
   const size_t rows = std::min(kernels.scan_rows, layer.x.size() / weight.in);
   const double build = decile_ns([&](size_t) {
     for (size_t group = 0; group < groups; ++group) {
-      kernels.build_nibble_tables(weight, layer.x.data(), group, tables);
+      kernels.build_nibble_tables(weight, layer.x.data(), rows, group, same.data());
     }
   });
   const double scan = decile_ns([&](size_t) {
     for (size_t b = 0; b < layer.blocks; ++b) kernels.scan_nibbles(weight, same.data(), rows, {0, groups}, b, y.data());
   });
-  return {build, scan / static_cast<double>(rows)};
+  return {build / static_cast<double>(rows), scan / static_cast<double>(rows)};
 }
 
 // Tables and scan of one row, K > 16.

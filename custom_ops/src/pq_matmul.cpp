@@ -111,14 +111,16 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
   for (size_t tile = 0; tile < rows; tile += tile_rows) {
     const size_t count = std::min(tile_rows, rows - tile);
     const size_t products = std::min(kGroupUnits, S) * weight.d * kNibbleCodewords;
-    for_ranges(threads, count * groups, products, kNibbleTaskLookups, [&](size_t begin, size_t end) {
+    const size_t bundles = ceil_div(count, kernels.scan_rows);
+    const size_t bundle_rows = std::min(count, kernels.scan_rows);
+    for_ranges(threads, bundles * groups, products * bundle_rows, kNibbleTaskLookups, [&](size_t begin, size_t end) {
       for (size_t i = begin; i < end; ++i) {
-        const size_t row = i / groups;
-        kernels.build_nibble_tables(weight, x + (tile + row) * weight.in, i % groups, tables[row]);
+        const size_t row = i / groups * kernels.scan_rows;
+        kernels.build_nibble_tables(weight, x + (tile + row) * weight.in, std::min(kernels.scan_rows, count - row),
+                                    i % groups, tables + row);
       }
     });
     const NibbleScan scan = {kernels, weight, tables, count, y + tile * weight.out};
-    const size_t bundles = ceil_div(count, kernels.scan_rows);
     const size_t chunk = chunk_blocks(S, bundles);
     for_ranges(threads, ceil_div(blocks, chunk) * bundles,
                std::min(chunk, blocks) * kNibbleOutputs * S * kernels.scan_rows, kNibbleTaskLookups,

@@ -56,16 +56,22 @@ __m512 load16(const uint16_t* codewords) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codewords)));
 }
 
-// The float table of a unit. kLength elements, or `length` where that is 0.
-template <size_t kLength, typename T>
-ONNXPQ_ALWAYS_INLINE __m512 float_table(const T* codeword, const float* x, size_t length) {
-  __m512 table = _mm512_mul_ps(_mm512_set1_ps(x[0]), load16(codeword));
+// The float tables of a unit for some rows of X, which share the codewords. `x` is the first row's elements, next row
+// `in` further. kLength elements, or `length` where that is 0.
+template <size_t kLength, size_t kRows, typename T>
+ONNXPQ_ALWAYS_INLINE void float_tables(const T* codeword, const float* x, size_t in, size_t length, __m512* tables) {
+  const __m512 first = load16(codeword);
+  ONNXPQ_UNROLL
+  for (size_t row = 0; row < kRows; ++row) tables[row] = _mm512_mul_ps(_mm512_set1_ps(x[row * in]), first);
   const size_t count = kLength == 0 ? length : kLength;
   ONNXPQ_UNROLL
   for (size_t i = 1; i < count; ++i) {
-    table = _mm512_add_ps(table, _mm512_mul_ps(_mm512_set1_ps(x[i]), load16(codeword + i * kNibbleCodewords)));
+    const __m512 next = load16(codeword + i * kNibbleCodewords);
+    ONNXPQ_UNROLL
+    for (size_t row = 0; row < kRows; ++row) {
+      tables[row] = _mm512_add_ps(tables[row], _mm512_mul_ps(_mm512_set1_ps(x[row * in + i]), next));
+    }
   }
-  return table;
 }
 
 // Least and greatest of the entries of some tables, not yet down to one.
@@ -106,58 +112,75 @@ ONNXPQ_ALWAYS_INLINE Extremes pairs_joined(const Extremes& a, const Extremes& b)
 
 constexpr size_t kUnitsAtOnce = 16;  // their extremes are found side by side
 
-struct TableStatistics {
+// A group's tables of one row before they are rounded. Units past the group's last, up to a multiple of kUnitsAtOnce,
+// are zero.
+struct FloatTables {
+  __m512 values[kGroupUnits];
+  float centres[kGroupUnits];
   bool nan;
   float span, centre;
-};
 
-// Float tables of units [begin, begin + count), their centres and statistics. Entries of `values` and `centres` past
-// `count` up to a multiple of kUnitsAtOnce become zero.
-template <size_t kLength, typename T>
-TableStatistics build_float_tables(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t count,
-                                   __m512* values, float* centres) {
-  __mmask16 nan = 0;
-  float span = 0.0f, centre = 0.0f;
-  UnitWalk unit(weight, begin);
-  for (size_t j = 0; j < count; j += kUnitsAtOnce) {
-    __m512* tables = values + j;
-    for (size_t i = 0; i < kUnitsAtOnce; ++i) {
-      tables[i] = _mm512_setzero_ps();
-      if (j + i >= count) continue;
-      const T* codewords = codebooks + unit.codebook_row() * kNibbleCodewords;
-      tables[i] = float_table<kLength>(codewords, x + unit.x_begin(), unit.x_count());
-      if (j + i + 1 < count) unit.next();
-    }
+  // Takes the values of kUnitsAtOnce units from unit j on into the rest.
+  ONNXPQ_ALWAYS_INLINE void add_statistics(size_t j, bool fast) {
+    const __m512* tables = values + j;
+    __mmask16 unordered = 0;
     Extremes quads[kQuad];
     ONNXPQ_UNROLL
     for (size_t i = 0; i < kQuad; ++i) {  // units i, 4 + i, 8 + i, 12 + i, so that they are in order in the end
-      nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(tables[i], tables[4 + i], _CMP_UNORD_Q) |
-                                   _mm512_cmp_ps_mask(tables[8 + i], tables[12 + i], _CMP_UNORD_Q));
-      quads[i] =
-          lanes_joined(extremes_of(tables[i], tables[4 + i]), extremes_of(tables[8 + i], tables[12 + i]));
+      unordered = static_cast<__mmask16>(unordered | _mm512_cmp_ps_mask(tables[i], tables[4 + i], _CMP_UNORD_Q) |
+                                         _mm512_cmp_ps_mask(tables[8 + i], tables[12 + i], _CMP_UNORD_Q));
+      quads[i] = lanes_joined(extremes_of(tables[i], tables[4 + i]), extremes_of(tables[8 + i], tables[12 + i]));
     }
+    nan = nan || unordered != 0;
     const Extremes all = pairs_joined(elements_joined(quads[0], quads[1]), elements_joined(quads[2], quads[3]));
     const __m512 half = _mm512_set1_ps(0.5f);
     const __m512 low = _mm512_mul_ps(half, all.low), high = _mm512_mul_ps(half, all.high);
     float spans[kUnitsAtOnce];
     _mm512_storeu_ps(centres + j, _mm512_add_ps(low, high));
     _mm512_storeu_ps(spans, _mm512_sub_ps(high, low));
-    for (size_t i = 0; i < kUnitsAtOnce; ++i) {  // the units past `count` add zero, which changes no sum
+    for (size_t i = 0; i < kUnitsAtOnce; ++i) {  // the units that are not there add zero, which changes no sum
       centre += centres[j + i];
-      span = !weight.fast ? span + spans[i] : spans[i] > span ? spans[i] : span;
+      span = !fast ? span + spans[i] : spans[i] > span ? spans[i] : span;
     }
   }
-  return {nan != 0, span, centre};
+};
+
+// Units [begin, begin + count) for kRows rows.
+template <size_t kLength, size_t kRows, typename T>
+void build_float_tables(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t count,
+                        FloatTables* rows) {
+  for (size_t row = 0; row < kRows; ++row) {
+    rows[row].nan = false;
+    rows[row].span = rows[row].centre = 0.0f;
+  }
+  UnitWalk unit(weight, begin);
+  for (size_t j = 0; j < count; j += kUnitsAtOnce) {
+    for (size_t i = j; i < j + kUnitsAtOnce; ++i) {
+      __m512 tables[kRows];
+      if (i < count) {
+        const T* codewords = codebooks + unit.codebook_row() * kNibbleCodewords;
+        float_tables<kLength, kRows>(codewords, x + unit.x_begin(), weight.in, unit.x_count(), tables);
+        if (i + 1 < count) unit.next();
+      } else {
+        for (__m512& table : tables) table = _mm512_setzero_ps();
+      }
+      ONNXPQ_UNROLL
+      for (size_t row = 0; row < kRows; ++row) rows[row].values[i] = tables[row];
+    }
+    for (size_t row = 0; row < kRows; ++row) rows[row].add_statistics(j, weight.fast);
+  }
 }
 
-template <typename T>
-TableStatistics of_length(size_t length, const Weight& weight, const T* codebooks, const float* x, size_t begin,
-                          size_t count, __m512* values, float* centres) {
-  const auto build = length == 2   ? build_float_tables<2, T>
-                     : length == 4 ? build_float_tables<4, T>
-                     : length == 8 ? build_float_tables<8, T>
-                                   : build_float_tables<0, T>;
-  return build(weight, codebooks, x, begin, count, values, centres);
+template <size_t kRows, typename T>
+void of_length(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t count,
+               FloatTables* rows) {
+  // The last sub-vector may be shorter than d.
+  const size_t length = weight.in % weight.d == 0 ? weight.d : 0;
+  const auto build = length == 2   ? build_float_tables<2, kRows, T>
+                     : length == 4 ? build_float_tables<4, kRows, T>
+                     : length == 8 ? build_float_tables<8, kRows, T>
+                                   : build_float_tables<0, kRows, T>;
+  build(weight, codebooks, x, begin, count, rows);
 }
 
 // round((value - centre) * scale) of the 16 entries of a unit.
@@ -189,35 +212,47 @@ ONNXPQ_ALWAYS_INLINE void store_quad(const __m512* values, const float* centres,
               quad + kRegisterBytes);
 }
 
-void build_nibble_tables(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
-  const size_t S = weight.R * weight.M;
-  const size_t begin = group * kGroupUnits;
-  const size_t count = S - begin < kGroupUnits ? S - begin : kGroupUnits;
-  __m512 values[kGroupUnits];
-  float centres[kGroupUnits];
-  // The last sub-vector may be shorter than d.
-  const size_t length = weight.in % weight.d == 0 ? weight.d : 0;
-  const TableStatistics statistics =
-      weight.codebook_element == Element::kFloat16
-          ? of_length(length, weight, static_cast<const uint16_t*>(weight.codebooks), x, begin, count, values, centres)
-          : of_length(length, weight, static_cast<const float*>(weight.codebooks), x, begin, count, values, centres);
-  const float span = statistics.span;
+// The planes, the step and the centre of a group of one row.
+void round_tables(const FloatTables& row, size_t group, size_t count, bool fast, const NibbleTables& tables) {
   // An infinite entry makes the span infinite or NaN.
-  const bool finite = !statistics.nan && span - span == 0.0f;
-  const bool usable = finite && span >= kMinSpan;
-  const float range = weight.fast ? kFastTableRange : kTableRange;
-  const float scale = usable ? range / span : 0.0f;
-  tables.steps[group] = usable ? span / range : finite ? 0.0f : NAN;
-  tables.centres[group] = finite ? statistics.centre : 0.0f;
-  const size_t bytes = quad_bytes(weight.fast);
-  uint8_t* quad = tables.planes + begin / kQuad * bytes;
+  const bool finite = !row.nan && row.span - row.span == 0.0f;
+  const bool usable = finite && row.span >= kMinSpan;
+  const float range = fast ? kFastTableRange : kTableRange;
+  const __m512 scale = _mm512_set1_ps(usable ? range / row.span : 0.0f);
+  tables.steps[group] = usable ? row.span / range : finite ? 0.0f : NAN;
+  tables.centres[group] = finite ? row.centre : 0.0f;
+  const size_t bytes = quad_bytes(fast);
+  uint8_t* quad = tables.planes + group * (kGroupUnits / kQuad) * bytes;
   for (size_t j = 0; j < count; j += kQuad, quad += bytes) {
     if (usable) {
-      store_quad(values + j, centres + j, _mm512_set1_ps(scale), weight.fast, quad);
+      store_quad(row.values + j, row.centres + j, scale, fast, quad);
     } else {
       for (size_t i = 0; i < bytes; i += kRegisterBytes) _mm512_storeu_si512(quad + i, _mm512_setzero_si512());
     }
   }
+}
+
+template <size_t kRows>
+void build_some_tables(const Weight& weight, const float* x, size_t group, const NibbleTables* tables) {
+  const size_t S = weight.R * weight.M;
+  const size_t begin = group * kGroupUnits;
+  const size_t count = S - begin < kGroupUnits ? S - begin : kGroupUnits;
+  FloatTables rows[kRows];
+  if (weight.codebook_element == Element::kFloat16) {
+    of_length<kRows>(weight, static_cast<const uint16_t*>(weight.codebooks), x, begin, count, rows);
+  } else {
+    of_length<kRows>(weight, static_cast<const float*>(weight.codebooks), x, begin, count, rows);
+  }
+  for (size_t row = 0; row < kRows; ++row) round_tables(rows[row], group, count, weight.fast, tables[row]);
+}
+
+void build_nibble_tables(const Weight& weight, const float* x, size_t rows, size_t group, const NibbleTables* tables) {
+  constexpr size_t kSharing = 4;
+  size_t row = 0;
+  for (; rows - row >= kSharing; row += kSharing) {
+    build_some_tables<kSharing>(weight, x + row * weight.in, group, tables + row);
+  }
+  for (; row < rows; ++row) build_some_tables<1>(weight, x + row * weight.in, group, tables + row);
 }
 
 // ---- K <= 16: scan ----
@@ -259,6 +294,15 @@ struct Sums {
   }
 };
 
+// A table for two lookups, loaded once: the compiler would rather load it for each of them.
+ONNXPQ_ALWAYS_INLINE __m512i load_table(const uint8_t* bytes) {
+  __m512i table = _mm512_loadu_si512(bytes);
+#if defined(__GNUC__)
+  __asm__("" : "+v"(table));
+#endif
+  return table;
+}
+
 // Adds the entries of four units, at `offset` in the planes of each row.
 template <bool kFast, size_t kChain, size_t kRows>
 ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* planes, size_t offset,
@@ -267,7 +311,7 @@ ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* plan
   const __m512i ones = _mm512_set1_epi8(1), high_place = _mm512_set1_epi8(static_cast<char>(1 << kLowPlaneBits));
   ONNXPQ_UNROLL
   for (size_t row = 0; row < kRows; ++row) {
-    const __m512i first = _mm512_loadu_si512(planes[row] + offset);
+    const __m512i first = load_table(planes[row] + offset);
     ONNXPQ_UNROLL
     for (size_t half = 0; half < 2; ++half) {
       const __m512i entries = _mm512_permutexvar_epi8(places.halves[half], first);
@@ -280,7 +324,7 @@ ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* plan
       }
     }
     if (kFast) continue;
-    const __m512i second = _mm512_loadu_si512(planes[row] + offset + kRegisterBytes);
+    const __m512i second = load_table(planes[row] + offset + kRegisterBytes);
     ONNXPQ_UNROLL
     for (size_t half = 0; half < 2; ++half) {
       const __m512i entries = _mm512_permutexvar_epi8(places.halves[half], second);
@@ -296,7 +340,7 @@ ONNXPQ_ALWAYS_INLINE void add_units(Sums<kRows>& sums, const uint8_t* const* pla
                                     size_t count) {
   // A single row reads the codes once, from memory where they have left the caches: asking for them ahead helps. The
   // address may lie past the codes, which is no fault for a prefetch.
-  constexpr uintptr_t kAhead = 1024;
+  constexpr uintptr_t kAhead = 2048;
   size_t offset = 0, quad = 0;
   const auto next = [&] {
     const uint8_t* here = codes + quad++ * kQuadCodeBytes;

@@ -104,8 +104,9 @@ struct NibbleTables {
 struct Kernels {
   const char* name;
 
-  // Tables of one group of units. `x` is a row of X [in].
-  void (*build_nibble_tables)(const Weight& weight, const float* x, size_t group, const NibbleTables& tables);
+  // Tables of one group of units for some rows of X [rows, in], as many of them as there are `tables`.
+  void (*build_nibble_tables)(const Weight& weight, const float* x, size_t rows, size_t group,
+                              const NibbleTables* tables);
 
   // Adds some groups of units to one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out], next
   // row `out` further: it holds the sums so far, and the outputs once the last group is in. Nothing of it is read for
