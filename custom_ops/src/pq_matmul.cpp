@@ -123,7 +123,7 @@ void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x,
     const NibbleScan scan = {kernels, weight, tables, count, y + tile * weight.out};
     const size_t chunk = chunk_blocks(S, bundles);
     for_ranges(threads, ceil_div(blocks, chunk) * bundles,
-               std::min(chunk, blocks) * kNibbleOutputs * S * kernels.scan_rows, kNibbleTaskLookups,
+               std::min(chunk, blocks) * kNibbleOutputs * S * bundle_rows, kNibbleTaskLookups,
                [&](size_t begin, size_t end) {
                  for (size_t i = begin; i < end; ++i) {
                    const size_t first = i / bundles * chunk;

@@ -138,6 +138,10 @@ struct FloatTables {
     float spans[kUnitsAtOnce];
     _mm512_storeu_ps(centres + j, _mm512_add_ps(low, high));
     _mm512_storeu_ps(spans, _mm512_sub_ps(high, low));
+#if defined(__GNUC__)
+    // To be read from memory: the compiler would rather take the registers apart, element by element.
+    __asm__("" : : "r"(spans), "r"(centres) : "memory");
+#endif
     for (size_t i = 0; i < kUnitsAtOnce; ++i) {  // the units that are not there add zero, which changes no sum
       centre += centres[j + i];
       span = !fast ? span + spans[i] : spans[i] > span ? spans[i] : span;
