@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <utility>
@@ -103,6 +104,18 @@ class Layer {
   std::vector<float> x, y;
 };
 
+// As pq_matmul has it: a register that lies across two lines of the cache takes twice as long.
+template <typename T>
+struct Aligned {
+  using value_type = T;
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(64)); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+template <typename T>
+using AlignedVector = std::vector<T, Aligned<T>>;
+
 struct Parts {
   double tables, scan;
 };
@@ -111,10 +124,9 @@ struct Parts {
 Parts time_nibbles(const Kernels& kernels, Layer& layer) {
   const Weight weight = layer.weight(0);
   const size_t groups = (layer.M - 1) / kGroupUnits + 1;
-  std::vector<uint8_t> planes(plane_bytes(layer.M, false) + 64);
+  AlignedVector<uint8_t> planes(plane_bytes(layer.M, false));
   std::vector<float> steps(groups), centres(groups);
-  uint8_t* aligned = planes.data() + (64 - reinterpret_cast<uintptr_t>(planes.data()) % 64) % 64;
-  const NibbleTables tables = {aligned, steps.data(), centres.data()};
+  const NibbleTables tables = {planes.data(), steps.data(), centres.data()};
   const std::vector<NibbleTables> same(kernels.scan_rows, tables);
   std::vector<float> y(kernels.scan_rows * weight.out);
   const size_t rows = std::min(kernels.scan_rows, layer.x.size() / weight.in);
@@ -132,7 +144,7 @@ Parts time_nibbles(const Kernels& kernels, Layer& layer) {
 // Tables and scan of one row, K > 16.
 Parts time_bytes(const Kernels& kernels, Layer& layer) {
   const Weight weight = layer.weight(0);
-  std::vector<float> tables(layer.M * weight.codebook_width);
+  AlignedVector<float> tables(layer.M * weight.codebook_width);
   const double build =
       decile_ns([&](size_t) { kernels.build_byte_tables(weight, layer.x.data(), 0, layer.M, tables.data()); });
   const double scan =
@@ -145,8 +157,9 @@ Parts time_batch(const Kernels& kernels, Layer& layer) {
   constexpr size_t kUnits = 16;
   const Weight weight = layer.weight(0);
   const size_t units = std::min(kUnits, layer.M);
-  std::vector<float> tables(units * weight.codebook_width * kernels.batch_rows), x(weight.in * kernels.batch_rows, 0.5f);
-  std::vector<float> sums(layer.blocks * kByteOutputs * kernels.batch_rows);
+  AlignedVector<float> tables(units * weight.codebook_width * kernels.batch_rows);
+  AlignedVector<float> x(weight.in * kernels.batch_rows, 0.5f);
+  AlignedVector<float> sums(layer.blocks * kByteOutputs * kernels.batch_rows);
   const double rows_and_tiles = static_cast<double>(kernels.batch_rows * units) / static_cast<double>(layer.M);
   const double build =
       decile_ns([&](size_t) { kernels.build_batch_tables(weight, x.data(), 0, units, tables.data()); });
