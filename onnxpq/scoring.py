@@ -53,7 +53,7 @@ class Drop:
         return self.drop.value + (self.drop.high - self.drop.value) / Z95
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Metric:
     """A metric, chosen for a model and its data.
 

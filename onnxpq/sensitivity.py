@@ -39,6 +39,9 @@ PROBE: Final = 0.1
 """The influence is measured at the layout whose relative squared error is nearest to this: large enough to stand out
 against rounding, small enough for errors to add up."""
 
+_FLOAT: Final = ir.TensorType(ir.DataType.FLOAT)
+_NARROWED: Final = ".onnxpq_bfloat16"
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -146,7 +149,8 @@ class Influence:
                 names = [value.name or "" for value in before.graph.inputs]
                 values |= runtime.run(session, {name: values[name] for name in names})
             self._feeds.append(values)
-        after = activations.extract(_with_inputs(model, self._weights), [*given, *boundary, *self._weights], [output])
+        start = list(dict.fromkeys([*given, *boundary, *self._weights]))
+        after = activations.extract(_with_inputs(model, self._weights), start, [output])
         for value in after.graph.inputs:
             _complete_type(value, self._feeds[0] | self._weights)
         self._needed = [value.name or "" for value in after.graph.inputs]
@@ -199,7 +203,8 @@ def filled(curves: Sequence[Curve]) -> list[Curve]:
 
 def _values(model: ir.Model, weight: str) -> Array:
     tensor = model.graph.initializers[weight].const_value
-    return np.asarray(tensor.numpy()) if tensor is not None else np.zeros(0)
+    values = np.asarray(tensor.numpy()) if tensor is not None else np.zeros(0)
+    return values.astype(np.float32) if tensor is not None and tensor.dtype == ir.DataType.BFLOAT16 else values
 
 
 def _with_inputs(model: ir.Model, weights: Iterable[str]) -> ir.Model:
@@ -208,6 +213,12 @@ def _with_inputs(model: ir.Model, weights: Iterable[str]) -> ir.Model:
     for name in weights:
         value = copy.graph.initializers.pop(name)
         value.const_value = None
+        if value.dtype == ir.DataType.BFLOAT16:
+            # numpy has no such type to feed.
+            given, value.name = ir.Value(name=name, type=_FLOAT, shape=value.shape), f"{name}{_NARROWED}"
+            cast = ir.Node("", "Cast", [given], [ir.AttrInt64("to", ir.DataType.BFLOAT16)], outputs=[value])
+            copy.graph.insert_before(copy.graph[0], cast)
+            value = given
         if value not in copy.graph.inputs:
             copy.graph.inputs.append(value)
     return copy

@@ -306,8 +306,9 @@ class _Hunt(Generic[Made]):
         high = self._high().layer_bytes
         if high / self.low < CLOSE:
             return None
-        plan = self.planner.within_layers(math.sqrt(high * self.low))
-        return plan if plan is not None and self.low < plan.layer_bytes < high else None
+        # Where there is nothing right below the middle, what there is above it.
+        plans = (self.planner.within_layers(size) for size in (math.sqrt(high * self.low), high - 1))
+        return next((plan for plan in plans if plan is not None and self.low < plan.layer_bytes < high), None)
 
     def _next(self, plan: Plan) -> Plan | None:
         """Where the last drop says that the limit is met with some room; inside of what is known."""
