@@ -1,10 +1,62 @@
-"""Which layout each layer gets."""
+"""Which layout each layer gets by the settings, and which it could have."""
 
-from onnxpq.config import PQConfig
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Final
+
+from onnxpq.config import Config, LayerConfig, PQConfig
 from onnxpq.errors import ConfigError
 from onnxpq.layers import Layer
 from onnxpq.pq.layout import CODEBOOK_BYTES, Layout
 from onnxpq.pq.tensor import packed_bytes
+
+LENGTHS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 64)
+"""Sub-vector lengths that a target chooses from."""
+
+CODEWORDS: Final = (16, 256)
+"""Codewords that a target chooses from: fewer would take as many bytes a code."""
+
+
+def layouts(layers: Sequence[Layer], config: Config) -> dict[str, Layout]:
+    """How each weight is cut where no target chooses, by weight name.
+
+    Raises:
+        ConfigError: see `pinned`.
+    """
+    chosen = pinned(layers, config)
+    return {layer.weight: chosen.get(layer.weight) or layout_of(layer, config.pq) for layer in layers}
+
+
+def pinned(layers: Sequence[Layer], config: Config) -> dict[str, Layout]:
+    """The layouts that tables of single layers prescribe, by weight name; layers that share a weight go by the first.
+
+    Raises:
+        ConfigError: a table matches no layer; or more codebooks are asked for than a layer has sub-vectors.
+    """
+    for table in config.layer:
+        if not any(_matches(layer.node, table.match) for layer in layers):
+            names = ", ".join(f"'{layer.node}'" for layer in layers)
+            raise ConfigError(f"The layer table with match = '{table.match}' matches no layer. Layers are: {names}.")
+    found: dict[str, Layout] = {}
+    for layer in layers:
+        given = next((table for table in config.layer if _matches(layer.node, table.match)), None)
+        if given is not None and layer.weight not in found:
+            found[layer.weight] = layout_of(layer, _merged(config.pq, given))
+    return found
+
+
+def options(layer: Layer, most_codewords: int) -> list[Layout]:
+    """The layouts that a target may give a layer, those apart that would not make it smaller, in order of bytes."""
+    found = {
+        layout_of(layer, PQConfig(d, codewords, codebooks))
+        for d in LENGTHS
+        if d <= layer.in_features or d == LENGTHS[0]
+        for codewords in CODEWORDS
+        if codewords <= most_codewords
+        for codebooks in ("layer", "auto")
+    }
+    ordered = sorted(found, key=lambda layout: (layout.nbytes, layout.sub_vector, layout.codewords, layout.groups))
+    return [layout for layout in ordered if layout.nbytes < layer.weight_bytes] or ordered[:1]
 
 
 def layout_of(layer: Layer, settings: PQConfig) -> Layout:
@@ -30,3 +82,17 @@ def layout_of(layer: Layer, settings: PQConfig) -> Layout:
     # With p = ceil(M/G) positions to a codebook only ceil(M/p) of them are used: store no idle ones.
     groups = -(-sub_vectors // -(-sub_vectors // groups))
     return Layout(layer.out_features, layer.in_features, d, settings.codewords, groups)
+
+
+def _merged(settings: PQConfig, table: LayerConfig) -> PQConfig:
+    return PQConfig(
+        settings.sub_vector if table.sub_vector is None else table.sub_vector,
+        settings.codewords if table.codewords is None else table.codewords,
+        settings.codebooks if table.codebooks is None else table.codebooks,
+        settings.fast,
+    )
+
+
+def _matches(name: str, glob: str) -> bool:
+    # Names that exporters write hold brackets, which a glob reads as a set of characters.
+    return name == glob or fnmatchcase(name, glob)

@@ -17,7 +17,6 @@ from onnxpq.report import (
     SquaredError,
     Training,
     Verification,
-    table,
 )
 
 LAYERS = (
@@ -132,12 +131,6 @@ def test_output_of_one_column_has_no_top_1() -> None:
     outputs = (OutputReport("y", 0.5, 0.25, None),)
     text = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs)))
     assert " output y: relative error 0.2500, largest difference 0.5" in text.splitlines()
-
-
-def test_table_aligns_numbers_on_the_right() -> None:
-    assert table([("name", "n"), ("a", "5"), ("long name", "123"), ("b", "-")]) == (
-        "  name         n\n  a            5\n  long name  123\n  b            -"
-    )
 
 
 def test_layers_trained_by_themselves_and_not_at_all() -> None:
