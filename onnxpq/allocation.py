@@ -10,11 +10,12 @@ from onnxpq.layers import Layer
 from onnxpq.pq.layout import CODEBOOK_BYTES, Layout
 from onnxpq.pq.tensor import packed_bytes
 
-LENGTHS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 64)
+LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Sub-vector lengths that a target chooses from."""
 
-CODEWORDS: Final = (16, 256)
-"""Codewords that a target chooses from: fewer would take as many bytes a code."""
+CODEWORDS: Final = ((16, "layer"), (16, "auto"), (256, "layer"))
+"""Codewords and codebooks that a target chooses from. Fewer codewords would take as many bytes a code; several
+codebooks of 256 codewords take more bytes than the next shorter sub-vector, which is more accurate."""
 
 
 def layouts(layers: Sequence[Layer], config: Config) -> dict[str, Layout]:
@@ -51,9 +52,8 @@ def options(layer: Layer, most_codewords: int) -> list[Layout]:
         layout_of(layer, PQConfig(d, codewords, codebooks))
         for d in LENGTHS
         if d <= layer.in_features or d == LENGTHS[0]
-        for codewords in CODEWORDS
+        for codewords, codebooks in CODEWORDS
         if codewords <= most_codewords
-        for codebooks in ("layer", "auto")
     }
     ordered = sorted(found, key=lambda layout: (layout.nbytes, layout.sub_vector, layout.codewords, layout.groups))
     return [layout for layout in ordered if layout.nbytes < layer.weight_bytes] or ordered[:1]

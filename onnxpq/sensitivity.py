@@ -29,7 +29,7 @@ from onnxpq.pq.statistics import InputStatistics
 
 Array: TypeAlias = NDArray[Any]
 
-ROWS: Final = 512
+ROWS: Final = 256
 """Rows of a weight that its curve is measured on, at random."""
 
 PROBED_SAMPLES: Final = 64
