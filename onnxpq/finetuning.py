@@ -16,7 +16,7 @@ choice: benchmarks/README.md.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -45,6 +45,10 @@ WARM_UP = 0.05
 
 VALIDATION_BATCHES = 4
 """Validation runs so many training batches at a time: it keeps no values for a gradient."""
+
+COMPARED = 32
+"""Codewords that a sub-vector is compared with per step, on average. With more of them only some rows are re-assigned
+in a step, all in turn: codes that are a few steps old train as well, and comparing all took half of the time."""
 
 REGULARIZED, TUNED = "regularized", "tuned"
 
@@ -182,7 +186,8 @@ class _Student:
             self.log_scales[name] = part.scales.log().requires_grad_()
             self.latent[name] = (matrix / part.scales.unsqueeze(1)).contiguous().requires_grad_()
             codebooks = part.codebooks.clone().requires_grad_()
-            self.quantized[name] = Quantized(part.layout, codebooks, part.codes, part.scales)
+            # A copy: codes change in place.
+            self.quantized[name] = Quantized(part.layout, codebooks, part.codes.clone(), part.scales)
 
     def stored(self) -> list[Tensor]:
         """What the file will hold: codebooks, scales, biases."""
@@ -206,10 +211,14 @@ class _Student:
         return tensors
 
     @torch.no_grad()
-    def reassign(self) -> None:
-        """Give each sub-vector of the latent weights its nearest codeword."""
+    def reassign(self, step: int) -> None:
+        """Give sub-vectors of the latent weights their nearest codewords: those of every n-th row, from `step` on."""
         for name, part in self.quantized.items():
-            part.codes = codec.assign(self.latent[name], part.codebooks, torch.ones_like(part.scales), part.layout)
+            layout = part.layout
+            turns = max(1, min(layout.codewords // COMPARED, layout.out_features))
+            rows = slice(step % turns, None, turns)
+            latent, codes = self.latent[name][rows], part.codes[rows]
+            codes.copy_(codec.assign(latent, part.codebooks, replace(layout, out_features=len(codes))))
 
     def term(self, regularizer: str) -> Tensor:
         """The regularization term, summed over the layers."""
@@ -271,7 +280,7 @@ class _Trainer:
             for step, index in enumerate(rows, start=start):
                 self._set_rates(step, total)
                 alpha = self._alpha_at(step / max(1, regularized - 1)) if phase == REGULARIZED else 0.0
-                losses += self._step(train.batch(index), phase, alpha)
+                losses += self._step(step, train.batch(index), phase, alpha)
                 if progress is not None:
                     progress(step + 1, total)
             yield Epoch(phase, losses / steps, self.validate(validation), alpha)
@@ -288,7 +297,7 @@ class _Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
-    def _step(self, batch: Batch, phase: str, alpha: float) -> float:
+    def _step(self, step: int, batch: Batch, phase: str, alpha: float) -> float:
         """One update; the loss without the term."""
         inputs, teacher, labels = batch
         other, share = None, 1.0
@@ -297,7 +306,7 @@ class _Trainer:
             other = torch.from_numpy(self.random.permutation(len(teacher)))
             inputs, teacher = self._mixed(inputs, other, share)
         if phase == REGULARIZED:
-            self.student.reassign()
+            self.student.reassign(step)
         scores = self.problem.network(inputs, weights=self.student.weights(phase))[self.problem.output]
         loss = self.objective(scores, teacher, labels)
         if other is not None and labels is not None:

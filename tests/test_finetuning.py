@@ -1,5 +1,6 @@
 """Fine-tuning on a small problem whose answer is known: a network that must be told classes apart."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -125,6 +126,31 @@ def test_the_term_pulls_weights_to_the_codewords(network: Network, data: tuple[S
         return float(student.term("codebook").detach())
 
     assert distance(100.0) < 0.3 * distance(0.0)
+
+
+def test_with_many_codewords_rows_are_reassigned_in_turns(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetuning, "COMPARED", 4)  # of the 8 codewords: half of the rows in a step
+    parts = start(network)
+    for name, part in parts.items():
+        parts[name] = replace(part, codes=torch.full_like(part.codes, 7))
+    student = finetuning._Student(Problem(network, LAYERS, "scores"), parts)
+    student.reassign(3)
+    for name, part in student.quantized.items():
+        assert (part.codes[::2] == 7).all()
+        assert torch.equal(part.codes[1::2], nearest_codes(student, name)[1::2])
+    student.reassign(4)
+    for name, part in student.quantized.items():
+        assert torch.equal(part.codes, nearest_codes(student, name))
+        assert (parts[name].codes == 7).all()  # what was passed in stays as it is
+
+
+def nearest_codes(student: finetuning._Student, name: str) -> torch.Tensor:
+    """By comparing each sub-vector with each codeword, in the plainest way."""
+    part, latent = student.quantized[name], student.latent[name].detach()
+    points = latent.reshape(len(latent), -1, part.layout.sub_vector)
+    group = torch.arange(points.shape[1]) // part.layout.per_group
+    distances = (points.unsqueeze(2) - part.codebooks.detach()[group]).square().sum(-1)
+    return distances.argmin(-1)
 
 
 def test_no_epochs_gives_the_start(network: Network, data: tuple[Samples, Samples]) -> None:
