@@ -4,7 +4,7 @@ A pass computes the inputs of several layers for a batch of samples, adds them t
 memory holds one batch and the moments of one pass, however large model and data are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -48,6 +48,7 @@ def collect(
     *,
     seed: int,
     libraries: runtime.Libraries = (),
+    skip: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, InputStatistics | str]]:
     """Statistics of the inputs of each layer's weight.
@@ -58,6 +59,7 @@ def collect(
         data: the samples; of them at random as many as give `MAX_ROWS` rows.
         seed: of the choice of samples and rows.
         libraries: custom-operator libraries that the model needs.
+        skip: weights that need no statistics. What is found for the others is the same with or without them.
         progress: is told the weights that are done and their number.
 
     Yields:
@@ -70,12 +72,17 @@ def collect(
     sources = {weight: _inputs(model, weight) for weight in features}
     done = 0
     for weights in _passes(features, sources):
+        if all(weight in skip for weight in weights):
+            done += len(weights)
+            continue
+        # Always the whole pass: what onnxruntime computes may depend on what else it is asked for, in the last digits.
         found = _one_pass(model, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
         for weight in weights:
             done += 1
             if progress is not None:
                 progress(done, len(features))
-            yield weight, found[sources[weight]]
+            if weight not in skip:
+                yield weight, found[sources[weight]]
     for weight, names in sources.items():
         if not names:
             yield weight, UNSEEN.format(weight=weight)

@@ -24,8 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onnxpq import course as courses
+from onnxpq import device as devices
 from onnxpq import objectives
 from onnxpq.config import TrainingConfig
+from onnxpq.course import Course, Kept, Live
 from onnxpq.errors import TrainingError
 from onnxpq.layers import Layer
 from onnxpq.network import Network
@@ -35,6 +38,7 @@ from onnxpq.pq.matrix import from_matrix, to_matrix
 from onnxpq.pq.quantized import Quantized
 from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 from onnxpq.report import Epoch
+from onnxpq.workspace import Piece
 
 Array: TypeAlias = NDArray[np.generic]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -88,11 +92,11 @@ class Samples:
         return len(self.rows)
 
     def batch(self, index: NDArray[np.intp]) -> Batch:
-        """Inputs, teacher's output and labels of the rows at `index`."""
-        rows = np.sort(self.rows[index])
-        inputs = {name: torch.from_numpy(array[rows]) for name, array in self.inputs.items()}
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
-        return inputs, torch.from_numpy(self.teacher[rows]), labels
+        """Inputs, teacher's output and labels of the rows at `index`, where torch computes."""
+        rows, device = np.sort(self.rows[index]), devices.best()
+        inputs = {name: torch.from_numpy(array[rows]).to(device) for name, array in self.inputs.items()}
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
+        return inputs, torch.from_numpy(self.teacher[rows]).to(device), labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +130,9 @@ def finetune(
     *,
     seed: int,
     progress: Progress | None = None,
+    piece: Piece | None = None,
 ) -> Finetuned:
-    """Train a network with quantized layers.
+    """Train a network with quantized layers; on a GPU where torch has one, and there the network stays.
 
     Args:
         problem: the network and its layers.
@@ -136,6 +141,7 @@ def finetune(
         settings: see `TrainingConfig`.
         seed: of the order and the mixing of the samples.
         progress: is told the steps that are done and their number.
+        piece: where the state is saved from time to time, to go on from it, and the outcome.
 
     Returns:
         The state after the epoch with the lowest validation loss; that before training if none was lower.
@@ -145,25 +151,33 @@ def finetune(
         ConfigError, DataError: labels and loss do not fit.
     """
     train, validation = data
+    piece = piece or Piece()
     objective = problem.objective or objectives.choose(settings, train.teacher, train.labels)
+    problem.network.to(devices.best())
     student = _Student(problem, quantized)
     trainer = _Trainer(problem, student, objective, settings, seed)
-    before = trainer.validate(validation, weights={})
-    start = trainer.validate(validation)
-    student.keep()
-    best, stale = start, 0
-    history: list[Epoch] = []
-    for epoch in trainer.epochs(train, validation, progress):
-        history.append(epoch)
-        if epoch.validation < best:
+    course = trainer.course
+    if (kept := courses.resume(piece, trainer.live())) is not None:
+        student.kept = kept
+    else:
+        course.before = trainer.validate(validation, weights={})
+        course.start = course.best = trainer.validate(validation)
+        student.keep()
+    for epoch in () if course.finished else trainer.epochs(train, validation, progress, piece):
+        course.epochs.append(epoch)
+        if epoch.validation < course.best:
             student.keep()
-            best, stale = epoch.validation, 0
+            course.best, course.stale = epoch.validation, 0
         elif epoch.phase == TUNED:
             # The first phase is no place to stop: while alpha grows and codes move its loss goes up and down.
-            stale += 1
-        if stale >= settings.patience:
+            course.stale += 1
+        if course.stale >= settings.patience:
             break
-    return Finetuned(*student.kept, objective.describe, before, start, best, tuple(history))
+    if not course.finished:
+        course.finished = True
+        courses.save(piece, trainer.live(), student.kept)
+    epochs = tuple(course.epochs)
+    return Finetuned(*student.kept, objective.describe, course.before, course.start, course.best, epochs)
 
 
 class _Student:
@@ -177,17 +191,18 @@ class _Student:
         self.shapes: dict[str, torch.Size] = {}
         names = dict(problem.network.named_initializers())
         biases = {layer.bias for layer in problem.layers if layer.bias is not None} & names.keys() - self.layers.keys()
-        self.kept: tuple[dict[str, Quantized], dict[str, NDArray[np.float32]]] = ({}, {})
+        self.kept: Kept = ({}, {})
         self.biases = {name: names[name].detach().clone().requires_grad_() for name in sorted(biases)}
         for name, part in self.quantized.items():
             layer, weight = self.layers[name], names[name].detach()
             self.shapes[name] = weight.shape
             matrix = to_matrix(weight, layer.in_features, is_in_out=layer.weight_is_in_out)
-            self.log_scales[name] = part.scales.log().requires_grad_()
-            self.latent[name] = (matrix / part.scales.unsqueeze(1)).contiguous().requires_grad_()
-            codebooks = part.codebooks.clone().requires_grad_()
-            # A copy: codes change in place.
-            self.quantized[name] = Quantized(part.layout, codebooks, part.codes.clone(), part.scales)
+            scales = part.scales.to(weight.device)
+            codes = part.codes.to(weight.device, copy=True)  # they change in place
+            self.log_scales[name] = scales.log().requires_grad_()
+            self.latent[name] = (matrix / scales.unsqueeze(1)).contiguous().requires_grad_()
+            codebooks = part.codebooks.to(weight.device, copy=True).requires_grad_()
+            self.quantized[name] = Quantized(part.layout, codebooks, codes, scales)
 
     def stored(self) -> list[Tensor]:
         """What the file will hold: codebooks, scales, biases."""
@@ -232,12 +247,13 @@ class _Student:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Keep a copy of the present state of all that the file will hold."""
+        """Keep a copy, on the CPU, of the present state of all that the file will hold."""
         quantized = {}
         for name, part in self.quantized.items():
-            scales = self.log_scales[name].detach().exp()
-            quantized[name] = Quantized(part.layout, part.codebooks.detach().clone(), part.codes.clone(), scales)
-        self.kept = quantized, {name: value.detach().numpy().copy() for name, value in self.biases.items()}
+            codebooks = part.codebooks.detach().to("cpu", copy=True)
+            codes, scales = part.codes.to("cpu", copy=True), self.log_scales[name].detach().exp().cpu()
+            quantized[name] = Quantized(part.layout, codebooks, codes, scales)
+        self.kept = quantized, {name: value.detach().cpu().numpy().copy() for name, value in self.biases.items()}
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -245,7 +261,7 @@ class _Student:
         quantized, biases = self.kept
         for name, part in quantized.items():
             self.quantized[name].codebooks.copy_(part.codebooks)
-            self.quantized[name].codes = part.codes.clone()
+            self.quantized[name].codes = part.codes.to(self.quantized[name].codes.device, copy=True)
             self.log_scales[name].copy_(part.scales.log())
         for name, value in biases.items():
             self.biases[name].copy_(torch.from_numpy(value))
@@ -262,28 +278,41 @@ class _Trainer:
         self.stored = torch.optim.AdamW(student.stored(), weight_decay=0.0)
         self.latent = torch.optim.AdamW(student.latent.values(), weight_decay=0.0)
         self.alpha = settings.final_alpha
+        self.course = Course()
 
-    def epochs(self, train: Samples, validation: Samples, progress: Progress | None) -> Iterator[Epoch]:
-        """Train, an epoch at a time."""
+    def live(self) -> Live:
+        """All that changes from step to step."""
+        tensors = [*self.student.stored(), *self.student.latent.values()]
+        return Live(self.course, self.student.quantized, tensors, (self.stored, self.latent), self.random)
+
+    def epochs(self, train: Samples, validation: Samples, progress: Progress | None, piece: Piece) -> Iterator[Epoch]:
+        """Train, an epoch at a time, from where the course is."""
         size = self.problem.fixed_batch or min(self.settings.batch_size, len(train))
         # The samples left over differ from epoch to epoch.
         steps = max(1, len(train) // size)
         count = self.settings.epochs_for(steps)
         total, regularized = steps * count, steps * round(count * self.settings.regularized)
-        for start in range(0, total, steps):
+        course = self.course
+        for start in range(course.step - course.step % steps, total, steps):
             phase = REGULARIZED if start < regularized else TUNED
-            if start == regularized:
-                # Where the first phase found nothing better than product quantization alone, that is what is tuned.
-                self.student.restore()
-            rows = np.resize(self.random.permutation(len(train)), steps * size).reshape(steps, size)
-            losses, alpha = 0.0, 0.0
-            for step, index in enumerate(rows, start=start):
+            if course.order is None:
+                if start == regularized:
+                    # Where the first phase found nothing better than product quantization alone, that is what is tuned.
+                    self.student.restore()
+                rows = np.resize(self.random.permutation(len(train)), steps * size)
+                course.order, course.losses = rows.reshape(steps, size), 0.0
+            alpha = 0.0
+            for step, index in enumerate(course.order[course.step - start :], start=course.step):
+                if piece.due():
+                    courses.save(piece, self.live(), self.student.kept)
                 self._set_rates(step, total)
                 alpha = self._alpha_at(step / max(1, regularized - 1)) if phase == REGULARIZED else 0.0
-                losses += self._step(step, train.batch(index), phase, alpha)
+                course.losses += self._step(step, train.batch(index), phase, alpha)
+                course.step = step + 1
                 if progress is not None:
-                    progress(step + 1, total)
-            yield Epoch(phase, losses / steps, self.validate(validation), alpha)
+                    progress(course.step, total)
+            course.order = None
+            yield Epoch(phase, course.losses / steps, self.validate(validation), alpha)
 
     def _alpha_at(self, done: float) -> float:
         """alpha(t): geometric growth to its final value."""

@@ -237,6 +237,7 @@ class Report:
         verification: in onnxruntime.
         notes: sentences that the user should read.
         settings: the configuration as plain values.
+        made_from: the manifest: hashes of model and data, versions, machine (`onnxpq.manifest`).
         seconds: by stage.
         layer_wise: of the layers that were trained each by itself. Without training of either kind it is plain product
             quantization.
@@ -249,6 +250,7 @@ class Report:
     notes: tuple[str, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    made_from: dict[str, object] = field(default_factory=dict)
     layer_wise: tuple[LayerTraining, ...] = ()
 
     @property

@@ -1,5 +1,6 @@
 """The training of all layers of a model: end to end where a gradient reaches them, the others each by itself."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import activations, finetuning, importing, objectives, partition, routing
+from onnxpq import activations, checkpoints, finetuning, importing, objectives, partition, routing
 from onnxpq.config import Config
 from onnxpq.data import Dataset, split_rows
 from onnxpq.errors import UnalignedError
@@ -20,6 +21,7 @@ from onnxpq.pq.quantized import Quantized
 from onnxpq.report import END_TO_END, LAYER_WISE, NOT_TRAINED, LayerTraining, Training
 from onnxpq.routing import Part, Plan
 from onnxpq.runtime import Libraries
+from onnxpq.workspace import Piece, Workspace
 
 CHECKED_SAMPLES = 8
 """Samples on which torch is compared with onnxruntime, value by value."""
@@ -44,6 +46,7 @@ class Job:
         cache_dir: for what onnxruntime computes for the data.
         libraries: custom-operator libraries that the model needs.
         ticker: for progress.
+        workspace: where what is done is kept, for a run that is interrupted.
     """
 
     model: ir.Model
@@ -54,6 +57,7 @@ class Job:
     cache_dir: Path
     libraries: Libraries
     ticker: Ticker
+    workspace: Workspace = field(default_factory=Workspace)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,14 +138,22 @@ def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> T
     return trained
 
 
+def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
+    """Where a training is kept: it depends on what it starts from, apart from what is the same for the whole run."""
+    settings = f"{way} {job.output} {job.config.training} {job.config.seed}"
+    return job.workspace.piece("training", itertools.chain([settings.encode()], checkpoints.parts(start)))
+
+
 def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
+    start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
     tuned = finetuning.finetune(
         Problem(part.network, part.layers, job.output, part.fixed_batch),
-        {layer.weight: trained.quantized[layer.weight] for layer in part.layers},
+        start,
         samples,
         job.config.training,
         seed=job.config.seed,
         progress=job.ticker("training"),
+        piece=_piece(job, END_TO_END, start),
     )
     trained.quantized |= tuned.quantized
     trained.values |= tuned.values
@@ -192,13 +204,15 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, trained: Trained)
     inputs, target = {alone.input: rows}, teacher[alone.output]
     learn, choose = (Samples(inputs, target, None, part) for part in (index[:-held_out], index[-held_out:]))
     objective = objectives.relative_squared_error(target)
+    start = {layer.weight: trained.quantized[layer.weight]}
     tuned = finetuning.finetune(
         Problem(importing.import_model(alone.model), [layer], alone.output, objective=objective),
-        {layer.weight: trained.quantized[layer.weight]},
+        start,
         (learn, choose),
         # A mixture tells nothing new about a layer, which is linear.
         replace(job.config.training, mixup=0.0),
         seed=job.config.seed,
+        piece=_piece(job, LAYER_WISE, start),
     )
     trained.quantized |= tuned.quantized
     trained.values |= tuned.values

@@ -15,6 +15,7 @@ from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
 from onnxpq.network import Network
 from onnxpq.pq.quantized import Quantized
+from onnxpq.workspace import Piece
 
 SAMPLES, WIDTH, HIDDEN, CLASSES = 600, 16, 48, 4
 
@@ -122,7 +123,7 @@ def test_the_term_pulls_weights_to_the_codewords(network: Network, data: tuple[S
         student = finetuning._Student(Problem(network, LAYERS, "scores"), start(network))
         objective = finetuning.objectives.choose(chosen, data[0].teacher, data[0].labels)
         trainer = finetuning._Trainer(Problem(network, LAYERS, "scores"), student, objective, chosen, 0)
-        list(trainer.epochs(*data, None))
+        list(trainer.epochs(*data, None, Piece()))
         return float(student.term("codebook").detach())
 
     assert distance(100.0) < 0.3 * distance(0.0)

@@ -39,7 +39,8 @@ ALLOWED = {
     "function_body": {"opschema", "errors"},
     "allocation": {"config", "errors", "layers", "pq"},
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
-    "activations": {"data", "errors", "runtime"},
+    "fingerprint": set(),
+    "activations": {"data", "errors", "fingerprint", "runtime"},
     "calibration": {"activations", "data", "errors", "layers", "pq", "runtime"},
     "ops": {"errors"},
     "network": {"errors", "ops"},
@@ -48,6 +49,7 @@ ALLOWED = {
     "training": LEAVES
     | {
         "activations",
+        "checkpoints",
         "config",
         "data",
         "finetuning",
@@ -57,13 +59,31 @@ ALLOWED = {
         "pq",
         "routing",
         "runtime",
+        "workspace",
     },
     "objectives": {"config", "errors", "metrics"},
     "regularizers": set(),
     "rules": LIBRARY,
     "importing": {"constants", "errors", "network", "ops", "preparing", "runtime"},
-    "finetuning": {"config", "errors", "layers", "network", "objectives", "pq", "regularizers", "report"},
-    "quantization": {"layers", "pq", "report"},
+    "device": set(),
+    "manifest": {"config", "data", "fingerprint", "modelio", "runtime"},
+    "workspace": {"errors", "fingerprint", "manifest"},
+    "checkpoints": {"fingerprint", "pq", "workspace"},
+    "course": {"checkpoints", "pq", "report", "workspace"},
+    "finetuning": {
+        "config",
+        "course",
+        "device",
+        "errors",
+        "layers",
+        "network",
+        "objectives",
+        "pq",
+        "regularizers",
+        "report",
+        "workspace",
+    },
+    "quantization": {"device", "layers", "pq", "report"},
     "sampling": {"config", "data", "errors"},
     "rewriting": LIBRARY | {"rules"},
     "verification": {"data", "errors", "metrics", "report", "runtime"},
@@ -71,7 +91,20 @@ ALLOWED = {
 }
 """Modules (a package counts as one) and those of ours that they may import."""
 
-TORCH = {"network", "ops", "importing", "routing", "finetuning", "objectives", "regularizers", "quantization", "pq"}
+TORCH = {
+    "checkpoints",
+    "course",
+    "device",
+    "network",
+    "ops",
+    "importing",
+    "routing",
+    "finetuning",
+    "objectives",
+    "regularizers",
+    "quantization",
+    "pq",
+}
 TORCH_FREE_FILES = {"pq/__init__.py", "pq/tensor.py", "pq/layout.py", "pq/packing.py", "pq/reference.py"}
 COMPOSERS = {"inspection": 1, "routing": 1, "training": 2}
 """Modules besides `pipeline` that use stages, and how many: they are steps of it that need a file of their own."""
