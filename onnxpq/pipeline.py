@@ -158,10 +158,21 @@ def _compress(
     _check_labels(run.config, outputs[output], train, evidence)
 
     trained = Trained(_cluster(run, normal, layers, layouts, train))
-    if train is not None and run.config.training.epochs != 0:
+    if train is not None and not run.config.training.is_off:
         with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
             folder = Path(cache_dir or scratch)
-            job = Job(normal, layers, output, train, run.config, folder, run.libraries, run.ticker, run.workspace)
+            job = Job(
+                normal,
+                layers,
+                output,
+                train,
+                run.config,
+                folder,
+                run.libraries,
+                run.ticker,
+                run.workspace,
+                rewriting.constant_names(prepared),
+            )
             with run.stage("caching"):
                 work = training.prepare(job)
             with run.stage("training"):
