@@ -1,17 +1,17 @@
 """Fine-tuning: train the weights so that they quantize well, then tune what is stored.
 
-The cost is ``task + alpha(t) * sum over layers of R(W)``, alpha growing geometrically. Two phases share one schedule of
-the learning rate:
+The cost is ``task + features(t) * error of the layers' outputs + alpha(t) * sum over layers of R(W)``: features falls
+to 0, alpha grows geometrically. Two phases share one schedule of the learning rate:
 
-1. *regularized*. The float weights are trained under the term R. The forward pass uses their quantized form and the
-   gradient passes straight through to them (Bengio, Léonard, Courville 2013), so codes move while the network learns to
-   live with them. Codebooks and scales learn too.
-2. *tuned*. Codes stay; codebooks, scales and biases are trained.
+1. *regularized*. Float weights are trained under the term R. They begin at the codewords that the quantizer chose. The
+   forward pass uses their quantized form and the gradient passes straight through to them (Bengio, Léonard, Courville
+   2013), so codes move while the network learns to live with them. All that is stored learns too.
+2. *tuned*. Codes stay; codebooks, scales, biases, and what normalizations scale and shift by are trained.
 
 Weights are handled as ``W = s * u`` with s a scale per row and u of unit size, so that one learning rate fits weights
-and codewords of every layer. The network's own parameters never change: they are the teacher, which also labels
-mixtures of samples (mixup, Zhang et al. 2018), so that training never runs out of new ones. What was measured of each
-choice: benchmarks/README.md.
+and codewords of every layer. The network's own parameters never change: they are the teacher, which also says what the
+layers should give (Romero et al. 2015) and labels mixtures of samples (mixup, Zhang et al. 2018), so that training
+never runs out of new ones. What was measured of each choice: benchmarks/README.md.
 """
 
 import math

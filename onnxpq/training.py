@@ -155,7 +155,7 @@ def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
 def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
     start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
     tuned = finetuning.finetune(
-        Problem(part.network, part.layers, job.output, _vectors(job, part), part.fixed_batch),
+        Problem(part.network, part.layers, job.output, vectors(job, part), part.fixed_batch),
         start,
         samples,
         job.config.training,
@@ -182,7 +182,7 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
     )
 
 
-def _vectors(job: Job, part: Part) -> list[str]:
+def vectors(job: Job, part: Part) -> list[str]:
     """What shifts and scales in the part, and nowhere else in the model: to train it costs no bytes."""
     found = set(part.network.vectors())
     for name in list(found):
