@@ -43,6 +43,8 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ("--codebooks", "pq.codebooks", _count_or_name, f"codebooks of a layer: {', '.join(CODEBOOKS)} or a number"),
     ("--loss", "training.loss", str, f"{', '.join(LOSSES)}"),
     ("--epochs", "training.epochs", int, "passes over the training data; 0 for plain product quantization"),
+    ("--steps", "training.steps", int, "training steps, instead of --epochs"),
+    ("--minutes", "training.minutes", float, "work of the training, in minutes of two cores, where neither is given"),
     ("--regularizer", "training.regularizer", str, f"{', '.join(REGULARIZERS)}"),
     ("--alpha", "training.alpha", float, "final weight of the regularization term"),
     ("--alpha-growth", "training.alpha_growth", float, "factor by which that weight grows while training"),

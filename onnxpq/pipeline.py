@@ -189,7 +189,7 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
 
 def _trainer(run: _Run, subject: Subject, folder: Path) -> Callable[[Trained], Trained]:
     """Training from a quantized start; what it needs is computed when it is first used."""
-    if subject.train is None or run.config.training.epochs == 0:
+    if subject.train is None or run.config.training.is_off:
         return lambda start: start
     job = Job(
         subject.normal,
@@ -201,6 +201,7 @@ def _trainer(run: _Run, subject: Subject, folder: Path) -> Callable[[Trained], T
         run.libraries,
         run.ticker,
         run.workspace,
+        rewriting.constant_names(subject.prepared),
     )
     prepared: list[training.Prepared] = []
 

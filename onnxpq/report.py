@@ -153,13 +153,13 @@ class Verification:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training data.
+    """The training from one validation to the next.
 
     Attributes:
-        phase: "regularized" (float weights under the term) or "tuned" (codebooks, scales and biases; codes in place).
+        phase: "regularized" (float weights under the term) or "tuned" (what is stored, with the codes in place).
         loss: mean training loss, the term left out.
         validation: validation loss of the quantized network.
-        alpha: weight of the term at the epoch's end.
+        alpha: weight of the term at the end.
     """
 
     phase: str
@@ -182,6 +182,8 @@ class Training:
         before: validation loss of the original.
         quantized: validation loss after product quantization alone.
         best: validation loss of the network that was kept.
+        batch: samples per step.
+        steps: as planned; with this batch size they repeat the run on any machine.
         epochs: in order.
     """
 
@@ -194,6 +196,8 @@ class Training:
     before: float
     quantized: float
     best: float
+    batch: int
+    steps: int
     epochs: tuple[Epoch, ...]
 
 
@@ -340,7 +344,8 @@ def _training(training: Training) -> str:
     passes = ", ".join(f"{count} {phase}" for phase, count in phases.items()) or "none"
     return "\n".join(
         [
-            f"Fine-tuned on {training.samples} samples by {training.loss}; epochs: {passes}",
+            f"Fine-tuned on {training.samples} samples by {training.loss}, in {training.steps} steps of "
+            f"{training.batch} samples (--steps {training.steps} --batch-size {training.batch}); validations: {passes}",
             f"  torch against onnxruntime before training: relative difference {training.forward_error:.1e} "
             f"(node {training.forward_node}); {training.prefix} nodes run once and cached",
             f"  loss on {training.validation_samples} validation samples: original {training.before:.4g}, "

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxpq import allocation, calibration, modelio, quantization, rewriting, runtime, scoring, sensitivity, targets
 from onnxpq.config import Config
-from onnxpq.data import Dataset, fixed_batch, split_rows
+from onnxpq.data import Dataset, fixed_batch, validation_rows
 from onnxpq.errors import ConfigError, TargetError
 from onnxpq.layers import Layer
 from onnxpq.opschema import MAX_NIBBLE_CODEWORDS
@@ -86,7 +86,7 @@ def prepare(case: Case) -> Aim:
     if case.subject.train is not None:
         metric = scoring.choose(target.metric, case.subject.output, case.subject.scores, case.subject.train.labels)
         # The rows that training chooses its best epoch by: those it does not learn from.
-        rows = split_rows(len(case.subject.train), case.config.training.validation, case.config.seed)[1]
+        rows = validation_rows(len(case.subject.train), case.config.training.validation, case.config.seed)[1]
         judged = case.subject.train.take(rows)
     planner = Planner(_curves(case), lambda layouts: _weigh(case, layouts))
     return Aim(
@@ -107,7 +107,7 @@ def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
     """
     judged = aim.judged
     judge = None if judged is None else lambda made: _drop(case, aim, made.model, judged)
-    trains = case.subject.train is not None and case.config.training.epochs != 0
+    trains = case.subject.train is not None and not case.config.training.is_off
     work = Work(lambda layouts, trained: make(layouts, trained=trained), judge, trains)
     return targets.search(case.config.target, aim.planner, aim.top, work)
 

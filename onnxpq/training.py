@@ -1,7 +1,7 @@
 """The training of all layers of a model: end to end where a gradient reaches them, the others each by itself."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxpq import activations, checkpoints, finetuning, importing, objectives, partition, routing
 from onnxpq.config import Config
-from onnxpq.data import Dataset, split_rows
+from onnxpq.data import Dataset, validation_rows
 from onnxpq.errors import UnalignedError
 from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
@@ -47,6 +47,7 @@ class Job:
         libraries: custom-operator libraries that the model needs.
         ticker: for progress.
         workspace: where what is done is kept, for a run that is interrupted.
+        constants: names of the constants that the user's file has in its main graph, and that can be given new values.
     """
 
     model: ir.Model
@@ -58,6 +59,7 @@ class Job:
     libraries: Libraries
     ticker: Ticker
     workspace: Workspace = field(default_factory=Workspace)
+    constants: Collection[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,7 @@ def prepare(job: Job) -> Prepared:
         weights = dict.fromkeys((layer.weight for layer in plan.part.layers), str(error))
         return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
     inputs = {name: boundary[name] for name in cut.boundary}
-    rows = split_rows(len(job.data), job.config.training.validation, job.config.seed)
+    rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
     learn, choose = (Samples(inputs, teacher, job.data.labels, part) for part in rows)
     return Prepared(plan, (learn, choose))
 
@@ -132,7 +134,9 @@ def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> T
         _end_to_end(job, prepared.plan.part, prepared.samples, trained)
     tick = job.ticker("layer-wise training")
     for done, (weight, reason) in enumerate(prepared.plan.layer_wise.items(), start=1):
-        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, trained)
+        # All together they get the time that the rest has got.
+        minutes = job.config.training.minutes / len(prepared.plan.layer_wise)
+        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, minutes, trained)
         if tick is not None:
             tick(done, len(prepared.plan.layer_wise))
     return trained
@@ -147,7 +151,7 @@ def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
 def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
     start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
     tuned = finetuning.finetune(
-        Problem(part.network, part.layers, job.output, part.fixed_batch),
+        Problem(part.network, part.layers, job.output, vectors(job, part), part.fixed_batch),
         start,
         samples,
         job.config.training,
@@ -168,17 +172,33 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         before=tuned.before,
         quantized=tuned.start,
         best=tuned.best,
+        batch=tuned.schedule.batch,
+        steps=tuned.schedule.steps,
         epochs=tuned.epochs,
     )
 
 
-def _by_itself(job: Job, layers: Sequence[Layer], reason: str, trained: Trained) -> None:
+def vectors(job: Job, part: Part) -> list[str]:
+    """What shifts and scales in the part, and nowhere else in the model: to train it costs no bytes."""
+    found = set(part.network.vectors())
+    for name in list(found):
+        uses = (graph.initializers[name].uses() for graph in (job.model.graph, part.cut.suffix.graph))
+        if name not in job.constants or len({len(places) for places in uses}) > 1:
+            found.remove(name)
+    parameters = {name for name, _ in part.network.named_initializers()}
+    own = {layer.bias for layer in part.layers if layer.bias is not None} & parameters
+    others = {layer.bias for layer in job.layers if layer.weight not in {own.weight for own in part.layers}}
+    return sorted((found | own) - others - {layer.weight for layer in job.layers})
+
+
+def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, trained: Trained) -> None:
     """Train a layer against the outputs that the original layer gives for its inputs.
 
     Args:
         job: the model and its data.
         layers: all that share a weight; the first one that can be trained alone stands for them.
         reason: why it is not trained end to end.
+        minutes: for it.
         trained: takes the result.
     """
     layer, alone = next(
@@ -204,13 +224,15 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, trained: Trained)
     inputs, target = {alone.input: rows}, teacher[alone.output]
     learn, choose = (Samples(inputs, target, None, part) for part in (index[:-held_out], index[-held_out:]))
     objective = objectives.relative_squared_error(target)
+    network = importing.import_model(alone.model)
+    bias = {layer.bias} & {name for name, _ in network.named_initializers()}
     start = {layer.weight: trained.quantized[layer.weight]}
     tuned = finetuning.finetune(
-        Problem(importing.import_model(alone.model), [layer], alone.output, objective=objective),
+        Problem(network, [layer], alone.output, sorted(filter(None, bias)), objective=objective),
         start,
         (learn, choose),
-        # A mixture tells nothing new about a layer, which is linear.
-        replace(job.config.training, mixup=0.0),
+        # A mixture tells nothing new about a layer, which is linear, and the layer's output is what the loss looks at.
+        replace(job.config.training, minutes=minutes, mixup=0.0, features=0.0),
         seed=job.config.seed,
         piece=_piece(job, LAYER_WISE, start),
     )
