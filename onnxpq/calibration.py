@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import activations, runtime
+from onnxpq import activations, runtime, subgraphs
 from onnxpq.data import Dataset
-from onnxpq.errors import DataError
+from onnxpq.errors import DataError, ModelError
 from onnxpq.layers import Layer
 from onnxpq.pq.statistics import InputStatistics
 
@@ -32,9 +32,16 @@ LEAST_BATCHES: Final = 16
 MOMENT_BYTES: Final = 2**29
 """Moments that one pass collects; a model whose layers have more takes several passes."""
 
+_FOR_THE_WEIGHT: Final = "it was quantized for the smallest error of the weight, not of the layers' outputs."
+
 UNSEEN: Final = (
     "The inputs of the layers with weight '{weight}' were not looked at, as they are not the left factor of a MatMul "
-    "or Gemm in the main graph: it was quantized for the smallest error of the weight, not of the layers' outputs."
+    "or Gemm that a run of the whole model can give out: " + _FOR_THE_WEIGHT
+)
+
+UNREACHED: Final = (
+    "No sample of the data reaches the layers with weight '{weight}', which lie in a branch or loop that is not run: "
+    + _FOR_THE_WEIGHT
 )
 
 _VIEWS: Final = frozenset({"Identity", "Transpose", "Cast"})
@@ -68,17 +75,27 @@ def collect(
     """
     features = {layer.weight: layer.in_features for layer in layers}
     sources = {weight: _inputs(model, weight) for weight in features}
+    exposed = subgraphs.expose(model, [name for names in sources.values() for name in names])
+    inner = {layer.weight: layer.in_features for layer in layers if layer.place}
+    outer = {weight: size for weight, size in features.items() if weight not in inner}
     done = 0
-    for weights in _passes(features, sources):
-        found = _one_pass(model, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
+    for weights in (*_passes(outer, sources), *_passes(inner, sources)):
+        try:
+            found = _one_pass(exposed, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
+        except ModelError:
+            # A loop whose values change their shape from iteration to iteration cannot give them out.
+            if inner.keys().isdisjoint(weights):
+                raise
+            continue
         for weight in weights:
             done += 1
             if progress is not None:
                 progress(done, len(features))
-            yield weight, found[sources[weight]]
-    for weight, names in sources.items():
-        if not names:
-            yield weight, UNSEEN.format(weight=weight)
+            statistics = found[sources[weight]]
+            yield weight, statistics if statistics.rows else UNREACHED.format(weight=weight)
+            sources.pop(weight)
+    for weight in sources:
+        yield weight, UNSEEN.format(weight=weight)
 
 
 def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:
@@ -92,10 +109,10 @@ def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:
                 values.extend(node.outputs)
             elif (
                 node.op_type not in _PRODUCTS
-                or node.graph is not model.graph
                 or index != 1
                 or factor is None
                 or node.attributes.get_int("transA", False)
+                or not (node.graph is model.graph or subgraphs.can_expose(model, factor.name or ""))
             ):
                 return ()
             else:
@@ -133,9 +150,9 @@ def _one_pass(
     wanted = {name for names in features for name in names}
     random = np.random.default_rng(seed)
     for values in _values(model, wanted, data, random, libraries):
-        for names, statistics in found.items():
+        for (names, size), statistics in zip(features.items(), found.values(), strict=True):
             for name in names:
-                rows = _rows(values[name], name)
+                rows = _rows(values[name], name, size)
                 room = min(len(rows), MAX_ROWS * len(names) - statistics.rows, MAX_ROWS // LEAST_BATCHES)
                 chosen = rows if room == len(rows) else rows[np.sort(random.choice(len(rows), room, replace=False))]
                 statistics.add(np.asarray(chosen, np.float32), name)
@@ -165,8 +182,8 @@ def _values(
         yield {name: values[name][: len(index)] if fixed == len(values[name]) else values[name] for name in wanted}
 
 
-def _rows(value: Array, name: str) -> Array:
-    """A layer's input [..., in] as [rows, in]."""
+def _rows(value: Array, name: str, size: int) -> Array:
+    """A layer's input [..., in] as [rows, in]; none where a subgraph that has it was not run."""
     if value.dtype.kind != "f":
         raise DataError(f"Value '{name}', a layer's input, holds {value.dtype}; expected floating-point numbers.")
-    return value.reshape(-1, value.shape[-1])
+    return value.reshape(-1, value.shape[-1]) if value.size else np.empty((0, size), value.dtype)

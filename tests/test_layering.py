@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "onnxpq"
 LEAVES = {"errors", "opschema", "layers", "report"}
 LIBRARY = LEAVES | {
     "constants",
+    "einsum",
     "preparing",
     "config",
     "data",
@@ -28,7 +29,8 @@ ALLOWED = {
     "opschema": set(),
     "layers": set(),
     "constants": set(),
-    "preparing": {"errors", "opschema"},
+    "einsum": {"constants"},
+    "preparing": {"einsum", "errors", "opschema"},
     "report": set(),
     "pq": {"errors", "opschema"},
     "config": {"errors", "opschema"},
@@ -40,10 +42,11 @@ ALLOWED = {
     "allocation": {"config", "errors", "layers", "pq"},
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
     "activations": {"data", "errors", "runtime"},
-    "calibration": {"activations", "data", "errors", "layers", "pq", "runtime"},
+    "calibration": {"activations", "data", "errors", "layers", "pq", "runtime", "subgraphs"},
     "ops": {"errors"},
     "network": {"errors", "ops"},
-    "partition": {"activations", "errors", "layers", "modelproto", "network", "ops"},
+    "subgraphs": {"constants", "modelproto"},
+    "partition": {"activations", "constants", "errors", "layers", "modelproto", "network", "ops", "subgraphs"},
     "routing": {"activations", "data", "errors", "importing", "layers", "network", "ops", "partition", "runtime"},
     "training": LEAVES
     | {
@@ -57,6 +60,7 @@ ALLOWED = {
         "pq",
         "routing",
         "runtime",
+        "subgraphs",
     },
     "objectives": {"config", "errors", "metrics"},
     "regularizers": set(),
