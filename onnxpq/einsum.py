@@ -1,8 +1,8 @@
 """Einsum that multiplies by a constant matrix, spelt as MatMul.
 
 Exporters of jax and Keras write attention's projections as ``Einsum("btd,dnh->btnh", x, w)``. Where the sum runs over
-axes that x and w have in common, and no axis is in all three terms, that is a fully-connected layer from the summed axes
-to the others of w: ``x [rows, in] @ w [in, out]``, between a Transpose and a Reshape where the axes are not in order.
+axes that x and w have in common, and no axis is in all three terms, that is a fully-connected layer from the summed
+axes to the others of w: ``x [rows, in] @ w [in, out]``, with a Transpose and a Reshape where the axes are not in order.
 """
 
 from collections import Counter
