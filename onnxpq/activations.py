@@ -1,6 +1,5 @@
 """Values of a model over a whole data set, computed once by onnxruntime and kept on disk."""
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import runtime
+from onnxpq import fingerprint, runtime
 from onnxpq.data import common_batch
 from onnxpq.errors import ConfigError, DataError, OutputError, UnalignedError
 
@@ -26,7 +25,6 @@ BATCH = 256
 ROWS_BYTES = 2**28
 """Bytes that `capture_rows` keeps of one value, in memory and on disk."""
 
-_HASH_ROWS = 1024
 _UNFINISHED = ".unfinished-"
 _LEAST_BATCHES = 8
 
@@ -330,51 +328,18 @@ def _count_rows(model: ir.Model, inputs: Mapping[str, Array]) -> int:
 
 
 def _key(source: _Source, names: Sequence[str], key: str) -> str:
-    digest = hashlib.sha256()
+    return fingerprint.digest(_key_parts(source, names, key))
 
-    def add(part: bytes) -> None:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
 
-    for part in _model_parts(source.model):
-        add(part)
+def _key_parts(source: _Source, names: Sequence[str], key: str) -> Iterator[bytes]:
+    yield from fingerprint.model_parts(source.model)
     for library in source.libraries:
-        add(Path(library).read_bytes())
+        yield Path(library).read_bytes()
     for name, array in source.inputs.items():
-        add(f"{name} {array.dtype} {array.shape}".encode())
-        for start in range(0, len(array), _HASH_ROWS):
-            add(_array_bytes(array[start : start + _HASH_ROWS]))
+        yield from fingerprint.array_parts(name, array)
     for name in names:
-        add(name.encode())
-    add(key.encode())
-    return digest.hexdigest()
-
-
-def _array_bytes(array: Array) -> bytes:
-    # The memory of an array of objects holds addresses.
-    return repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
-
-
-def _model_parts(model: ir.Model) -> Iterator[bytes]:
-    """Everything that decides what the model computes, in pieces: a whole model may be too large for protobuf."""
-    yield repr(sorted(model.opset_imports.items())).encode()
-    for value in model.graph.inputs:
-        yield f"{value.name} {value.type} {value.shape}".encode()
-    for function in model.functions.values():
-        yield ir.serde.serialize_function(function).SerializeToString(deterministic=True)
-    for node in model.graph:
-        yield ir.serde.serialize_node(node).SerializeToString(deterministic=True)
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None:
-            yield f"{name} {tensor.dtype} {tensor.shape}".encode()
-            yield _tensor_bytes(tensor)
-
-
-def _tensor_bytes(tensor: ir.TensorProtocol) -> bytes:
-    if tensor.dtype == ir.DataType.STRING:
-        return repr(tensor.numpy().tolist()).encode()
-    return tensor.tobytes()
+        yield name.encode()
+    yield key.encode()
 
 
 def _file_name(index: int) -> str:

@@ -4,7 +4,7 @@ A pass computes the inputs of several layers for a batch of samples, adds them t
 memory holds one batch and the moments of one pass, however large model and data are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -55,6 +55,7 @@ def collect(
     *,
     seed: int,
     libraries: runtime.Libraries = (),
+    skip: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, InputStatistics | str]]:
     """Statistics of the inputs of each layer's weight.
@@ -65,6 +66,7 @@ def collect(
         data: the samples; of them at random as many as give `MAX_ROWS` rows.
         seed: of the choice of samples and rows.
         libraries: custom-operator libraries that the model needs.
+        skip: weights that need no statistics. What is found for the others is the same with or without them.
         progress: is told the weights that are done and their number.
 
     Yields:
@@ -80,7 +82,11 @@ def collect(
     outer = {weight: size for weight, size in features.items() if weight not in inner}
     done = 0
     for weights in (*_passes(outer, sources), *_passes(inner, sources)):
+        if all(weight in skip for weight in weights):
+            done += len(weights)
+            continue
         try:
+            # Always the whole pass: what onnxruntime computes may depend, in the last digits, on what else it computes.
             found = _one_pass(exposed, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
         except ModelError:
             # A loop whose values change their shape from iteration to iteration cannot give them out.
@@ -91,11 +97,12 @@ def collect(
             done += 1
             if progress is not None:
                 progress(done, len(features))
-            statistics = found[sources[weight]]
-            yield weight, statistics if statistics.rows else UNREACHED.format(weight=weight)
-            sources.pop(weight)
+            statistics = found[sources.pop(weight)]
+            if weight not in skip:
+                yield weight, statistics if statistics.rows else UNREACHED.format(weight=weight)
     for weight in sources:
-        yield weight, UNSEEN.format(weight=weight)
+        if weight not in skip:
+            yield weight, UNSEEN.format(weight=weight)
 
 
 def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:

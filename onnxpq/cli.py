@@ -24,6 +24,8 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ("--codebooks", "pq.codebooks", _count_or_name, f"codebooks of a layer: {', '.join(CODEBOOKS)} or a number"),
     ("--loss", "training.loss", str, f"{', '.join(LOSSES)}"),
     ("--epochs", "training.epochs", int, "passes over the training data; 0 for plain product quantization"),
+    ("--steps", "training.steps", int, "training steps, instead of --epochs"),
+    ("--minutes", "training.minutes", float, "work of the training, in minutes of two cores, where neither is given"),
     ("--regularizer", "training.regularizer", str, f"{', '.join(REGULARIZERS)}"),
     ("--alpha", "training.alpha", float, "final weight of the regularization term"),
     ("--alpha-growth", "training.alpha_growth", float, "factor by which that weight grows while training"),
@@ -74,7 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("--test", help=".npz file of samples to verify on; by default a part of --data is set aside")
     compress.add_argument("--labels", help="key of the labels in the data; without it the original is the teacher")
     compress.add_argument("--report", help="also write the report as JSON to this file")
-    compress.add_argument("--cache-dir", help="keep what was computed from the data here, for a second run")
+    compress.add_argument(
+        "--work-dir", metavar="DIR", help="keep what is done here: the same command continues after an interruption"
+    )
+    compress.add_argument("--restart", action="store_true", help="delete what is in --work-dir, and begin anew")
+    compress.add_argument(
+        "--cache-dir", metavar="DIR", help="keep what was computed from the data here, for runs with other settings"
+    )
     compress.add_argument(
         "--custom-ops-library",
         action="append",
@@ -136,6 +144,8 @@ def _compress(options: argparse.Namespace) -> int:
             labels=options.labels,
             config=config,
             cache_dir=options.cache_dir,
+            work_dir=options.work_dir,
+            restart=options.restart,
             custom_ops_libraries=options.custom_ops_library,
             progress=progress,
         )

@@ -17,9 +17,6 @@ DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.01, "l1": 0.01, "l2": 0.
 """Final weight of each term where the user names none (benchmarks/regularization.py)."""
 
 LOSSES: Final = ("auto", "cross-entropy", "mse", "distillation")
-AUTO_STEPS: Final = 3000
-"""Training steps where the user does not say how many epochs."""
-
 CODEBOOKS: Final = ("auto", "layer", "position")
 
 
@@ -63,9 +60,12 @@ class TrainingConfig:
     """How the model is fine-tuned.
 
     Attributes:
-        epochs: passes over the training data in all; 0 is plain product quantization, None as many as make about
-            `AUTO_STEPS` steps (at least 4, at most 500).
-        regularized: share of the epochs that trains the float weights under the regularization term, before the codes
+        epochs: passes over the training data in all; 0 is plain product quantization.
+        steps: training steps in all, where `epochs` is None.
+        minutes: work of the training where neither `epochs` nor `steps` is given, in minutes of a reference machine
+            (two cores): steps are fitted to it by counting what a step computes (`onnxpq.schedule`), so that the same
+            data and settings give the same result on any machine. The report says how many steps that were.
+        regularized: share of the steps that trains the float weights under the regularization term, before the codes
             are fixed; the rest trains codebooks, scales and biases with the codes in place.
         regularizer: the term of `onnxpq.regularizers`, or "none".
         alpha: weight of the term at the end of its epochs; None for what was measured to be best (`DEFAULT_ALPHA`).
@@ -79,12 +79,16 @@ class TrainingConfig:
         mixup: parameter of the Beta distribution by which training samples are mixed in pairs, the original model
             telling what a mixture should give (labels count in proportion); 0 for none. Only where all inputs of the
             trained part are floats.
-        batch_size: samples per step.
-        validation: share of the training data that is held out to choose the best epoch.
-        patience: epochs without a better validation loss after which the training stops.
+        features: weight of the relative squared error of the compressed layers' own outputs against the original's;
+            it falls to 0 in the course of the training.
+        batch_size: samples per step; None for as many as leave time for enough steps, at most 256.
+        validation: share of the training data that is held out to choose the best state, of at most 2000 samples.
+        patience: validations of the tuning without a better validation loss after which the training stops.
     """
 
     epochs: int | None = None
+    steps: int | None = None
+    minutes: float = 8.0
     regularized: float = 0.75
     regularizer: str = "codebook"
     alpha: float | None = None
@@ -92,17 +96,25 @@ class TrainingConfig:
     loss: str = "auto"
     distillation: float = 0.7
     temperature: float = 2.0
-    learning_rate: float = 2e-3
-    latent_rate: float = 10.0
+    learning_rate: float = 1e-3
+    latent_rate: float = 1.0
     mixup: float = 1.0
-    batch_size: int = 256
+    features: float = 1.0
+    batch_size: int | None = None
     validation: float = 0.1
     patience: int = 8
 
     def __post_init__(self) -> None:
         if self.epochs is not None:
             _integer(self, "epochs", 0, 100_000)
-        _integer(self, "batch_size", 1, 2**20)
+        if self.steps is not None:
+            _integer(self, "steps", 0, 10**9)
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError("The training is given both epochs and steps. Give one of them, or minutes.")
+        if self.batch_size is not None:
+            _integer(self, "batch_size", 1, 2**20)
+        _real(self, "minutes", 0.001, 1e6)
+        _real(self, "features", 0, 1e6)
         _integer(self, "patience", 1, 100_000)
         _choice(self, "regularizer", REGULARIZERS)
         _choice(self, "loss", LOSSES)
@@ -122,11 +134,10 @@ class TrainingConfig:
         """Weight of the term at the end of its epochs."""
         return DEFAULT_ALPHA[self.regularizer] if self.alpha is None or self.regularizer == "none" else self.alpha
 
-    def epochs_for(self, steps_per_epoch: int) -> int:
-        """The number of epochs for a data set that takes so many steps to go through."""
-        if self.epochs is not None:
-            return self.epochs
-        return min(500, max(4, round(AUTO_STEPS / steps_per_epoch)))
+    @property
+    def is_off(self) -> bool:
+        """Whether plain product quantization is wanted, without training."""
+        return 0 in (self.epochs, self.steps)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class TrainingError(OnnxpqError):
     """Fine-tuning cannot start or has diverged."""
 
 
+class WorkspaceError(OnnxpqError):
+    """The work folder cannot be used: another process is in it, it holds another run, or it cannot be written."""
+
+
 class VerificationError(OnnxpqError):
     """The compressed model does not load, is not finite, or is no smaller than the original."""
 

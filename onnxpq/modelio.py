@@ -163,7 +163,7 @@ def check_output_path(path: str | os.PathLike[str], source: Source | None = None
         raise OutputError(
             f"Cannot write '{target}': the folder '{folder}' is not writable ({error.strerror}). Choose another folder."
         ) from error
-    for used in _files_of(source):
+    for used in files_of(source):
         for written in (target, f"{target}.data"):
             if os.path.exists(written) and os.path.exists(used) and os.path.samefile(written, used):
                 raise OutputError(
@@ -178,7 +178,7 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
         ModelError: a file is missing or is not an ONNX model.
     """
     model_path = os.fspath(path)
-    files = {os.path.realpath(name) for name in _files_of(model_path, strict=True)}
+    files = {os.path.realpath(name) for name in files_of(model_path, strict=True)}
     missing = sorted(name for name in files if not os.path.isfile(name))
     if missing:
         raise ModelError(f"'{model_path}' needs external data in '{missing[0]}', which does not exist.")
@@ -398,8 +398,8 @@ def _write_external(model: ir.Model, folder: str, data_name: str) -> bytes:
     return bytes(to_proto(unloaded).SerializeToString())
 
 
-def _files_of(source: Source | None, *, strict: bool = False) -> list[str]:
-    """The files that hold a model. A path that holds no model yields itself, or a ModelError where `strict`."""
+def files_of(source: Source | None, *, strict: bool = False) -> list[str]:
+    """The files that hold a model, its own first. A path without a model yields itself, or a ModelError if `strict`."""
     if isinstance(source, ir.Model):
         return sorted({tensor.path for tensor in external_tensors(source)})
     if not isinstance(source, str | os.PathLike):

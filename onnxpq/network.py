@@ -49,6 +49,21 @@ class _Plan:
     steps: tuple[_Step, ...]
 
 
+_VECTORS = {
+    "ai.onnx::Add": (0, 1),
+    "ai.onnx::Mul": (0, 1),
+    "ai.onnx::Gemm": (2,),
+    "ai.onnx::Conv": (2,),
+    "ai.onnx::BatchNormalization": (1, 2),
+    "ai.onnx::InstanceNormalization": (1, 2),
+    "ai.onnx::GroupNormalization": (1, 2),
+    "ai.onnx::LayerNormalization": (1, 2),
+    "ai.onnx::RMSNormalization": (1,),
+    "com.microsoft::SkipLayerNormalization": (2, 3, 4),
+}
+"""Where an operator takes what shifts and scales."""
+
+
 class Network(torch.nn.Module):
     """A normalised ONNX model as a torch module; `onnxpq.importing.import_model` makes one.
 
@@ -141,6 +156,24 @@ class Network(torch.nn.Module):
         for parameter in chosen.values():
             parameter.requires_grad_(True)
         return chosen
+
+    def outputs_of(self, nodes: Collection[str]) -> list[str]:
+        """The first outputs of nodes of the main graph, by the nodes' names; those of subgraphs are left out."""
+        return [step.outputs[0] for step in self._plan.steps if step.node in nodes]
+
+    def vectors(self) -> list[str]:
+        """The initializers by which the nodes of the main graph shift and scale features.
+
+        Biases, and what normalizations multiply with and add: of their sizes, all but one are 1.
+        """
+        found = []
+        for step in self._plan.steps:
+            places = _VECTORS.get(step.operator, ())
+            for index, name in enumerate(step.inputs):
+                value = getattr(self, self._attribute_names.get(name or "", ""), None)
+                if index in places and isinstance(value, torch.nn.Parameter) and 1 < value.numel() == max(value.shape):
+                    found.append(name or "")
+        return list(dict.fromkeys(found))
 
     def forward(
         self,

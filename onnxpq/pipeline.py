@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from onnxpq import (
     allocation,
     calibration,
+    checkpoints,
+    fingerprint,
     importing,
+    manifest,
     modelio,
     objectives,
     preparing,
@@ -28,6 +31,7 @@ from onnxpq import (
     training,
 )
 from onnxpq import verification as verifying
+from onnxpq import workspace as workspaces
 from onnxpq.config import Config
 from onnxpq.data import Dataset, InputSpec, Source, first, fixed_batch, input_specs
 from onnxpq.errors import ModelError, NothingToCompressError
@@ -40,6 +44,7 @@ from onnxpq.pq.tensor import PQTensor
 from onnxpq.report import LayerReport, Report, SkippedReport, Verification
 from onnxpq.sampling import Evidence
 from onnxpq.training import CHECKED_SAMPLES, Job, Trained
+from onnxpq.workspace import Piece, Workspace
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Is told the stage ("caching", "clustering", "training", "verification"), what is done, and of how much."""
@@ -73,6 +78,7 @@ class _Run:
     config: Config
     libraries: runtime.Libraries
     progress: Progress | None
+    workspace: Workspace
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -94,6 +100,8 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     labels: str | None = None,
     config: Config | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    work_dir: str | PathLike[str] | None = None,
+    restart: bool = False,
     custom_ops_libraries: runtime.Libraries = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -107,7 +115,9 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         labels: key of the labels in `data` and `test`; without one the original model is the teacher.
         config: all settings.
         cache_dir: folder that keeps what onnxruntime computed for `data`, so that a second run need not; by default a
-            temporary one.
+            part of `work_dir`, or a temporary one.
+        work_dir: folder in which this run, if it is interrupted, continues when it is called again (docs/resume.md).
+        restart: delete what an earlier run left in `work_dir`.
         custom_ops_libraries: paths of libraries of operators that the model uses. That of onnxruntime-extensions need
             not be named.
         progress: is told how far each stage is.
@@ -118,7 +128,19 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     Raises:
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
-    run = _Run(config or Config(), custom_ops_libraries, progress)
+    with workspaces.opened(work_dir, restart=restart) as workspace:
+        run = _Run(config or Config(), custom_ops_libraries, progress, workspace)
+        return _compress(run, model, data, test, labels, cache_dir or workspace.activations)
+
+
+def _compress(
+    run: _Run,
+    model: modelio.Source,
+    data: Source | None,
+    test: Source | None,
+    labels: str | None,
+    cache_dir: str | PathLike[str] | None,
+) -> Result:
     original = modelio.load(model)
     prepared = preparing.prepare(original)
     runnable = _runnable(run, original)
@@ -128,16 +150,29 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     layouts = {layer.weight: allocation.layout_of(layer, run.config.pq) for layer in layers}
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
     run.notes.extend(notes)
+    made_from = _made_from(run, (model, original), (data, train), (test, evidence.dataset), labels)
+    run.workspace.bind(made_from)
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
     outputs = runtime.run(runtime.session(runnable, use_library=False, custom_ops_libraries=run.libraries), few)
     output = choose_output(outputs, run.config.output)
     _check_labels(run.config, outputs[output], train, evidence)
 
     trained = Trained(_cluster(run, normal, layers, layouts, train))
-    if train is not None and run.config.training.epochs != 0:
+    if train is not None and not run.config.training.is_off:
         with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
             folder = Path(cache_dir or scratch)
-            job = Job(normal, layers, output, train, run.config, folder, run.libraries, run.ticker)
+            job = Job(
+                normal,
+                layers,
+                output,
+                train,
+                run.config,
+                folder,
+                run.libraries,
+                run.ticker,
+                run.workspace,
+                rewriting.constant_names(prepared),
+            )
             with run.stage("caching"):
                 work = training.prepare(job)
             with run.stage("training"):
@@ -153,8 +188,9 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         training=trained.training,
         verification=proof,
         layer_wise=tuple(trained.layer_wise),
-        notes=tuple(run.notes),
+        notes=(*run.notes, *run.workspace.summary()),
         settings=run.config.to_dict(),
+        made_from=made_from,
         seconds=run.seconds,
     )
     return Result(compressed, report)
@@ -181,6 +217,25 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
             + (reasons or " It has no large constants at all.")
         )
     return layers, skipped
+
+
+def _made_from(
+    run: _Run,
+    model: tuple[modelio.Source, ir.Model],
+    train: tuple[Source | None, Dataset | None],
+    test: tuple[Source | None, Dataset],
+    labels: str | None,
+) -> dict[str, Any]:
+    """The manifest, from what the user gave and what it was read into."""
+    data, samples = train
+    return manifest.describe(
+        manifest.of_model(*model),
+        None if data is None or samples is None else manifest.of_data(data, samples, *(() if test[0] else test[1:])),
+        None if test[0] is None else manifest.of_data(*test),
+        labels=labels,
+        config=run.config,
+        libraries=run.libraries,
+    )
 
 
 def _runnable(run: _Run, original: ir.Model) -> ir.Model:
@@ -213,25 +268,38 @@ def _cluster(
     run: _Run, normal: ir.Model, layers: Sequence[Layer], layouts: Mapping[str, Layout], train: Dataset | None
 ) -> dict[str, Quantized]:
     """Quantize each weight, for the smallest error of its layers' outputs where there are data to measure it by."""
-    found: Iterable[tuple[str, InputStatistics | str | None]] = ((layer.weight, None) for layer in layers)
-    if train is not None:
-        found = calibration.collect(normal, layers, train, seed=run.config.seed, libraries=run.libraries)
-    tick = run.ticker("clustering")
     of_weight = {layer.weight: layer for layer in layers}
-    quantized: dict[str, Quantized] = {}
+    seed, tick = run.config.seed, run.ticker("clustering")
+    found: Iterable[tuple[str, InputStatistics | str | None]] = ((weight, None) for weight in of_weight)
+    pieces = {weight: _piece(run, normal, layer, layouts[weight], train) for weight, layer in of_weight.items()}
     with run.stage("clustering"):
+        kept = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
+        quantized = {weight: part for weight, part in kept.items() if part is not None}
+        if train is not None:
+            found = calibration.collect(
+                normal, layers, train, seed=seed, libraries=run.libraries, skip=quantized.keys()
+            )
         for weight, statistics in found:
             if isinstance(statistics, str):
                 run.notes.append(statistics)
             if weight not in quantized:
                 matrix = quantization.matrix_of(_weight(normal, of_weight[weight]), of_weight[weight])
                 known = None if isinstance(statistics, str) else statistics
-                quantized[weight] = quantization.quantize(
-                    matrix, layouts[weight], seed=run.config.seed, statistics=known
-                )
+                quantized[weight] = quantization.quantize(matrix, layouts[weight], seed=seed, statistics=known)
+                checkpoints.save_quantized(pieces[weight], quantized[weight])
             if tick is not None:
                 tick(len(quantized), len(of_weight))
     return quantized
+
+
+def _piece(run: _Run, normal: ir.Model, layer: Layer, layout: Layout, train: Dataset | None) -> Piece:
+    """Where a quantized layer is kept: it depends on its weight, how that is cut, and the data, if there are any."""
+
+    def depends() -> Iterator[bytes]:
+        yield f"{layout} {layer.weight_is_in_out} {run.config.seed} {train is not None}".encode()
+        yield from fingerprint.array_parts(layer.weight, _weight(normal, layer))
+
+    return run.workspace.piece("layer", depends())
 
 
 def _verify(

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onnxpq import device as devices
 from onnxpq.layers import Layer
 from onnxpq.pq import calibrated, codec
 from onnxpq.pq.layout import Layout
@@ -29,7 +30,7 @@ def quantize(matrix: Tensor, layout: Layout, *, seed: int, statistics: InputStat
             without them that of the weight, by weighted k-means (`onnxpq.pq.codec.encode`).
     """
     generator = torch.Generator().manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.best()
     weight = matrix.detach().to(device)
     if statistics is None:
         parts = codec.encode(weight, layout, generator=generator)

@@ -159,13 +159,13 @@ class Verification:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training data.
+    """The training from one validation to the next.
 
     Attributes:
-        phase: "regularized" (float weights under the term) or "tuned" (codebooks, scales and biases; codes in place).
+        phase: "regularized" (float weights under the term) or "tuned" (what is stored, with the codes in place).
         loss: mean training loss, the term left out.
         validation: validation loss of the quantized network.
-        alpha: weight of the term at the epoch's end.
+        alpha: weight of the term at the end.
     """
 
     phase: str
@@ -188,6 +188,8 @@ class Training:
         before: validation loss of the original.
         quantized: validation loss after product quantization alone.
         best: validation loss of the network that was kept.
+        batch: samples per step.
+        steps: as planned; with this batch size they repeat the run on any machine.
         epochs: in order.
     """
 
@@ -200,6 +202,8 @@ class Training:
     before: float
     quantized: float
     best: float
+    batch: int
+    steps: int
     epochs: tuple[Epoch, ...]
 
 
@@ -237,6 +241,7 @@ class Report:
         verification: in onnxruntime.
         notes: sentences that the user should read.
         settings: the configuration as plain values.
+        made_from: the manifest: hashes of model and data, versions, machine (`onnxpq.manifest`).
         seconds: by stage.
         layer_wise: of the layers that were trained each by itself. Without training of either kind it is plain product
             quantization.
@@ -249,6 +254,7 @@ class Report:
     notes: tuple[str, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    made_from: dict[str, object] = field(default_factory=dict)
     layer_wise: tuple[LayerTraining, ...] = ()
 
     @property
@@ -354,7 +360,8 @@ def _training(training: Training) -> str:
     passes = ", ".join(f"{count} {phase}" for phase, count in phases.items()) or "none"
     return "\n".join(
         [
-            f"Fine-tuned on {training.samples} samples by {training.loss}; epochs: {passes}",
+            f"Fine-tuned on {training.samples} samples by {training.loss}, in {training.steps} steps of "
+            f"{training.batch} samples (--steps {training.steps} --batch-size {training.batch}); validations: {passes}",
             f"  torch against onnxruntime before training: relative difference {training.forward_error:.1e} "
             f"(node {training.forward_node}); {training.prefix} nodes run once and cached",
             f"  loss on {training.validation_samples} validation samples: original {training.before:.4g}, "

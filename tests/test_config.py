@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxpq.config import AUTO_STEPS, Config, PQConfig, TrainingConfig
+from onnxpq.config import Config, PQConfig, TrainingConfig
 from onnxpq.errors import ConfigError
 
 INTEGERS = {
@@ -16,6 +16,7 @@ INTEGERS = {
     (PQConfig, "codewords"): (2, 256),
     (PQConfig, "codebooks"): (1, 2**20),
     (TrainingConfig, "epochs"): (0, 100_000),
+    (TrainingConfig, "steps"): (0, 10**9),
     (TrainingConfig, "batch_size"): (1, 2**20),
     (TrainingConfig, "patience"): (1, 100_000),
     (Config, "min_weights"): (1, 2**40),
@@ -30,6 +31,8 @@ REALS = {
     (TrainingConfig, "learning_rate"): (1e-9, 10),
     (TrainingConfig, "latent_rate"): (0, 1e6),
     (TrainingConfig, "mixup"): (0, 100),
+    (TrainingConfig, "minutes"): (0.001, 1e6),
+    (TrainingConfig, "features"): (0, 1e6),
     (TrainingConfig, "validation"): (0.001, 0.9),
     (Config, "held_out"): (0.001, 0.9),
 }
@@ -174,9 +177,11 @@ def configs() -> st.SearchStrategy[Config]:
         "exclude": globs,
         "output": st.none() | st.text(st.characters(exclude_categories=["Cs"])),
     }
+    training = fields(TrainingConfig)
+    del training["steps"]  # not beside epochs
     parts = {
         "pq": st.builds(PQConfig, **fields(PQConfig)),
-        "training": st.builds(TrainingConfig, **fields(TrainingConfig)),
+        "training": st.builds(TrainingConfig, **training),
     }
     return st.builds(Config, **parts, **others, **fields(Config))
 
@@ -210,7 +215,15 @@ def test_toml_that_cannot_be_read(tmp_path: Path, content: bytes | None, reason:
         Config.from_toml(path)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, 500), (10, AUTO_STEPS // 10), (AUTO_STEPS, 4), (10**6, 4)])
-def test_automatic_epochs_make_about_as_many_steps(steps: int, expected: int) -> None:
-    assert TrainingConfig().epochs_for(steps) == expected
-    assert TrainingConfig(epochs=7).epochs_for(steps) == 7
+def test_epochs_or_steps() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^The training is given both epochs and steps. Give one of them, or minutes"
+    ):
+        TrainingConfig(epochs=3, steps=100)
+
+
+def test_training_is_off_without_epochs_or_without_steps() -> None:
+    assert TrainingConfig(epochs=0).is_off
+    assert TrainingConfig(steps=0).is_off
+    assert not TrainingConfig().is_off
+    assert not TrainingConfig(epochs=1).is_off

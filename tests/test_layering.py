@@ -41,7 +41,8 @@ ALLOWED = {
     "function_body": {"opschema", "errors"},
     "allocation": {"config", "errors", "layers", "pq"},
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
-    "activations": {"data", "errors", "runtime"},
+    "fingerprint": set(),
+    "activations": {"data", "errors", "fingerprint", "runtime"},
     "calibration": {"activations", "data", "errors", "layers", "pq", "runtime", "subgraphs"},
     "ops": {"errors"},
     "network": {"errors", "ops"},
@@ -51,6 +52,7 @@ ALLOWED = {
     "training": LEAVES
     | {
         "activations",
+        "checkpoints",
         "config",
         "data",
         "finetuning",
@@ -61,13 +63,34 @@ ALLOWED = {
         "routing",
         "runtime",
         "subgraphs",
+        "workspace",
     },
     "objectives": {"config", "errors", "metrics"},
     "regularizers": set(),
     "rules": LIBRARY,
     "importing": {"constants", "errors", "network", "ops", "preparing", "runtime"},
-    "finetuning": {"config", "errors", "layers", "network", "objectives", "pq", "regularizers", "report"},
-    "quantization": {"layers", "pq", "report"},
+    "device": set(),
+    "manifest": {"config", "data", "fingerprint", "modelio", "runtime"},
+    "workspace": {"errors", "fingerprint", "manifest"},
+    "checkpoints": {"fingerprint", "pq", "workspace"},
+    "course": {"checkpoints", "pq", "report", "workspace"},
+    "schedule": {"config"},
+    "student": {"course", "layers", "network", "pq", "regularizers"},
+    "finetuning": {
+        "config",
+        "course",
+        "device",
+        "errors",
+        "layers",
+        "network",
+        "objectives",
+        "pq",
+        "report",
+        "schedule",
+        "student",
+        "workspace",
+    },
+    "quantization": {"device", "layers", "pq", "report"},
     "sampling": {"config", "data", "errors"},
     "rewriting": LIBRARY | {"rules"},
     "verification": {"data", "errors", "metrics", "report", "runtime"},
@@ -75,7 +98,22 @@ ALLOWED = {
 }
 """Modules (a package counts as one) and those of ours that they may import."""
 
-TORCH = {"network", "ops", "importing", "routing", "finetuning", "objectives", "regularizers", "quantization", "pq"}
+TORCH = {
+    "checkpoints",
+    "course",
+    "device",
+    "network",
+    "ops",
+    "importing",
+    "routing",
+    "finetuning",
+    "schedule",
+    "student",
+    "objectives",
+    "regularizers",
+    "quantization",
+    "pq",
+}
 TORCH_FREE_FILES = {"pq/__init__.py", "pq/tensor.py", "pq/layout.py", "pq/packing.py", "pq/reference.py"}
 COMPOSERS = {"inspection": 1, "routing": 1, "training": 2}
 """Modules besides `pipeline` that use stages, and how many: they are steps of it that need a file of their own."""

@@ -247,6 +247,22 @@ def test_inputs_of_an_operator_meet_on_the_accelerator():
     assert _on_one_device([shape, shape])[0] is shape
 
 
+def test_vectors_are_what_shifts_and_scales():
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h"], "product"),
+        onnx.helper.make_node("Add", ["shift", "h"], ["s"], "sum"),
+        onnx.helper.make_node("Mul", ["s", "one"], ["m"]),
+        onnx.helper.make_node("Div", ["m", "divisor"], ["d"]),
+        onnx.helper.make_node("BatchNormalization", ["d", "scale", "bias", "mean", "variance"], ["y"]),
+    ]
+    shapes = {"w": [3, 2], "shift": [1, 2], "one": [1], "divisor": [2]}
+    shapes |= {name: [2] for name in ("scale", "bias", "mean", "variance")}
+    constants = [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    network = import_model(make(nodes, {"x": [4, 3]}, ["y"], constants))
+    assert network.vectors() == ["shift", "scale", "bias"]
+    assert network.outputs_of({"sum", "product", "elsewhere"}) == ["h", "s"]
+
+
 def test_node_label():
     unnamed = onnx.helper.make_node("Relu", ["x"], ["y"])
     assert [node_label(n) for n in make([unnamed], {"x": [1]}, ["y"]).graph] == ["y"]
