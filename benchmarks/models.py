@@ -27,7 +27,7 @@ sys.path.append(str(ROOT))
 from benchmarks import datasets  # noqa: E402 -- a script is run with its own folder on the path, not the root
 
 RESULTS = ROOT / "benchmarks" / "results" / "models.json"
-NEEDS: Final = ("numpy", "onnx", "pillow", "rdata")
+NEEDS: Final = ("numpy", "onnx", "onnxruntime", "pillow", "rdata")
 """Packages that only the making of data needs."""
 
 FLAGS: Final[dict[str, list[str]]] = {

@@ -292,6 +292,8 @@ def _step(node: ir.Node, opsets: Mapping[str, int], frees: tuple[str, ...]) -> _
     signature = inspect.signature(handler)
     if "n_outputs" in signature.parameters:
         attributes["n_outputs"] = len(node.outputs)
+    if "input_type" in signature.parameters:
+        attributes["input_type"] = next((v.dtype for v in node.inputs[:1] if v is not None), None)
     inputs = tuple(None if value is None else _name(value) for value in node.inputs)
     try:
         signature.bind(*inputs, **attributes, **subgraphs)

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "onnxpq"
 LEAVES = {"errors", "opschema", "layers", "figures", "targetreport", "report"}
 LIBRARY = LEAVES | {
     "constants",
+    "einsum",
     "preparing",
     "config",
     "data",
@@ -28,7 +29,8 @@ ALLOWED = {
     "opschema": set(),
     "layers": set(),
     "constants": set(),
-    "preparing": {"errors", "opschema"},
+    "einsum": {"constants"},
+    "preparing": {"einsum", "errors", "opschema"},
     "figures": set(),
     "targetreport": {"figures"},
     "report": {"figures", "targetreport"},
@@ -67,10 +69,11 @@ ALLOWED = {
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
     "fingerprint": set(),
     "activations": {"data", "errors", "fingerprint", "runtime"},
-    "calibration": {"activations", "data", "errors", "layers", "pq", "runtime"},
+    "calibration": {"activations", "data", "errors", "layers", "pq", "runtime", "subgraphs"},
     "ops": {"errors"},
     "network": {"errors", "ops"},
-    "partition": {"activations", "errors", "layers", "modelproto", "network", "ops"},
+    "subgraphs": {"constants", "modelproto"},
+    "partition": {"activations", "constants", "errors", "layers", "modelproto", "network", "ops", "subgraphs"},
     "routing": {"activations", "data", "errors", "importing", "layers", "network", "ops", "partition", "runtime"},
     "training": LEAVES
     | {
@@ -85,6 +88,7 @@ ALLOWED = {
         "pq",
         "routing",
         "runtime",
+        "subgraphs",
         "workspace",
     },
     "objectives": {"config", "errors", "metrics"},

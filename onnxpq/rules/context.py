@@ -95,7 +95,7 @@ class Context:
 
 
 def describe(model: ir.Model) -> Context:
-    """Gathers the facts about a model in which names of values are unique (`onnxpq.forms.prepare`).
+    """Gathers the facts about a model in which names of values are unique (`onnxpq.preparing.prepare`).
 
     The model is not changed, and must keep its values while they are used.
     """
