@@ -4,6 +4,7 @@ A pass computes the inputs of several layers for a batch of samples, adds them t
 memory holds one batch and the moments of one pass, however large model and data are.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -80,12 +81,18 @@ def collect(
             continue
         # Always the whole pass: what onnxruntime computes may depend on what else it is asked for, in the last digits.
         found = _one_pass(model, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
+        left = Counter(sources[weight] for weight in weights)
         for weight in weights:
             done += 1
+            names = sources[weight]
+            left[names] -= 1
+            # What nobody needs any more is let go: else the moments of two passes would be in memory at once.
+            statistics = found[names] if left[names] else found.pop(names)
             if progress is not None:
                 progress(done, len(features))
             if weight not in skip:
-                yield weight, found[sources[weight]]
+                yield weight, statistics
+            del statistics
     for weight, names in sources.items():
         if not names:
             yield weight, UNSEEN.format(weight=weight)
