@@ -4,6 +4,7 @@ A pass computes the inputs of several layers for a batch of samples, adds them t
 memory holds one batch and the moments of one pass, however large model and data are.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -96,13 +97,18 @@ def collect(
             if inner.keys().isdisjoint(weights):
                 raise
             continue
+        left = Counter(sources[weight] for weight in weights)
         for weight in weights:
             done += 1
+            names = sources.pop(weight)
+            left[names] -= 1
+            # What nobody needs any more is let go: else the moments of two passes would be in memory at once.
+            statistics = found[names] if left[names] else found.pop(names)
             if progress is not None:
                 progress(done, len(features))
-            statistics = found[sources.pop(weight)]
             if weight not in skip:
                 yield weight, statistics if statistics.rows else UNREACHED.format(weight=weight)
+            del statistics
     for weight in sources:
         if weight not in skip:
             yield weight, UNSEEN.format(weight=weight)

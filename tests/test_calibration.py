@@ -1,7 +1,9 @@
 """Statistics of what goes into the layers, against the same numbers by numpy."""
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -208,6 +210,24 @@ def test_what_is_found_does_not_depend_on_what_is_skipped() -> None:
     (found,) = calibration.collect(model, layers, data, seed=0, skip={"W1"})
     assert found[0] == "W2"
     assert np.array_equal(second_moment(found[1]), second_moment(every["W2"]))
+
+
+def test_moments_are_let_go_when_they_were_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)  # a pass per weight
+    alive: list[weakref.ref[InputStatistics]] = []
+    one_pass = calibration._one_pass
+
+    def recorded(*given: Any) -> dict[tuple[str, ...], InputStatistics]:
+        assert all(reference() is None for reference in alive), "moments of the pass before are still there"
+        found = one_pass(*given)
+        alive.extend(weakref.ref(statistics) for statistics in found.values())
+        return found
+
+    monkeypatch.setattr(calibration, "_one_pass", recorded)
+    model, layers = prepare(tiny.mlp())
+    for _ in calibration.collect(model, layers, Dataset({"x": tiny.samples(9)}), seed=0):
+        del _
+    assert len(alive) == 2
 
 
 def test_a_pass_of_which_all_is_skipped_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
