@@ -7,7 +7,7 @@
 
 Sizes are inputs x outputs. All layers of a size are timed in turns, many short rounds each, so that what else runs on
 the machine hits all of them; a figure is the median of its rounds, of whole `session.run` calls. "nothing" is a model
-that copies X, what every call costs. Hot: the same buffers in every call of a round, the first of which is not counted.
+that copies X, what every call costs. Hot: the same buffers in every call of a round, the first three of which are not counted.
 Cold: 64 MB of other memory are read before every call. Results are added to results/operator_speed.json, which says
 what processor and what onnxruntime they are of and takes those of no other.
 
@@ -43,6 +43,8 @@ SIZES = ["256x256", "1024x1024", "1024x4096", "4096x4096"]
 BATCHES = [1, 4, 16, 128]
 FLUSH_BYTES = 64 << 20
 ROUND_SECONDS = 0.004
+MIN_CALLS = 3
+"""Counted calls of a round at least, and calls before them: caches and threads have settled then."""
 SPIN_SECONDS = 0.03
 """For so long at most the threads of a session keep a core busy after a call, in the hope of another one."""
 
@@ -132,7 +134,11 @@ def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dic
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, size[0])).astype(np.float32)
     sessions = {name: session_of(make(rng, size), size, threads) for name, make in LAYERS.items()}
-    calls = {name: max(1, round(ROUND_SECONDS / call_seconds(s, x, 2))) for name, s in sessions.items()}
+    for session in sessions.values():
+        call_seconds(session, x, MIN_CALLS)
+    calls = {
+        name: max(MIN_CALLS, round(ROUND_SECONDS / call_seconds(s, x, MIN_CALLS))) for name, s in sessions.items()
+    }
     flush = np.ones(FLUSH_BYTES // 8)
     hot: dict[str, list[float]] = {name: [] for name in sessions}
     cold: dict[str, list[float]] = {name: [] for name in sessions}
@@ -140,7 +146,7 @@ def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dic
         for name, session in sessions.items():
             if threads > 1:
                 time.sleep(SPIN_SECONDS)
-            session.run(None, {"X": x})
+            call_seconds(session, x, MIN_CALLS)
             hot[name].append(call_seconds(session, x, calls[name]))
             flush.sum()
             cold[name].append(call_seconds(session, x, 1))

@@ -307,6 +307,16 @@ ONNXPQ_ALWAYS_INLINE __m512i load_table(const uint8_t* bytes) {
   return table;
 }
 
+// chain += sums of four products of a byte without and a byte with a sign.
+ONNXPQ_ALWAYS_INLINE void add_products(__m512i& chain, __m512i a, __m512i b) {
+#if defined(__GNUC__) && !defined(__clang__)
+  // GCC 12 would copy the sums before each of its own intrinsics.
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(chain) : "v"(a), "v"(b));
+#else
+  chain = _mm512_dpbusd_epi32(chain, a, b);
+#endif
+}
+
 // Adds the entries of four units, at `offset` in the planes of each row.
 template <bool kFast, size_t kChain, size_t kRows>
 ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* planes, size_t offset,
@@ -320,11 +330,9 @@ ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* plan
     for (size_t half = 0; half < 2; ++half) {
       const __m512i entries = _mm512_permutexvar_epi8(places.halves[half], first);
       if (kFast) {
-        __m512i& chain = sums.chains[row][half][kChain * kLast];
-        chain = _mm512_dpbusd_epi32(chain, ones, entries);
+        add_products(sums.chains[row][half][kChain * kLast], ones, entries);
       } else {
-        __m512i& chain = sums.chains[row][half][0];
-        chain = _mm512_dpbusd_epi32(chain, entries, ones);
+        add_products(sums.chains[row][half][0], entries, ones);
       }
     }
     if (kFast) continue;
@@ -332,8 +340,7 @@ ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* plan
     ONNXPQ_UNROLL
     for (size_t half = 0; half < 2; ++half) {
       const __m512i entries = _mm512_permutexvar_epi8(places.halves[half], second);
-      __m512i& chain = sums.chains[row][half][kLast];
-      chain = _mm512_dpbusd_epi32(chain, high_place, entries);
+      add_products(sums.chains[row][half][kLast], high_place, entries);
     }
   }
 }
