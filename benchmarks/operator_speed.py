@@ -7,9 +7,9 @@
 
 Sizes are inputs x outputs. All layers of a size are timed in turns, many short rounds each, so that what else runs on
 the machine hits all of them; a figure is the median of its rounds, of whole `session.run` calls. "nothing" is a model
-that copies X, what every call costs. Hot: the same buffers in every call of a round, the first three of which are not counted.
-Cold: 64 MB of other memory are read before every call. Results are added to results/operator_speed.json, which says
-what processor and what onnxruntime they are of and takes those of no other.
+that copies X, what every call costs. Hot: the same buffers in every call of a round, the first three of which are not
+counted. Cold: 64 MB of other memory are read before every call. Results are added to results/operator_speed.json, which
+says what processor and what onnxruntime they are of and takes those of no other.
 
 The name is not operator.py, as a script of that name would hide the standard module from every script beside it.
 """
@@ -136,9 +136,7 @@ def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dic
     sessions = {name: session_of(make(rng, size), size, threads) for name, make in LAYERS.items()}
     for session in sessions.values():
         call_seconds(session, x, MIN_CALLS)
-    calls = {
-        name: max(MIN_CALLS, round(ROUND_SECONDS / call_seconds(s, x, MIN_CALLS))) for name, s in sessions.items()
-    }
+    calls = {name: max(MIN_CALLS, round(ROUND_SECONDS / call_seconds(s, x, MIN_CALLS))) for name, s in sessions.items()}
     flush = np.ones(FLUSH_BYTES // 8)
     hot: dict[str, list[float]] = {name: [] for name in sessions}
     cold: dict[str, list[float]] = {name: [] for name in sessions}

@@ -12,7 +12,8 @@ namespace {
 // A task should take a few microseconds: handing one over costs about 0.2 us. In units of one lookup for one output.
 constexpr size_t kNibbleTaskLookups = 128 * 1024;
 constexpr size_t kByteTaskLookups = 8 * 1024;
-// A product of the table building costs about as much as a lookup of K <= 16, an eighth of one of K > 16.
+// A product of the table building costs about as much as four lookups of K <= 16, an eighth of one of K > 16.
+constexpr size_t kNibbleLookupsPerProduct = 4;
 constexpr size_t kProductsPerByteLookup = 8;
 constexpr size_t kMaxTasks = 64;
 
@@ -143,7 +144,7 @@ class NibbleMatmul {
       new (tables + row) NibbleTables{planes, steps, steps + groups_};
     }
     const size_t products = rows * std::min(kGroupUnits, units_) * weight_.d * kNibbleCodewords;
-    for_ranges(threads, groups_, products, kNibbleTaskLookups, [&](size_t begin, size_t end) {
+    for_ranges(threads, groups_, kNibbleLookupsPerProduct * products, kNibbleTaskLookups, [&](size_t begin, size_t end) {
       for (size_t group = begin; group < end; ++group) {
         kernels_.build_nibble_tables(weight_, x, rows, group, tables);
       }
