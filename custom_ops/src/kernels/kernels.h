@@ -57,7 +57,7 @@ struct Weight {
 // cannot overflow. It is stored in two planes, q mod 2^7 and floor(q / 2^7). The low ones of two units can be summed in
 // a byte before they are widened, and the sum of the high ones is needed modulo 2^8 only: a byte holds it. Planes of
 // two whole bytes would halve the error and cost a quarter more time (measured, AVX2).
-// Fast tables have one plane of q + 128, |q| <= 127: 1.1 to 1.2 times as fast, about five times the error.
+// Fast tables have one plane of q + 128, |q| <= 127: 1.1 to 1.6 times as fast, about five times the error.
 //
 // A group with span < 1e-30 counts as constant (q = 0, step = 0); one with a NaN or an infinity has q = 0 and
 // step = NaN, so that its row becomes NaN, never a finite wrong number.
