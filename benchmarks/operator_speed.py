@@ -162,7 +162,7 @@ def machine() -> dict[str, str]:
     fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}
     stripped = {name.strip(): value.strip() for name, value in fields.items()}
     flags = stripped.get("flags", "").split()
-    sets = [name for name in ("avx2", "avx_vnni", "avx512_vbmi", "avx512_vnni", "amx_int8") if name in flags]
+    sets = [name for name in ("avx2", "avx_vnni", "avx512vbmi", "avx512_vnni", "amx_int8") if name in flags]
     name = stripped.get("model name") or platform.processor() or platform.machine()
     return {"processor": " ".join([name, *sets]), "onnxruntime": onnxruntime.__version__}
 

@@ -9,13 +9,14 @@
 namespace onnxpq {
 namespace {
 
-// A task should take a few microseconds: handing one over costs about 0.2 us. In units of one lookup for one output.
+// A task should take a few microseconds: handing one over costs about 0.2 us, until another thread has begun some
+// microseconds pass. In units of one lookup for one output.
 constexpr size_t kNibbleTaskLookups = 128 * 1024;
 constexpr size_t kByteTaskLookups = 8 * 1024;
 // A product of the table building costs about as much as four lookups of K <= 16, an eighth of one of K > 16.
 constexpr size_t kNibbleLookupsPerProduct = 4;
 constexpr size_t kProductsPerByteLookup = 8;
-constexpr size_t kMaxTasks = 64;
+constexpr size_t kMinTasks = 4, kMaxTasks = 64;
 
 // Rows that share a panel.
 constexpr size_t kPanelRows = 64;
@@ -43,7 +44,7 @@ template <typename Body>
 void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_t task_cost, const Body& body) {
   const size_t items = std::max(ceil_div(task_cost, std::max<size_t>(item_cost, 1)), ceil_div(total, kMaxTasks));
   const size_t tasks = ceil_div(total, items);
-  if (tasks <= 1 || threads.run == nullptr) {
+  if (tasks < kMinTasks || threads.run == nullptr) {
     body(size_t{0}, total);
     return;
   }
