@@ -61,8 +61,8 @@ void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_
       tasks, &job);
 }
 
-// Tiles of rows are multiplied one after the other, all threads on each, or, where there are so many, each by the thread
-// that takes it: then nothing is handed from one thread to another.
+// Tiles of rows are multiplied one after the other, all threads on each, or, where there are so many, each by the
+// thread that takes it: then nothing is handed from one thread to another.
 constexpr size_t kSeparateTiles = 8;
 
 constexpr ThreadPool kThisThread = {nullptr, nullptr};
@@ -145,11 +145,12 @@ class NibbleMatmul {
       new (tables + row) NibbleTables{planes, steps, steps + groups_};
     }
     const size_t products = rows * std::min(kGroupUnits, units_) * weight_.d * kNibbleCodewords;
-    for_ranges(threads, groups_, kNibbleLookupsPerProduct * products, kNibbleTaskLookups, [&](size_t begin, size_t end) {
-      for (size_t group = begin; group < end; ++group) {
-        kernels_.build_nibble_tables(weight_, x, rows, group, tables);
-      }
-    });
+    for_ranges(threads, groups_, kNibbleLookupsPerProduct * products, kNibbleTaskLookups,
+               [&](size_t begin, size_t end) {
+                 for (size_t group = begin; group < end; ++group) {
+                   kernels_.build_nibble_tables(weight_, x, rows, group, tables);
+                 }
+               });
     const size_t lookups = rows * kNibbleOutputs * units_;
     for_ranges(threads, blocks_, lookups, kNibbleTaskLookups,
                [&](size_t begin, size_t end) { scan(tables, rows, {begin, end}, y); });

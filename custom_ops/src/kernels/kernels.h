@@ -93,9 +93,9 @@ struct NibbleTables {
 //
 // T as above, [S][codebook_width] float32. y[o] = (sum over units in order of T[s][code[o, s]]) * scales[o] + bias[o].
 //
-// A processor does one or two lookups a cycle whatever they fetch. So where there are several rows, `batch_rows` of them
-// share a lookup: their tables are interleaved, [units][codebook_width][batch_rows], and each entry is a vector. Each
-// row's sums and their order are the same.
+// A processor does one or two lookups a cycle whatever they fetch. So where there are several rows, `batch_rows` of
+// them share a lookup: their tables are interleaved, [units][codebook_width][batch_rows], and each entry is a vector.
+// Each row's sums and their order are the same.
 
 // Where a layer has fewer outputs than a table has entries, most entries are never looked up. The codewords themselves
 // are then copied to a panel, [elements][kByteOutputs] of a block, and multiplied: T[s][code] is summed in the same
