@@ -1,4 +1,4 @@
-// AVX-512 with VBMI and VNNI, which came together (Intel from Ice Lake, AMD from Zen 4 on): No fused multiply-adds:
+// AVX-512 with VBMI and VNNI, which came together (Intel from Ice Lake, AMD from Zen 4 on). No fused multiply-adds:
 // products are rounded before they are summed, as in the scalar reference.
 //
 // K <= 16: four units of a block are a register of codes, and four tables one of entries. vpermb looks up 64 entries in
