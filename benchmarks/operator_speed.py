@@ -222,7 +222,7 @@ def plot(results: Results, path: Path) -> None:
             axis.plot(batches, times, marker="o", label=name, linestyle="--" if name == "nothing" else "-")
         axis.set(title=size, xlabel="batch", xscale="log", yscale="log", xticks=batches, xticklabels=batches)
     axes[0][0].set_ylabel("microseconds for one row, one thread")
-    axes[0][-1].legend(fontsize="small")
+    axes[0][-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     figure.savefig(path)
 
