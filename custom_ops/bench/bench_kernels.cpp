@@ -173,9 +173,9 @@ Parts time_batch(const Kernels& kernels, Layer& layer) {
 
 void report(const Kernels& kernels, const Case& c) {
   Layer layer(c);
-  const Parts parts = c.K <= kNibbleCodewords ? time_nibbles(kernels, layer)
-                      : c.rows < kernels.batch_rows   ? time_bytes(kernels, layer)
-                                              : time_batch(kernels, layer);
+  const Parts parts = c.K <= kNibbleCodewords       ? time_nibbles(kernels, layer)
+                      : c.rows < kernels.batch_rows ? time_bytes(kernels, layer)
+                                                    : time_batch(kernels, layer);
   const auto whole = [&](bool cold) {
     return decile_ns([&](size_t i) {
              const Weight weight = layer.weight(cold ? i : 0);

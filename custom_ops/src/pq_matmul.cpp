@@ -9,12 +9,14 @@
 namespace onnxpq {
 namespace {
 
-// A task should take a few microseconds: handing one over costs about 0.2 us. In units of one lookup for one output.
+// A task should take a few microseconds: handing one over costs about 0.2 us, until another thread has begun some
+// microseconds pass. In units of one lookup for one output.
 constexpr size_t kNibbleTaskLookups = 128 * 1024;
 constexpr size_t kByteTaskLookups = 8 * 1024;
-// A product of the table building costs about as much as a lookup of K <= 16, an eighth of one of K > 16.
+// A product of the table building costs about as much as four lookups of K <= 16, an eighth of one of K > 16.
+constexpr size_t kNibbleLookupsPerProduct = 4;
 constexpr size_t kProductsPerByteLookup = 8;
-constexpr size_t kMaxTasks = 64;
+constexpr size_t kMinTasks = 4, kMaxTasks = 64;
 
 // Rows that share a panel.
 constexpr size_t kPanelRows = 64;
@@ -42,7 +44,7 @@ template <typename Body>
 void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_t task_cost, const Body& body) {
   const size_t items = std::max(ceil_div(task_cost, std::max<size_t>(item_cost, 1)), ceil_div(total, kMaxTasks));
   const size_t tasks = ceil_div(total, items);
-  if (tasks <= 1 || threads.run == nullptr) {
+  if (tasks < kMinTasks || threads.run == nullptr) {
     body(size_t{0}, total);
     return;
   }
@@ -59,8 +61,8 @@ void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_
       tasks, &job);
 }
 
-// Tiles of rows are multiplied one after the other, all threads on each, or, where there are so many, each by the thread
-// that takes it: then nothing is handed from one thread to another.
+// Tiles of rows are multiplied one after the other, all threads on each, or, where there are so many, each by the
+// thread that takes it: then nothing is handed from one thread to another.
 constexpr size_t kSeparateTiles = 8;
 
 constexpr ThreadPool kThisThread = {nullptr, nullptr};
@@ -143,11 +145,12 @@ class NibbleMatmul {
       new (tables + row) NibbleTables{planes, steps, steps + groups_};
     }
     const size_t products = rows * std::min(kGroupUnits, units_) * weight_.d * kNibbleCodewords;
-    for_ranges(threads, groups_, products, kNibbleTaskLookups, [&](size_t begin, size_t end) {
-      for (size_t group = begin; group < end; ++group) {
-        kernels_.build_nibble_tables(weight_, x, rows, group, tables);
-      }
-    });
+    for_ranges(threads, groups_, kNibbleLookupsPerProduct * products, kNibbleTaskLookups,
+               [&](size_t begin, size_t end) {
+                 for (size_t group = begin; group < end; ++group) {
+                   kernels_.build_nibble_tables(weight_, x, rows, group, tables);
+                 }
+               });
     const size_t lookups = rows * kNibbleOutputs * units_;
     for_ranges(threads, blocks_, lookups, kNibbleTaskLookups,
                [&](size_t begin, size_t end) { scan(tables, rows, {begin, end}, y); });

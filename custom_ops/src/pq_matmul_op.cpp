@@ -119,8 +119,8 @@ TensorView constant_input(const OrtApi& api, const OrtKernelInfo* info, const st
   return view(api, value);
 }
 
-// The attribute `fast`, 0 where the node has none. onnxruntime says with the same code that there is none and that there
-// is one of another type, and only in the second sentence speaks of types.
+// The attribute `fast`, 0 where the node has none. onnxruntime says with the same code that there is none and that
+// there is one of another type, and only in the second sentence speaks of types.
 bool fast_attribute(const OrtApi& api, const OrtKernelInfo* info, const std::string& node) {
   int64_t value = 0;
   if (OrtStatus* failure = api.KernelInfoGetAttribute_int64(info, "fast", &value)) {

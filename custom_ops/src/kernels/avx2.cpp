@@ -644,8 +644,18 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   kBatchRows, decode_panel,
-                              multiply_panel, widen, narrow};
+const Kernels kAvx2Kernels = {"avx2",
+                              build_nibble_tables,
+                              scan_nibbles,
+                              kScanRows,
+                              build_byte_tables,
+                              scan_bytes,
+                              build_batch_tables,
+                              scan_batch,
+                              kBatchRows,
+                              decode_panel,
+                              multiply_panel,
+                              widen,
+                              narrow};
 
 }  // namespace onnxpq

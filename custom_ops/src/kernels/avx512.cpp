@@ -1,10 +1,10 @@
-// AVX-512 with VBMI and VNNI, which came together (Intel from Ice Lake, AMD from Zen 4 on): No fused multiply-adds: products are rounded before
-// they are summed, as in the scalar reference.
+// AVX-512 with VBMI and VNNI, which came together (Intel from Ice Lake, AMD from Zen 4 on). No fused multiply-adds:
+// products are rounded before they are summed, as in the scalar reference.
 //
-// K <= 16: four units of a block are a register of codes, and four tables one of entries. vpermb looks up 64 entries in a table
-// of 64, so the two bits above a code can say whose unit's it is. With the four units of an output side by side,
-// vpdpbusd adds their four entries to the output's sum in 32 bits: there is nothing to widen. Two instructions for 64
-// entries of a plane, where AVX2 takes seven.
+// K <= 16: four units of a block are a register of codes, and four tables one of entries. vpermb looks up 64 entries in
+// a table of 64, so the two bits above a code can say whose unit's it is. With the four units of an output side by
+// side, vpdpbusd adds their four entries to the output's sum in 32 bits: there is nothing to widen. Two instructions
+// for 64 entries of a plane, where AVX2 takes five.
 
 // GCC 12 takes the undefined register that its own intrinsics begin with for a mistake.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -212,8 +212,7 @@ ONNXPQ_ALWAYS_INLINE void store_quad(const __m512* values, const float* centres,
   }
   const __m512i low = _mm512_set1_epi16((1 << kLowPlaneBits) - 1);
   store_plane(_mm512_and_si512(first, low), _mm512_and_si512(second, low), quad);
-  store_plane(_mm512_srai_epi16(first, kLowPlaneBits), _mm512_srai_epi16(second, kLowPlaneBits),
-              quad + kRegisterBytes);
+  store_plane(_mm512_srai_epi16(first, kLowPlaneBits), _mm512_srai_epi16(second, kLowPlaneBits), quad + kRegisterBytes);
 }
 
 // The planes, the step and the centre of a group of one row.
@@ -271,10 +270,10 @@ ONNXPQ_ALWAYS_INLINE Places unpack(__m512i codes) {
   const __m512i nibble = _mm512_set1_epi8(0x0f);
   const __m512i unit = _mm512_set1_epi32(0x30201000);
   // Byte 4 * i + j from byte 16 * j + i.
-  const __m512i by_output = _mm512_add_epi32(
-      _mm512_set1_epi32(0x30201000), _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
-                                                                          14, 15),
-                                                        _mm512_set1_epi32(0x01010101)));
+  const __m512i by_output =
+      _mm512_add_epi32(_mm512_set1_epi32(0x30201000),
+                       _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                          _mm512_set1_epi32(0x01010101)));
   const __m512i both = _mm512_permutexvar_epi8(by_output, codes);
   constexpr int kAndOr = 0xea;  // (a & b) | c
   return {{_mm512_ternarylogic_epi32(both, nibble, unit, kAndOr),
@@ -307,6 +306,16 @@ ONNXPQ_ALWAYS_INLINE __m512i load_table(const uint8_t* bytes) {
   return table;
 }
 
+// chain += sums of four products of a byte without and a byte with a sign.
+ONNXPQ_ALWAYS_INLINE void add_products(__m512i& chain, __m512i a, __m512i b) {
+#if defined(__GNUC__) && !defined(__clang__)
+  // GCC 12 would copy the sums before each of its own intrinsics.
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(chain) : "v"(a), "v"(b));
+#else
+  chain = _mm512_dpbusd_epi32(chain, a, b);
+#endif
+}
+
 // Adds the entries of four units, at `offset` in the planes of each row.
 template <bool kFast, size_t kChain, size_t kRows>
 ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* planes, size_t offset,
@@ -320,11 +329,9 @@ ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* plan
     for (size_t half = 0; half < 2; ++half) {
       const __m512i entries = _mm512_permutexvar_epi8(places.halves[half], first);
       if (kFast) {
-        __m512i& chain = sums.chains[row][half][kChain * kLast];
-        chain = _mm512_dpbusd_epi32(chain, ones, entries);
+        add_products(sums.chains[row][half][kChain * kLast], ones, entries);
       } else {
-        __m512i& chain = sums.chains[row][half][0];
-        chain = _mm512_dpbusd_epi32(chain, entries, ones);
+        add_products(sums.chains[row][half][0], entries, ones);
       }
     }
     if (kFast) continue;
@@ -332,8 +339,7 @@ ONNXPQ_ALWAYS_INLINE void add_quad(Sums<kRows>& sums, const uint8_t* const* plan
     ONNXPQ_UNROLL
     for (size_t half = 0; half < 2; ++half) {
       const __m512i entries = _mm512_permutexvar_epi8(places.halves[half], second);
-      __m512i& chain = sums.chains[row][half][kLast];
-      chain = _mm512_dpbusd_epi32(chain, high_place, entries);
+      add_products(sums.chains[row][half][kLast], high_place, entries);
     }
   }
 }
@@ -386,9 +392,8 @@ void scan_rows(const Weight& weight, const NibbleTables* tables, const Range& gr
     for (size_t group = 0; groups.begin == 0 && group * kGroupUnits < S; ++group) centre += tables[row].centres[group];
     for (size_t half = 0; half < 2; ++half) {
       outputs[row][half] =
-          groups.begin == 0
-              ? _mm512_set1_ps(centre)
-              : _mm512_maskz_loadu_ps(present[half], y + row * weight.out + first + half * kHalfOutputs);
+          groups.begin == 0 ? _mm512_set1_ps(centre)
+                            : _mm512_maskz_loadu_ps(present[half], y + row * weight.out + first + half * kHalfOutputs);
     }
   }
   for (size_t group = groups.begin; group < groups.end; ++group) {
@@ -462,7 +467,8 @@ void build_float_tables(const Weight& weight, const T* codebooks, const float* x
       const __mmask16 present = first_elements(width - k);
       __m512 sum = _mm512_setzero_ps();
       for (size_t i = 0; i < length; ++i) {
-        const __m512 products = _mm512_mul_ps(_mm512_set1_ps(elements[i]), load_some(codebook + i * width + k, present));
+        const __m512 products =
+            _mm512_mul_ps(_mm512_set1_ps(elements[i]), load_some(codebook + i * width + k, present));
         sum = _mm512_add_ps(sum, products);
       }
       _mm512_mask_storeu_ps(tables + s * width + k, present, sum);
@@ -621,8 +627,18 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512",   build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                                scan_bytes, build_batch_tables,  scan_batch,   kBatchRows,   decode_panel,
-                                multiply_panel, widen,           narrow};
+const Kernels kAvx512Kernels = {"avx512",
+                                build_nibble_tables,
+                                scan_nibbles,
+                                kScanRows,
+                                build_byte_tables,
+                                scan_bytes,
+                                build_batch_tables,
+                                scan_batch,
+                                kBatchRows,
+                                decode_panel,
+                                multiply_panel,
+                                widen,
+                                narrow};
 
 }  // namespace onnxpq

@@ -57,7 +57,7 @@ struct Weight {
 // cannot overflow. It is stored in two planes, q mod 2^7 and floor(q / 2^7). The low ones of two units can be summed in
 // a byte before they are widened, and the sum of the high ones is needed modulo 2^8 only: a byte holds it. Planes of
 // two whole bytes would halve the error and cost a quarter more time (measured, AVX2).
-// Fast tables have one plane of q + 128, |q| <= 127: 1.1 to 1.2 times as fast, about five times the error.
+// Fast tables have one plane of q + 128, |q| <= 127: 1.1 to 1.6 times as fast, about five times the error.
 //
 // A group with span < 1e-30 counts as constant (q = 0, step = 0); one with a NaN or an infinity has q = 0 and
 // step = NaN, so that its row becomes NaN, never a finite wrong number.
@@ -93,9 +93,9 @@ struct NibbleTables {
 //
 // T as above, [S][codebook_width] float32. y[o] = (sum over units in order of T[s][code[o, s]]) * scales[o] + bias[o].
 //
-// A processor does one or two lookups a cycle whatever they fetch. So where there are several rows, `batch_rows` of them
-// share a lookup: their tables are interleaved, [units][codebook_width][batch_rows], and each entry is a vector. Each
-// row's sums and their order are the same.
+// A processor does one or two lookups a cycle whatever they fetch. So where there are several rows, `batch_rows` of
+// them share a lookup: their tables are interleaved, [units][codebook_width][batch_rows], and each entry is a vector.
+// Each row's sums and their order are the same.
 
 // Where a layer has fewer outputs than a table has entries, most entries are never looked up. The codewords themselves
 // are then copied to a panel, [elements][kByteOutputs] of a block, and multiplied: T[s][code] is summed in the same
