@@ -6,8 +6,8 @@
 
 For some settings of all layers (d, K) the file is made without training, and another of at most its bytes whose layouts
 a target chose. Both are run on the test data: relative L2 error of the output, and the loss by the metric (accuracy
-with labels, agreement without). `expected` is what the sensitivity pass foretold of the second. Seconds are those of the
-sensitivity pass, in CPU time. Results are added to results/allocation.json, under the name of the model (its folder's).
+with labels, agreement without). `expected` is what the sensitivity pass foretold of the second. Seconds are CPU time of
+the sensitivity pass. Results are added to results/allocation.json, under the name of the model (its folder's).
 """
 
 import argparse

@@ -47,16 +47,21 @@ def pinned(layers: Sequence[Layer], config: Config) -> dict[str, Layout]:
 
 
 def options(layer: Layer, most_codewords: int) -> list[Layout]:
-    """The layouts that a target may give a layer, those apart that would not make it smaller, in order of bytes."""
-    found = {
-        layout_of(layer, PQConfig(d, codewords, codebooks))
-        for d in LENGTHS
-        if d <= layer.in_features or d == LENGTHS[0]
-        for codewords, codebooks in CODEWORDS
-        if codewords <= most_codewords
-    }
-    ordered = sorted(found, key=lambda layout: (layout.nbytes, layout.sub_vector, layout.codewords, layout.groups))
-    return [layout for layout in ordered if layout.nbytes < layer.weight_bytes] or ordered[:1]
+    """The layouts that a target may give a layer, in order of bytes.
+
+    Left out are those that would not make it smaller, and those that take no fewer bytes than shorter sub-vectors with
+    as many codewords: the codebooks of long ones may weigh more than the codes that they save.
+    """
+    found: list[Layout] = []
+    for codewords, codebooks in CODEWORDS:
+        fewest = layer.weight_bytes
+        for d in LENGTHS:
+            layout = layout_of(layer, PQConfig(d, codewords, codebooks))
+            if codewords <= most_codewords and d <= layer.in_features and layout.nbytes < fewest:
+                fewest = layout.nbytes
+                found.append(layout)
+    found = found or [layout_of(layer, PQConfig())]
+    return sorted(set(found), key=lambda layout: (layout.nbytes, layout.sub_vector, layout.codewords, layout.groups))
 
 
 def layout_of(layer: Layer, settings: PQConfig) -> Layout:

@@ -62,7 +62,7 @@ _TARGETS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
         "--max-drop",
         "target.max_drop",
         parse_share,
-        "largest loss by the metric, 0.5%% or 0.005: the smallest file that keeps to it is sought",
+        "largest loss by the metric, 0.5%% or 0.005; without a size the smallest file that keeps to it is sought",
     ),
     (
         "--metric",

@@ -30,7 +30,11 @@ from onnxpq.pq.statistics import InputStatistics
 Array: TypeAlias = NDArray[Any]
 
 ROWS: Final = 256
-"""Rows of a weight that its curve is measured on, at random."""
+LEAST_ROWS: Final = 64
+"""Rows of a weight that its curve is measured on, at random: most and least. In between are as many as give each
+codeword `POINTS` sub-vectors."""
+
+POINTS: Final = 64
 
 PROBED_SAMPLES: Final = 64
 """Samples that the influence is measured on."""
@@ -79,14 +83,14 @@ def curve(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatistics
         seed: of the choice of rows and of k-means.
     """
     moment = None if statistics is None else torch.from_numpy(statistics.regularized()).float()
-    rows = np.sort(np.random.default_rng(seed).permutation(len(matrix))[:ROWS])
-    part = matrix[torch.from_numpy(rows)]
-    whole = _size(part, moment)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(matrix)))
     errors = []
     for layout in layouts:
+        wanted = POINTS * layout.codewords // layout.per_group
+        part = matrix[order[: min(ROWS, max(LEAST_ROWS, wanted))]]
         groups = max(1, layout.groups * len(part) // layout.out_features)
         own = replace(layout, out_features=len(part), groups=-(-layout.sub_vectors // -(-layout.sub_vectors // groups)))
-        missed = part - approximate(part, own, moment, seed=seed)
+        missed, whole = part - approximate(part, own, moment, seed=seed), _size(part, moment)
         errors.append(_size(missed, moment) / whole if whole > 0 else 0.0)
     return errors
 

@@ -39,7 +39,8 @@ def test_a_curve_falls_with_the_bytes(known: InputStatistics | None) -> None:
         assert 0 <= errors[0] < errors[-1] < 1
 
 
-def test_a_curve_is_the_error_of_what_comes_out() -> None:
+def test_a_curve_is_the_error_of_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "LEAST_ROWS", OUT)
     known, layout = statistics(), LAYOUTS[2]
     (error,) = sensitivity.curve(weight(), [layout], known, seed=0)
     moment = known.regularized()
@@ -60,8 +61,11 @@ def test_the_cheap_quantizer_ranks_layouts_as_the_full_one() -> None:
 
 def test_some_rows_of_a_large_weight_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     layouts = [Layout(1024, IN, 4, 16, groups) for groups in (1, 8, 16)]
+    monkeypatch.setattr(sensitivity, "ROWS", 1024)
+    monkeypatch.setattr(sensitivity, "LEAST_ROWS", 1024)
     whole = sensitivity.curve(weight(1024), layouts, None, seed=0)
     monkeypatch.setattr(sensitivity, "ROWS", 256)
+    monkeypatch.setattr(sensitivity, "LEAST_ROWS", 256)
     part = sensitivity.curve(weight(1024), layouts, None, seed=0)
     # With as many codebooks for a fourth of the rows the errors would be up to 10 % too low.
     assert part == pytest.approx(whole, rel=0.05)
