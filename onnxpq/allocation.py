@@ -10,8 +10,8 @@ from onnxpq.layers import Layer
 from onnxpq.pq.layout import CODEBOOK_BYTES, Layout
 from onnxpq.pq.tensor import packed_bytes
 
-LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Sub-vector lengths that a target chooses from."""
+LONGEST: Final = 32
+"""Longest sub-vector that a target chooses."""
 
 CODEWORDS: Final = ((16, "layer"), (16, "auto"), (256, "layer"))
 """Codewords and codebooks that a target chooses from. Fewer codewords would take as many bytes a code; several
@@ -46,17 +46,24 @@ def pinned(layers: Sequence[Layer], config: Config) -> dict[str, Layout]:
     return found
 
 
-def options(layer: Layer, most_codewords: int) -> list[Layout]:
-    """The layouts that a target may give a layer, those apart that would not make it smaller, in order of bytes."""
-    found = {
-        layout_of(layer, PQConfig(d, codewords, codebooks))
-        for d in LENGTHS
-        if d <= layer.in_features or d == LENGTHS[0]
-        for codewords, codebooks in CODEWORDS
-        if codewords <= most_codewords
-    }
-    ordered = sorted(found, key=lambda layout: (layout.nbytes, layout.sub_vector, layout.codewords, layout.groups))
-    return [layout for layout in ordered if layout.nbytes < layer.weight_bytes] or ordered[:1]
+def options(layer: Layer, most_codewords: int) -> list[list[Layout]]:
+    """The layouts that a target may give a layer: for each number of codewords and codebooks, by growing length.
+
+    Left out are those that would not make it smaller, and those that take no fewer bytes than shorter sub-vectors with
+    as many codewords: the codebooks of long ones may weigh more than the codes that they save.
+    """
+    families = []
+    for codewords, codebooks in CODEWORDS:
+        found: list[Layout] = []
+        fewest = layer.weight_bytes
+        for d in range(1, min(LONGEST, layer.in_features) + 1):
+            layout = layout_of(layer, PQConfig(d, codewords, codebooks))
+            is_new = codebooks == "layer" or layout.groups > 1
+            if codewords <= most_codewords and is_new and layout.nbytes < fewest:
+                fewest = layout.nbytes
+                found.append(layout)
+        families.append(found)
+    return [found for found in families if found] or [[layout_of(layer, PQConfig())]]
 
 
 def layout_of(layer: Layer, settings: PQConfig) -> Layout:

@@ -7,7 +7,7 @@ Exit codes: 0 written and verified; 1 an error that the message explains, a miss
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,7 +64,7 @@ _TARGETS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
         "--max-drop",
         "target.max_drop",
         parse_share,
-        "largest loss by the metric, 0.5%% or 0.005: the smallest file that keeps to it is sought",
+        "largest loss by the metric, 0.5%% or 0.005; without a size the smallest file that keeps to it is sought",
     ),
     (
         "--metric",
@@ -175,14 +175,18 @@ def _config(options: argparse.Namespace) -> Config:
         if value is not None:
             table, _, name = setting.rpartition(".")
             (settings[table] if table else settings)[name] = value
-    config = Config.from_dict(settings)
+    _check_contradictions(given, Config.from_dict({"target": settings["target"]}).target)
+    return Config.from_dict(settings)
+
+
+def _check_contradictions(given: Mapping[str, Any], target: TargetConfig) -> None:
+    """Refuse flags that a target leaves nothing to decide, even if their values are the default ones."""
     for flag, setting, _, _ in _SETTINGS:
-        if config.target.is_set and setting.removeprefix("pq.") in TARGET_CHOOSES and given[setting] is not None:
+        if target.is_set and setting.removeprefix("pq.") in TARGET_CHOOSES and given[setting] is not None:
             raise ConfigError(
                 f"{flag} fixes for all layers what a target chooses for each. Leave out one of them, or give settings "
                 "of single layers in [[layer]] tables of --config."
             )
-    return config
 
 
 def _compress(options: argparse.Namespace) -> int:

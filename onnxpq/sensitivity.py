@@ -30,7 +30,17 @@ from onnxpq.pq.statistics import InputStatistics
 Array: TypeAlias = NDArray[Any]
 
 ROWS: Final = 256
-"""Rows of a weight that its curve is measured on, at random."""
+LEAST_ROWS: Final = 64
+"""Rows of a weight that its curve is measured on, at random: most and least. In between are as many as give each
+codeword `POINTS` sub-vectors."""
+
+POINTS: Final = 64
+
+MEASURED: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+"""Lengths of sub-vectors that are measured."""
+
+TINY: Final = 1e-12
+"""Errors below this count as this."""
 
 PROBED_SAMPLES: Final = 64
 """Samples that the influence is measured on."""
@@ -67,7 +77,27 @@ class Curve:
         return tuple(self.influence * error for error in self.errors)
 
 
-def curve(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatistics | None, *, seed: int) -> list[float]:
+def curve(matrix: Tensor, family: Sequence[Layout], statistics: InputStatistics | None, *, seed: int) -> list[float]:
+    """The same as `measure` for layouts that differ in the length of their sub-vectors.
+
+    Those of the lengths in `MEASURED`, the shortest and the longest are measured; between them the logarithm of the
+    error is taken to be linear in the length.
+
+    Args:
+        matrix: as for `measure`.
+        family: by growing length.
+        statistics: likewise.
+        seed: likewise.
+    """
+    ends = (family[0], family[-1])
+    measured = [layout for layout in family if layout.sub_vector in MEASURED or layout in ends]
+    errors = np.maximum(measure(matrix, measured, statistics, seed=seed), TINY)
+    lengths = [layout.sub_vector for layout in measured]
+    found = np.exp(np.interp([layout.sub_vector for layout in family], lengths, np.log(errors)))
+    return [float(error) for error in found]
+
+
+def measure(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatistics | None, *, seed: int) -> list[float]:
     """The relative squared error of a layer at each of some layouts, on at most `ROWS` of its rows.
 
     Where rows are left out, codebooks are put together so that each still serves as many sub-vectors as it would.
@@ -79,14 +109,14 @@ def curve(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatistics
         seed: of the choice of rows and of k-means.
     """
     moment = None if statistics is None else torch.from_numpy(statistics.regularized()).float()
-    rows = np.sort(np.random.default_rng(seed).permutation(len(matrix))[:ROWS])
-    part = matrix[torch.from_numpy(rows)]
-    whole = _size(part, moment)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(matrix)))
     errors = []
     for layout in layouts:
+        wanted = POINTS * layout.codewords // layout.per_group
+        part = matrix[order[: min(ROWS, max(LEAST_ROWS, wanted))]]
         groups = max(1, layout.groups * len(part) // layout.out_features)
         own = replace(layout, out_features=len(part), groups=-(-layout.sub_vectors // -(-layout.sub_vectors // groups)))
-        missed = part - approximate(part, own, moment, seed=seed)
+        missed, whole = part - approximate(part, own, moment, seed=seed), _size(part, moment)
         errors.append(_size(missed, moment) / whole if whole > 0 else 0.0)
     return errors
 
@@ -187,11 +217,11 @@ def influence(
         measured: its curve.
         statistics: of its inputs, as for the curve.
     """
-    at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, 1e-12)) - np.log(PROBE))))
+    at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, TINY)) - np.log(PROBE))))
     moment = None if statistics is None else torch.from_numpy(statistics.regularized()).float()
     replaced = approximate(matrix, measured.layouts[at], moment, seed=0)
     error = _size(matrix - replaced, moment) / max(_size(matrix, moment), 1e-30)
-    return probe.error(layer, replaced) / max(error, 1e-12)
+    return probe.error(layer, replaced) / max(error, TINY)
 
 
 def filled(curves: Sequence[Curve]) -> list[Curve]:

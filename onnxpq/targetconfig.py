@@ -18,7 +18,8 @@ class TargetConfig:
         fc_ratio: the same of the weights of the compressed layers alone.
         size: bytes of the compressed file, at most.
         max_drop: how much the metric may lose, at most, as a share: 0.005 are half a point of accuracy. Without a limit
-            of bytes the smallest file that keeps to it is sought.
+            of bytes the smallest file that keeps to it is sought; with one, that is what the file of those bytes has
+            to keep to.
         metric: "accuracy" (needs class labels), "agreement" (share of samples whose largest output is the original's),
             "mse" (mean squared error: with numeric labels its increase as a share of the original's, else the error
             against the original's outputs as a share of their mean square), or "module:function" (a score of your own:
@@ -61,4 +62,9 @@ class TargetConfig:
     @property
     def is_set(self) -> bool:
         """Whether there is anything to reach."""
-        return any(value is not None for value in (self.ratio, self.fc_ratio, self.size, self.max_drop))
+        return self.limits_bytes or self.max_drop is not None
+
+    @property
+    def limits_bytes(self) -> bool:
+        """Whether it says how large the result may be."""
+        return any(value is not None for value in (self.ratio, self.fc_ratio, self.size))

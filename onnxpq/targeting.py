@@ -205,9 +205,12 @@ def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, In
 def _curve(case: Case, layer: Layer, statistics: InputStatistics | None, probe: Influence | None) -> Curve:
     config = case.config
     most = MAX_NIBBLE_CODEWORDS if config.pq.fast else config.target.max_codewords
-    layouts = allocation.options(layer, most)
     matrix = quantization.weight(case.subject.normal, layer)
-    errors = sensitivity.curve(matrix, layouts, statistics, seed=config.seed)
+    layouts: list[Layout] = []
+    errors: list[float] = []
+    for family in allocation.options(layer, most):
+        layouts += family
+        errors += sensitivity.curve(matrix, family, statistics, seed=config.seed)
     copies = _copies(case, layer.weight)
     sizes = tuple(copies * layout.nbytes for layout in layouts)
     curve = Curve(layer.weight, tuple(layouts), sizes, tuple(errors), 1.0)

@@ -194,9 +194,10 @@ def limit(target: TargetConfig, planner: Planner, file_before: int, layers_befor
 def search(target: TargetConfig, planner: Planner, top: Plan, work: Work[Made]) -> Found[Made]:
     """Make models until one is what the target asks for.
 
-    Without `max_drop` that is one model of all the bytes allowed. With it, some are made without training first: that
-    tells whether the target can be reached, and a size at which it surely is. Then at most `attempts` are trained,
-    each with as many bytes as the one before lets expect to suffice, and the smallest that kept to the limit is taken.
+    Where bytes are limited that is one model of all the bytes allowed. For `max_drop` alone some are made without
+    training first: that tells whether the target can be reached, and a size at which it surely is. Then at most
+    `attempts` are trained, each with as many bytes as the one before lets expect to suffice, and the smallest that kept
+    to the limit is taken.
 
     Args:
         target: the target.
@@ -208,28 +209,24 @@ def search(target: TargetConfig, planner: Planner, top: Plan, work: Work[Made]) 
         TargetError: even with the most accurate codes for each layer the metric drops by more than allowed.
     """
     hunt = _Hunt(target, planner, work)
-    if target.max_drop is None or work.judge is None:
+    if target.limits_bytes or work.judge is None:
         hunt.trial(top, trained=work.trains)
-    elif not hunt.trial(top, trained=False):
-        _refuse_impossible(target, planner, top, hunt)
-        if work.trains:
-            hunt.trial(top, trained=True)
-    else:
+    elif hunt.trial(top, trained=False):
         hunt.scan(SCANS if work.trains else 2 * SCANS)
         if work.trains:
             hunt.train()
+    else:
+        raise TargetError(_impossible(target, hunt.trials[-1], hunt.last))
     return hunt.found()
 
 
-def _refuse_impossible(target: TargetConfig, planner: Planner, top: Plan, hunt: "_Hunt[Made]") -> None:
-    drop = hunt.last
-    if top is not planner.largest or drop is None:
-        return
-    raise TargetError(
+def _impossible(target: TargetConfig, trial: Trial, drop: Drop | None) -> str:
+    if drop is None:
+        raise AssertionError("a drop is limited only where it can be judged")
+    return (
         f"Out of reach: {asked(target, drop.metric)}. With the most accurate codes for every layer, in a file of "
-        f"{hunt.trials[-1].file_bytes:,} bytes, it loses {100 * drop.drop.value:.3g} % "
-        f"({100 * drop.cautious:.3g} % with one standard error) on {drop.samples} samples. Allow more, or leave layers "
-        "alone with --exclude."
+        f"{trial.file_bytes:,} bytes, it loses {100 * drop.drop.value:.3g} % ({100 * drop.cautious:.3g} % with one "
+        f"standard error) on {drop.samples} samples. Allow more, or leave layers alone with --exclude."
     )
 
 

@@ -13,6 +13,7 @@ def test_without_limits_there_is_no_target() -> None:
     assert not TargetConfig(metric="mse", attempts=2, max_codewords=16).is_set
     for name, value in (("ratio", 2), ("fc_ratio", 2.5), ("size", 1), ("max_drop", 0.0)):
         assert TargetConfig(**{name: value}).is_set
+        assert TargetConfig(**{name: value}).limits_bytes == (name != "max_drop")
 
 
 @pytest.mark.parametrize(
