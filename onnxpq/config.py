@@ -106,7 +106,7 @@ class TrainingConfig:
             labels where there are any (integers: cross-entropy, floats: mse), else distillation.
         distillation: share of the original model's outputs in the loss when there are labels too, in [0, 1].
         temperature: softens both distributions in the distillation of class scores (Hinton et al. 2015).
-        learning_rate: AdamW's for codebooks, scales (their logarithms) and biases, at its peak.
+        learning_rate: AdamW's for codebooks, scales (their logarithms), biases and normalizations, at its peak.
         latent_rate: that of the float weights, as a multiple of it.
         mixup: parameter of the Beta distribution by which training samples are mixed in pairs, the original model
             telling what a mixture should give (labels count in proportion); 0 for none. Only where all inputs of the
@@ -121,15 +121,15 @@ class TrainingConfig:
     epochs: int | None = None
     steps: int | None = None
     minutes: float = 8.0
-    regularized: float = 0.75
+    regularized: float = 0.6
     regularizer: str = "codebook"
     alpha: float | None = None
     alpha_growth: float = 100.0
     loss: str = "auto"
     distillation: float = 0.7
     temperature: float = 2.0
-    learning_rate: float = 1e-3
-    latent_rate: float = 1.0
+    learning_rate: float = 3e-3
+    latent_rate: float = 6.0
     mixup: float = 1.0
     features: float = 1.0
     batch_size: int | None = None

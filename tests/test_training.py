@@ -16,13 +16,13 @@ from onnxpq.config import Config, TrainingConfig
 from onnxpq.errors import DataError, UnalignedError
 from onnxpq.layers import Layer
 
-QUICK = Config(training=TrainingConfig(epochs=12, batch_size=64))
+QUICK = Config(training=TrainingConfig(epochs=40, batch_size=64))
 TIMES = 5
 
 
 @pytest.fixture(autouse=True)
 def quantized_for_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without statistics of the layers' inputs, the few epochs of these tests have something to gain."""
+    """Without statistics of the layers' inputs, the few steps of these tests have something to gain."""
 
     def none(_model: object, layers: Sequence[Layer], *_: object, **__: object) -> Iterator[tuple[str, None]]:
         return ((layer.weight, None) for layer in layers)
@@ -173,3 +173,30 @@ def test_a_layer_in_a_branch_that_no_gradient_reaches_keeps_its_plain_quantizati
     assert report.training is None
     assert report.layer_wise == ()
     assert "Not fine-tuned" in report.to_text()
+
+
+def test_what_shifts_and_scales_is_trained_along_unless_it_is_used_elsewhere() -> None:
+    nodes = [
+        helper.make_node("Sub", ["x", "shared"], ["centred"], name="before"),
+        helper.make_node("Add", ["centred", "shared"], ["shifted"], name="again"),
+        helper.make_node("MatMul", ["shifted", "w1"], ["a"], name="fc1"),
+        helper.make_node("Mul", ["a", "scale"], ["b"], name="scaled"),
+        helper.make_node("Add", ["shift", "b"], ["c"], name="own"),
+        helper.make_node("Add", ["c", "shared"], ["d"], name="common"),
+        helper.make_node("MatMul", ["d", "w2"], ["y"], name="fc2"),
+    ]
+    weights = [
+        initializer("w1", FEATURES, FEATURES, seed=0),
+        initializer("w2", FEATURES, HIDDEN, seed=1),
+        *(initializer(name, FEATURES, seed=seed) for seed, name in enumerate(("shared", "scale", "shift"))),
+    ]
+    model = build(nodes, {"x": ["N", FEATURES]}, {"y": ["N", HIDDEN]}, weights)
+    result = onnxpq.compress(model, {"x": correlated(300)}, config=QUICK)
+    assert [layer.training for layer in result.report.layers] == ["end to end"] * 2
+    before = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    after = {name: value.const_value.numpy() for name, value in result.model.graph.initializers.items()}
+    changed = {name for name in ("shared", "scale", "shift") if not np.array_equal(before[name], after[name])}
+    assert changed == {"scale", "shift"}
+    training = result.report.training
+    assert training is not None
+    assert training.steps == len(training.epochs) * (270 * 9 // 10 // training.batch)
