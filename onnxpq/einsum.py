@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpq.constants import FLOATS, element_type, is_standard, shape_of, values_of
+from onnxpq.graphs import graph_of
 
 _ELLIPSIS = "."
 """Stands for the axes that "..." does, whose number is not known."""
@@ -32,8 +33,8 @@ def spell_as_matmul(node: ir.Node, names: set[str]) -> None:
         node: the node, in a graph.
         names: that are taken; those of the new nodes are added.
     """
-    form, graph = _form(node), node.graph
-    if form is None or not isinstance(graph, ir.Graph):
+    form, graph = _form(node), graph_of(node)
+    if form is None:
         raise ValueError(f"Node '{node.name}' ({node.op_type}) is no Einsum with a constant matrix.")
     build = _Builder(graph, node.name or node.outputs[0].name or "Einsum", names)
     x = build.ordered(form.given, form.x, form.rows + form.summed, "x")

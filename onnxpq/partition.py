@@ -15,9 +15,9 @@ from onnxpq import subgraphs
 from onnxpq.activations import Array, extract
 from onnxpq.constants import element_type, shape_of
 from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
+from onnxpq.graphs import node_label, used_values
 from onnxpq.layers import Layer
 from onnxpq.modelproto import structure
-from onnxpq.network import node_label, used_values
 from onnxpq.ops import resolve
 from onnxpq.ops.registry import canonical_domain
 

@@ -13,6 +13,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from onnxpq.constants import is_standard
+from onnxpq.graphs import graph_of, subgraphs_of
 from onnxpq.modelproto import structure
 
 _HOLDERS: Final = frozenset({"If", "Loop", "Scan"})
@@ -46,7 +47,7 @@ def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
         while graph in owners:
             node = owners[graph]
             value = _passed_on(node, graph, value, f"{name}.of_{node.name}", dtype)
-            graph = _graph_of(node)
+            graph = graph_of(node)
         value.name = name
     return copy
 
@@ -65,7 +66,7 @@ def can_expose(model: ir.Model, name: str) -> bool:
     around: list[ir.Node] = []
     while graph in owners:
         around.append(owners[graph])
-        graph = _graph_of(around[-1])
+        graph = graph_of(around[-1])
     kinds = [node.op_type for node in around]
     in_loop = "If" in kinds and any(kind != "If" for kind in kinds[kinds.index("If") :])
     return all(is_standard(node, *_HOLDERS) for node in around) and not in_loop and not _batched_scan(model, kinds)
@@ -93,7 +94,7 @@ def hoist(graph: ir.Graph, start: ir.Value, end: ir.Value) -> None:
         given = ir.Value(name=start.name, type=start.type, shape=start.shape)
         graph.inputs.append(given)
     for node in [node for node in graph.all_nodes() if node in between]:
-        _graph_of(node).remove(node)
+        graph_of(node).remove(node)
         graph.append(node)
         for index, source in enumerate(node.inputs):
             if source is start:
@@ -106,7 +107,7 @@ def _batched_scan(model: ir.Model, kinds: Sequence[str]) -> bool:
 
 def _passed_on(node: ir.Node, graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType) -> ir.Value:
     """A new output of a node: a value of one of its subgraphs, empty where another subgraph runs."""
-    for number, subgraph in enumerate(_subgraphs(node)):
+    for number, subgraph in enumerate(subgraphs_of(node)):
         source = ir.Node("", "Identity", [value]) if subgraph is graph else _empty(dtype)
         source.name = source.outputs[0].name = f"{name}.{number}"
         source.outputs[0].type = ir.TensorType(dtype)
@@ -150,25 +151,10 @@ def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 def _owners(graph: ir.Graph) -> Iterator[tuple[ir.Graph, ir.Node]]:
     """Each subgraph with the node that holds it."""
     for node in graph:
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs_of(node):
             yield subgraph, node
             yield from _owners(subgraph)
 
 
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:
     return (*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs))
-
-
-def _graph_of(node: ir.Node) -> ir.Graph:
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        raise LookupError(f"Node '{node.name}' lies in no graph.")
-    return graph
