@@ -21,7 +21,7 @@ from torch import Tensor
 from onnxpq import activations, partition, runtime
 from onnxpq.data import Dataset, batches
 from onnxpq.layers import Layer
-from onnxpq.network import used_values
+from onnxpq.graphs import used_values
 from onnxpq.pq import calibrated, codec
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.matrix import from_matrix

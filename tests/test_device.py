@@ -13,9 +13,10 @@ from test_finetuning import LAYERS, data, network, start
 
 from onnxpq import device, objectives
 from onnxpq.config import DEFAULT_ALPHA, TrainingConfig
-from onnxpq.finetuning import REGULARIZED, TUNED, Problem, Samples, _Student, _Trainer
+from onnxpq.finetuning import REGULARIZED, TUNED, Problem, Samples, _Trainer
 from onnxpq.network import Network
 from onnxpq.pq import kmeans
+from onnxpq.student import Student
 
 __all__ = ["data", "network"]  # fixtures
 
@@ -42,11 +43,11 @@ def test_a_training_step_happens_on_one_device(
     monkeypatch.setitem(kmeans._CHUNK_ELEMENTS, "meta", 2**20)
     settings = TrainingConfig(regularizer=regularizer)
     problem = Problem(elsewhere, LAYERS, "scores")
-    student = _Student(problem, quantized)
+    student = Student(elsewhere, LAYERS, quantized, ())
     trainer = _Trainer(problem, student, objectives.choose(settings, data[0].teacher, data[0].labels), settings, 0)
     inputs, teacher, labels = data[0].batch(np.arange(32))
     inputs, teacher = trainer._mixed(inputs, torch.from_numpy(np.arange(32)[::-1].copy()), 0.3)
-    student.reassign()
+    student.reassign(0)
     scores = elsewhere(inputs, weights=student.weights(phase))["scores"]
     loss = trainer.objective(scores, teacher, labels) + student.term(regularizer)
     loss.backward()

@@ -50,7 +50,7 @@ ALLOWED = {
     "allocation": {"config", "errors", "layers", "pq"},
     "knapsack": {"errors"},
     "scoring": {"data", "errors", "figures", "metrics", "runtime"},
-    "sensitivity": {"activations", "data", "layers", "network", "partition", "pq", "runtime"},
+    "sensitivity": {"activations", "data", "graphs", "layers", "partition", "pq", "runtime"},
     "targets": {"errors", "knapsack", "pq", "scoring", "sensitivity", "targetconfig", "targetreport"},
     "subject": {"data", "layers", "modelio", "sampling"},
     "targeting": LEAVES

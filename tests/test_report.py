@@ -35,6 +35,8 @@ TRAINING = Training(
     before=0.1,
     quantized=2.5,
     best=0.125,
+    batch=32,
+    steps=84,
     epochs=tuple(Epoch(phase, 1.0, 1.0, 0.0) for phase in ("regularized", "tuned", "tuned")),
 )
 VERIFICATION = Verification(

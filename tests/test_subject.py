@@ -27,6 +27,7 @@ def subject(source: modelio.Source) -> Subject:
         evidence,
         "logits",
         np.zeros((1, CLASSES)),
+        {},
     )
 
 

@@ -209,10 +209,11 @@ def fit_codebooks(problem: Problem, state: State) -> State:
     ahead = scaling * residual
     power = torch.sum(residual * ahead)
     for _ in range(CG_STEPS):
-        if float(power) <= 0:
-            break
         bent = pulled(codec.decode(ahead, state.codes, state.scales, layout))
-        length = power / torch.sum(ahead * bent)
+        curve = torch.sum(ahead * bent)
+        if float(power) <= 0 or float(curve) <= 0:  # there, as far as float32 can tell
+            break
+        length = power / curve
         codebooks = codebooks + length * ahead
         residual = residual - length * bent
         before, power = power, torch.sum(residual * scaling * residual)
