@@ -106,7 +106,9 @@ def test_every_flag_reaches_its_setting() -> None:
     }
     targets = {"--size": ("2kB", 2000), "--max-drop": ("5%", 0.05), "--metric": ("mse", "mse")}
     targets |= {"--attempts": ("3", 3), "--max-codewords": ("16", 16)}
-    assert given.keys() | {"--steps"} == {flag for flag, *_ in cli._SETTINGS}, "but --steps, which is instead of --epochs"
+    assert given.keys() | {"--steps"} == {flag for flag, *_ in cli._SETTINGS}, (
+        "but --steps, which is instead of --epochs"
+    )
     assert {"--ratio", "--fc-ratio", *targets} == {flag for flag, *_ in cli._TARGETS}
     arguments = [text for flag, value in given.items() for text in (flag, str(value))]
     options = cli._parser().parse_args(

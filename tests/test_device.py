@@ -16,6 +16,7 @@ from onnxpq.config import DEFAULT_ALPHA, TrainingConfig
 from onnxpq.finetuning import REGULARIZED, TUNED, Problem, Samples, _Trainer
 from onnxpq.network import Network
 from onnxpq.pq import kmeans
+from onnxpq.schedule import Schedule
 from onnxpq.student import Student
 
 __all__ = ["data", "network"]  # fixtures
@@ -46,14 +47,14 @@ def test_a_training_step_happens_on_one_device(
     student = Student(elsewhere, LAYERS, quantized, ())
     trainer = _Trainer(problem, student, objectives.choose(settings, data[0].teacher, data[0].labels), settings, 0)
     inputs, teacher, labels = data[0].batch(np.arange(32))
-    inputs, teacher = trainer._mixed(inputs, torch.from_numpy(np.arange(32)[::-1].copy()), 0.3)
+    trainer.schedule = Schedule(batch=32, steps=2, round=1, regularized=1)
     student.reassign(0)
-    scores = elsewhere(inputs, weights=student.weights(phase))["scores"]
-    loss = trainer.objective(scores, teacher, labels) + student.term(regularizer)
+    loss, task = trainer.loss((inputs, teacher, labels), phase, features=1.0)
+    loss = loss + student.term(regularizer)
     loss.backward()
     trainer.stored.step()
     trainer.latent.step()
-    made = [scores, teacher, loss, *inputs.values(), *student.stored(), *student.latent.values()]
+    made = [task, teacher, loss, *inputs.values(), *student.stored(), *student.latent.values()]
     made += [part.codes for part in student.quantized.values()]
     assert {tensor.device.type for tensor in made} == {"meta"}
     assert all(value.grad is not None for value in student.stored())
