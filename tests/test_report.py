@@ -36,6 +36,8 @@ TRAINING = Training(
     before=0.1,
     quantized=2.5,
     best=0.125,
+    batch=64,
+    steps=42,
     epochs=tuple(Epoch(phase, 1.0, 1.0, 0.0) for phase in ("regularized", "tuned", "tuned")),
 )
 VERIFICATION = Verification(
@@ -100,7 +102,8 @@ def test_text_names_everything() -> None:
         " fc1_again W1 96 x 64 8 16 2 0 0 - 0.512",
         " fc2 W2 10 x 96 8 16 1 3840 488 7.9 0.250",
         " conv (Conv): its constant 'K' is a convolution kernel.",
-        "Fine-tuned on 900 samples by cross-entropy; epochs: 1 regularized, 2 tuned",
+        "Fine-tuned on 900 samples by cross-entropy, in 42 steps of 64 samples (--steps 42 --batch-size 64); "
+        "validations: 1 regularized, 2 tuned",
         " torch against onnxruntime before training: relative difference 1.5e-07 (node fc1); "
         "3 nodes run once and cached",
         " loss on 100 validation samples: original 0.1, product quantization alone 2.5, fine-tuned 0.125",
