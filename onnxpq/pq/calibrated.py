@@ -208,12 +208,10 @@ def fit_codebooks(problem: Problem, state: State) -> State:
     ahead = scaling * residual
     power = torch.sum(residual * ahead)
     for _ in range(CG_STEPS):
-        bent = pulled(codec.decode(ahead, state.codes, state.scales, layout))
-        curved = torch.sum(ahead * bent)
-        # Where nothing is left to gain, either may be so small that rounding makes it 0.
-        if float(power) <= 0 or float(curved) <= 0:
+        if float(power) <= 0:
             break
-        length = power / curved
+        bent = pulled(codec.decode(ahead, state.codes, state.scales, layout))
+        length = power / torch.sum(ahead * bent)
         codebooks = codebooks + length * ahead
         residual = residual - length * bent
         before, power = power, torch.sum(residual * scaling * residual)
