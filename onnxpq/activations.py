@@ -103,7 +103,7 @@ def capture_rows(
     Raises:
         ConfigError: if the graph has no such value.
         DataError: if an input is missing or empty, inputs differ in N, or the value is not an array of numbers.
-        UnalignedError: if its rows have several shapes.
+        UnalignedError: if its rows have several shapes, or no sample gives any.
         OutputError: if the cache cannot be written.
     """
     source = _source(model, [name], inputs, BATCH, libraries)
@@ -187,8 +187,17 @@ def _kept(
     if cache_dir is None:
         return collect(_in_memory)
     found = cache_dir / _key(source, names, key)
-    if not found.exists():
-        _fill_cache(found, lambda folder: collect(_on_disk(folder)))
+    if found.exists():
+        try:
+            return _opened(found, names)
+        except (OSError, ValueError):
+            # What is there was truncated, or a file is missing.
+            shutil.rmtree(found, ignore_errors=True)
+    _fill_cache(found, lambda folder: collect(_on_disk(folder)))
+    return _opened(found, names)
+
+
+def _opened(found: Path, names: Sequence[str]) -> dict[str, Array]:
     return {name: np.load(found / _file_name(i), mmap_mode="c") for i, name in enumerate(names)}
 
 
@@ -244,6 +253,8 @@ def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int
     count = 0
     for _, values in _runs(source, random.permutation(source.rows)):
         value = _numbers(name, values[name])
+        if value.size == 0:  # a subgraph that was not run, see `onnxpq.subgraphs.expose`
+            continue
         part = value.reshape(-1, value.shape[-1]) if flatten and value.ndim > 0 else value
         if part.ndim == 0 or (parts and part.shape[1:] != parts[0].shape[1:]):
             raise _ragged(name, part, parts[0] if parts else None)
@@ -253,6 +264,8 @@ def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int
         count += take
         if count == limit:
             break
+    if not parts:
+        raise UnalignedError(f"Value '{name}' is empty for all samples: none of them reaches it.")
     kept = allocate(0, (count, *parts[0].shape[1:]), parts[0].dtype)
     np.concatenate(parts, out=kept)
     return {name: kept}

@@ -271,7 +271,8 @@ class _Trainer:
         alpha, share = self._alpha_at(step), 1 - step / self.schedule.steps
         if phase == REGULARIZED:
             self.student.reassign(step)
-        loss, value = self.loss(batch, phase, share * self.settings.features)
+        loss, task = self.loss(batch, phase, share * self.settings.features)
+        value = float(task)
         if not math.isfinite(value):
             raise TrainingError(
                 f"The training loss became {value}: the weights ran away. Lower --learning-rate "
@@ -289,7 +290,7 @@ class _Trainer:
             self.latent.step()
         return value
 
-    def loss(self, batch: Batch, phase: str, features: float) -> tuple[Tensor, float]:
+    def loss(self, batch: Batch, phase: str, features: float) -> tuple[Tensor, Tensor]:
         """The cost of a batch without the term, and the part of it that looks at the output.
 
         Args:
@@ -313,7 +314,7 @@ class _Trainer:
         loss = self.objective(found[self.problem.output], teacher, labels)
         if other is not None and labels is not None:
             loss = share * loss + (1 - share) * self.objective(found[self.problem.output], teacher, labels[other])
-        value = float(loss.detach())
+        value = loss.detach()
         for name in kept:
             loss = loss + features / len(kept) * objectives.relative_error(found[name], original[name])
         return loss, value

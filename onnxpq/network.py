@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from onnxpq.errors import ConfigError, DataError, ForwardMismatchError, ModelError, UnsupportedOperatorError
+from onnxpq.graphs import node_label, used_values
 from onnxpq.ops import resolve
 from onnxpq.ops.registry import Handler, canonical_domain
 from onnxpq.ops.tensors import from_ir
@@ -231,33 +232,6 @@ class Network(torch.nn.Module):
         return values
 
 
-def node_label(node: ir.Node) -> str:
-    """The name by which messages and reports know a node: its own, or else that of its first output."""
-    return node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
-
-
-def used_values(node: ir.Node) -> list[ir.Value]:
-    """The values that a node reads: its inputs, and what its subgraphs take from outside of themselves."""
-    values = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        for graph in graphs_of(attribute):
-            values.extend(_captured(graph))
-    return values
-
-
-def graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    """The graphs that an attribute holds."""
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
-
-
-def _captured(graph: ir.Graph) -> list[ir.Value]:
-    own = {*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)}
-    used = [value for node in graph for value in used_values(node)]
-    return [value for value in (*used, *graph.outputs) if value not in own]
-
-
 def _plan(graph: ir.Graph, opsets: Mapping[str, int]) -> _Plan:
     nodes = list(graph)
     last_use: dict[str, int] = {}
@@ -292,6 +266,8 @@ def _step(node: ir.Node, opsets: Mapping[str, int], frees: tuple[str, ...]) -> _
     signature = inspect.signature(handler)
     if "n_outputs" in signature.parameters:
         attributes["n_outputs"] = len(node.outputs)
+    if "input_type" in signature.parameters:
+        attributes["input_type"] = next((v.dtype for v in node.inputs[:1] if v is not None), None)
     inputs = tuple(None if value is None else _name(value) for value in node.inputs)
     try:
         signature.bind(*inputs, **attributes, **subgraphs)

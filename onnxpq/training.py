@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import activations, checkpoints, finetuning, importing, objectives, partition, routing
+from onnxpq import activations, checkpoints, finetuning, importing, objectives, partition, routing, subgraphs
 from onnxpq.config import Config
-from onnxpq.data import Dataset, split_rows
-from onnxpq.errors import UnalignedError
+from onnxpq.data import Dataset, validation_rows
+from onnxpq.errors import ModelError, UnalignedError
 from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
 from onnxpq.pq.quantized import Quantized
@@ -29,8 +29,7 @@ CHECKED_SAMPLES = 8
 LAYER_ROWS = 16384
 """A layer that is trained by itself sees at most so many rows."""
 
-VALIDATION_SAMPLES = 2000
-"""No more samples than these are held out to choose the best state: they are all looked at after every round."""
+UNREACHED = "no sample reaches it: it lies in a branch that is not taken"
 
 Ticker: TypeAlias = Callable[[str], Callable[[int, int], None] | None]
 """For the name of a stage, what is told its progress."""
@@ -115,8 +114,7 @@ def prepare(job: Job) -> Prepared:
         weights = dict.fromkeys((layer.weight for layer in plan.part.layers), str(error))
         return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
     inputs = {name: boundary[name] for name in cut.boundary}
-    share = min(job.config.training.validation, VALIDATION_SAMPLES / len(job.data))
-    rows = split_rows(len(job.data), share, job.config.seed)
+    rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
     learn, choose = (Samples(inputs, teacher, job.data.labels, part) for part in rows)
     return Prepared(plan, (learn, choose))
 
@@ -163,9 +161,9 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         progress=job.ticker("training"),
         piece=_piece(job, END_TO_END, start),
     )
+    trained.ways |= _ways(trained.quantized, tuned.quantized)
     trained.quantized |= tuned.quantized
     trained.values |= tuned.values
-    trained.ways |= dict.fromkeys(tuned.quantized, END_TO_END)
     trained.training = Training(
         loss=tuned.describe,
         samples=len(samples[0]),
@@ -180,6 +178,16 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         steps=tuned.schedule.steps,
         epochs=tuned.epochs,
     )
+
+
+def _ways(before: Mapping[str, Quantized], after: Mapping[str, Quantized]) -> dict[str, str]:
+    """How each layer of a part was trained: those in a branch of an If that no batch took were not.
+
+    Where nothing was better than the start, that is what is kept of all of them.
+    """
+    changed = {name: not part.codebooks.equal(before[name].codebooks) for name, part in after.items()}
+    none = not any(changed.values())
+    return {name: END_TO_END if none or reached else f"{NOT_TRAINED}: {UNREACHED}" for name, reached in changed.items()}
 
 
 def vectors(job: Job, part: Part) -> list[str]:
@@ -209,18 +217,25 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, t
         ((layer, found) for layer in layers if (found := partition.alone(job.model, layer))), (None, None)
     )
     if layer is None or alone is None:
-        why = "its inputs cannot be captured: it lies in a subgraph, or its weight is not the right factor"
+        why = "its inputs have no rows that it treats alike, or no run of the model gives them out"
         trained.ways |= {layer.weight: f"{NOT_TRAINED}: {reason}; {why}" for layer in layers}
         return
-    rows = activations.capture_rows(
-        job.model,
-        alone.input,
-        job.data.inputs,
-        limit=LAYER_ROWS,
-        flatten=alone.by_rows,
-        cache_dir=job.cache_dir,
-        libraries=job.libraries,
-    )
+    try:
+        rows = activations.capture_rows(
+            subgraphs.expose(job.model, [alone.input]),
+            alone.input,
+            job.data.inputs,
+            limit=LAYER_ROWS,
+            flatten=alone.by_rows or bool(layer.place),
+            cache_dir=job.cache_dir,
+            libraries=job.libraries,
+        )
+    except (ModelError, UnalignedError) as error:
+        if not layer.place:
+            raise
+        # No sample reaches the subgraph, or a loop changes shapes from iteration to iteration.
+        trained.ways[layer.weight] = f"{NOT_TRAINED}: {reason}; {error}"
+        return
     teacher = activations.capture(alone.model, [alone.output], {alone.input: rows}, cache_dir=job.cache_dir)
     # Rows of one sample resemble each other: what is held out is the end, which comes from other samples.
     held_out = min(len(rows) - 1, max(1, round(job.config.training.validation * len(rows))))

@@ -9,9 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "onnxpq"
 
-LEAVES = {"errors", "opschema", "layers", "report"}
+LEAVES = {"errors", "opschema", "layers", "figures", "targetreport", "report"}
 LIBRARY = LEAVES | {
     "constants",
+    "einsum",
+    "graphs",
     "preparing",
     "config",
     "data",
@@ -28,24 +30,65 @@ ALLOWED = {
     "opschema": set(),
     "layers": set(),
     "constants": set(),
-    "preparing": {"errors", "opschema"},
-    "report": set(),
+    "graphs": set(),
+    "writing": {"errors"},
+    "einsum": {"constants", "graphs"},
+    "preparing": {"einsum", "errors", "opschema"},
+    "figures": set(),
+    "targetreport": {"figures"},
+    "report": {"figures", "targetreport"},
+    "checks": {"errors"},
+    "units": {"errors"},
+    "targetconfig": {"checks", "errors"},
     "pq": {"errors", "opschema"},
-    "config": {"errors", "opschema"},
+    "config": {"checks", "errors", "opschema", "targetconfig", "units"},
     "data": {"errors"},
-    "metrics": {"errors", "report"},
+    "metrics": {"errors", "figures", "report"},
     "modelproto": {"errors"},
-    "modelio": {"errors", "modelproto"},
+    "modelio": {"errors", "modelproto", "writing"},
     "function_body": {"opschema", "errors"},
     "allocation": {"config", "errors", "layers", "pq"},
+    "knapsack": {"errors"},
+    "scoring": {"data", "errors", "figures", "metrics", "runtime"},
+    "sensitivity": {"activations", "data", "graphs", "layers", "partition", "pq", "runtime"},
+    "targets": {"errors", "knapsack", "pq", "scoring", "sensitivity", "targetconfig", "targetreport"},
+    "subject": {"data", "layers", "modelio", "sampling"},
+    "targeting": LEAVES
+    | {
+        "allocation",
+        "calibration",
+        "config",
+        "data",
+        "modelio",
+        "pq",
+        "quantization",
+        "rewriting",
+        "runtime",
+        "scoring",
+        "sensitivity",
+        "subject",
+        "targets",
+    },
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
     "fingerprint": set(),
     "activations": {"data", "errors", "fingerprint", "runtime"},
-    "calibration": {"activations", "data", "errors", "layers", "pq", "runtime"},
+    "calibration": {"activations", "data", "errors", "layers", "pq", "runtime", "subgraphs"},
     "ops": {"errors"},
-    "network": {"errors", "ops"},
-    "partition": {"activations", "errors", "layers", "modelproto", "network", "ops"},
-    "routing": {"activations", "data", "errors", "importing", "layers", "network", "ops", "partition", "runtime"},
+    "network": {"errors", "graphs", "ops"},
+    "subgraphs": {"constants", "graphs", "modelproto"},
+    "partition": {"activations", "constants", "errors", "graphs", "layers", "modelproto", "ops", "subgraphs"},
+    "routing": {
+        "activations",
+        "data",
+        "errors",
+        "graphs",
+        "importing",
+        "layers",
+        "network",
+        "ops",
+        "partition",
+        "runtime",
+    },
     "training": LEAVES
     | {
         "activations",
@@ -59,12 +102,13 @@ ALLOWED = {
         "pq",
         "routing",
         "runtime",
+        "subgraphs",
         "workspace",
     },
     "objectives": {"config", "errors", "metrics"},
     "regularizers": set(),
     "rules": LIBRARY,
-    "importing": {"constants", "errors", "network", "ops", "preparing", "runtime"},
+    "importing": {"constants", "errors", "graphs", "network", "ops", "preparing", "runtime"},
     "device": set(),
     "manifest": {"config", "data", "fingerprint", "modelio", "runtime"},
     "workspace": {"errors", "fingerprint", "manifest"},
@@ -86,11 +130,11 @@ ALLOWED = {
         "student",
         "workspace",
     },
-    "quantization": {"device", "layers", "pq", "report"},
+    "quantization": {"device", "errors", "layers", "pq", "report"},
     "sampling": {"config", "data", "errors"},
     "rewriting": LIBRARY | {"rules"},
     "verification": {"data", "errors", "metrics", "report", "runtime"},
-    "inspection": {"allocation", "config", "modelio", "modelproto", "report", "rewriting"},
+    "inspection": {"allocation", "config", "figures", "modelio", "modelproto", "rewriting"},
 }
 """Modules (a package counts as one) and those of ours that they may import."""
 
@@ -109,9 +153,10 @@ TORCH = {
     "regularizers",
     "quantization",
     "pq",
+    "sensitivity",
 }
 TORCH_FREE_FILES = {"pq/__init__.py", "pq/tensor.py", "pq/layout.py", "pq/packing.py", "pq/reference.py"}
-COMPOSERS = {"inspection": 1, "routing": 1, "training": 2}
+COMPOSERS = {"inspection": 1, "routing": 1, "targeting": 2, "training": 2}
 """Modules besides `pipeline` that use stages, and how many: they are steps of it that need a file of their own."""
 UNRESTRICTED = {"pipeline", "cli", "__init__", "__main__"}
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from onnxpq.errors import ConfigError, DataError, ForwardMismatchError, ModelError, UnsupportedOperatorError
+from onnxpq.graphs import node_label
 from onnxpq.importing import import_model, normalise
-from onnxpq.network import Network, _on_one_device, node_label
+from onnxpq.network import Network, _on_one_device
 from onnxpq.ops import registry
 
 ODD_NAME = 'encoder/layers.0::W:{"dtype": "f4"}'
