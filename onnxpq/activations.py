@@ -187,8 +187,17 @@ def _kept(
     if cache_dir is None:
         return collect(_in_memory)
     found = cache_dir / _key(source, names, key)
-    if not found.exists():
-        _fill_cache(found, lambda folder: collect(_on_disk(folder)))
+    if found.exists():
+        try:
+            return _opened(found, names)
+        except (OSError, ValueError):
+            # What is there was truncated, or a file is missing.
+            shutil.rmtree(found, ignore_errors=True)
+    _fill_cache(found, lambda folder: collect(_on_disk(folder)))
+    return _opened(found, names)
+
+
+def _opened(found: Path, names: Sequence[str]) -> dict[str, Array]:
     return {name: np.load(found / _file_name(i), mmap_mode="c") for i, name in enumerate(names)}
 
 

@@ -4,7 +4,8 @@ A pass computes the inputs of several layers for a batch of samples, adds them t
 memory holds one batch and the moments of one pass, however large model and data are.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -25,6 +26,9 @@ MAX_ROWS: Final = 2**15
 
 BATCH: Final = 32
 """Samples per run, where the model leaves that open: a few, as all that a run computes is in memory at once."""
+
+VALUE_BYTES: Final = 2**28
+"""Inputs of layers that one run computes: fewer samples go into a run where these have more of them."""
 
 LEAST_BATCHES: Final = 16
 """The rows come from this many batches at least, so that a value of many rows per sample is not that of few samples."""
@@ -93,13 +97,18 @@ def collect(
             if inner.keys().isdisjoint(weights):
                 raise
             continue
+        left = Counter(sources[weight] for weight in weights)
         for weight in weights:
             done += 1
+            names = sources.pop(weight)
+            left[names] -= 1
+            # What nobody needs any more is let go: else the moments of two passes would be in memory at once.
+            statistics = found[names] if left[names] else found.pop(names)
             if progress is not None:
                 progress(done, len(features))
-            statistics = found[sources.pop(weight)]
             if weight not in skip:
                 yield weight, statistics if statistics.rows else UNREACHED.format(weight=weight)
+            del statistics
     for weight in sources:
         if weight not in skip:
             yield weight, UNSEEN.format(weight=weight)
@@ -178,15 +187,23 @@ def _values(
     session = None if part is None else runtime.session(part, use_library=False, custom_ops_libraries=libraries)
     needed = [value.name or "" for value in part.graph.inputs] if part is not None else []
     fixed = activations.fixed_batch(model)
-    order, size = random.permutation(len(data)), fixed or BATCH
+    order = random.permutation(len(data))
+
+    def compute(index: NDArray[np.intp]) -> dict[str, Array]:
+        values = dict(data.take(index).inputs)
+        return values if session is None else values | runtime.run(session, {name: values[name] for name in needed})
+
+    size = fixed or _batch_size(compute(order[:1]), wanted)
     for start in range(0, len(order), size):
         index = order[start : start + size]
-        batch = data.take(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
-        values = dict(batch.inputs)
-        if session is not None:
-            values |= runtime.run(session, {name: values[name] for name in needed})
+        values = compute(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
         # What fills up a fixed batch does not count, where a value tells its samples apart.
         yield {name: values[name][: len(index)] if fixed == len(values[name]) else values[name] for name in wanted}
+
+
+def _batch_size(one: Mapping[str, Array], wanted: Iterable[str]) -> int:
+    """Samples per run, from the values of one of them."""
+    return max(1, min(BATCH, VALUE_BYTES // max(1, sum(one[name].nbytes for name in wanted))))
 
 
 def _rows(value: Array, name: str, size: int) -> Array:

@@ -61,5 +61,18 @@ class VerificationError(OnnxpqError):
     """The compressed model does not load, is not finite, or is no smaller than the original."""
 
 
+class TargetError(OnnxpqError):
+    """A target is out of reach, or was missed in the end.
+
+    Attributes:
+        result: what was reached instead, an `onnxpq.Result` whose model can be saved all the same; None where the
+            target was seen to be impossible before the work.
+    """
+
+    def __init__(self, message: str, *, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class RuntimeLibraryError(OnnxpqError):
     """onnxruntime or the operator library is missing, too old, or refuses a model."""

@@ -1,17 +1,17 @@
 """Fine-tuning: train the weights so that they quantize well, then tune what is stored.
 
-The cost is ``task + alpha(t) * sum over layers of R(W)``, alpha growing geometrically. Two phases share one schedule of
-the learning rate:
+The cost is ``task + features(t) * error of the layers' outputs + alpha(t) * sum over layers of R(W)``: features falls
+to 0, alpha grows geometrically. Two phases share one schedule of the learning rate:
 
-1. *regularized*. The float weights are trained under the term R. The forward pass uses their quantized form and the
-   gradient passes straight through to them (Bengio, Léonard, Courville 2013), so codes move while the network learns to
-   live with them. Codebooks and scales learn too.
-2. *tuned*. Codes stay; codebooks, scales and biases are trained.
+1. *regularized*. Float weights are trained under the term R. They begin at the codewords that the quantizer chose. The
+   forward pass uses their quantized form and the gradient passes straight through to them (Bengio, Léonard, Courville
+   2013), so codes move while the network learns to live with them. All that is stored learns too.
+2. *tuned*. Codes stay; codebooks, scales, biases, and what normalizations scale and shift by are trained.
 
 Weights are handled as ``W = s * u`` with s a scale per row and u of unit size, so that one learning rate fits weights
-and codewords of every layer. The network's own parameters never change: they are the teacher, which also labels
-mixtures of samples (mixup, Zhang et al. 2018), so that training never runs out of new ones. What was measured of each
-choice: benchmarks/README.md.
+and codewords of every layer. The network's own parameters never change: they are the teacher, which also says what the
+layers should give (Romero et al. 2015) and labels mixtures of samples (mixup, Zhang et al. 2018), so that training
+never runs out of new ones. What was measured of each choice: benchmarks/README.md.
 """
 
 import math
@@ -267,7 +267,8 @@ class _Trainer:
         alpha, share = self._alpha_at(step), 1 - step / self.schedule.steps
         if phase == REGULARIZED:
             self.student.reassign(step)
-        loss, value = self.loss(batch, phase, share * self.settings.features)
+        loss, task = self.loss(batch, phase, share * self.settings.features)
+        value = float(task)
         if not math.isfinite(value):
             raise TrainingError(
                 f"The training loss became {value}: the weights ran away. Lower --learning-rate "
@@ -285,7 +286,7 @@ class _Trainer:
             self.latent.step()
         return value
 
-    def loss(self, batch: Batch, phase: str, features: float) -> tuple[Tensor, float]:
+    def loss(self, batch: Batch, phase: str, features: float) -> tuple[Tensor, Tensor]:
         """The cost of a batch without the term, and the part of it that looks at the output.
 
         Args:
@@ -309,7 +310,7 @@ class _Trainer:
         loss = self.objective(found[self.problem.output], teacher, labels)
         if other is not None and labels is not None:
             loss = share * loss + (1 - share) * self.objective(found[self.problem.output], teacher, labels[other])
-        value = float(loss.detach())
+        value = loss.detach()
         for name in kept:
             loss = loss + features / len(kept) * objectives.relative_error(found[name], original[name])
         return loss, value

@@ -41,6 +41,7 @@ def describe(
     *,
     labels: str | None,
     config: Config,
+    device: str,
     libraries: Libraries = (),
 ) -> dict[str, Any]:
     """The manifest of a run.
@@ -51,9 +52,10 @@ def describe(
         test: from `of_data`, of what it is verified on; None where that is a part of the data.
         labels: key of the labels.
         config: all settings; its seed decides every random choice.
+        device: what torch computes on, in words.
         libraries: custom-operator libraries that the model needs.
     """
-    return {
+    made_from = {
         "format": FORMAT,
         "model": dict(model),
         "data": data,
@@ -65,10 +67,12 @@ def describe(
         | {"python": platform.python_version(), "onnxpq source": _source_digest()},
         MACHINE: {
             "system": f"{platform.system()} {platform.machine()}",
-            "processors": os.cpu_count(),
-            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "torch": device,
         },
     }
+    # As a file gives it back: tuples become lists.
+    found: dict[str, Any] = json.loads(json.dumps(made_from))
+    return found
 
 
 def of_model(source: modelio.Source, model: ir.Model) -> dict[str, Any]:
@@ -104,8 +108,7 @@ def identity(made_from: Mapping[str, Any]) -> str:
 
 def changes(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What tells two runs from each other, each as a phrase "X was A and is B now"; empty for the same run."""
-    # As JSON gives them back: tuples are lists there.
-    before, after = _flat(begun), _flat(json.loads(json.dumps(now)))
+    before, after = _flat(begun), _flat(now)
     names = dict.fromkeys([*before, *after])
     return [
         f"{name} was {_shown(before.get(name))} and is {_shown(after.get(name))} now"
@@ -116,7 +119,7 @@ def changes(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def remarks(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Sentences for a run that goes on although something differs that may show in its last digits."""
-    before, after = begun.get(MACHINE), json.loads(json.dumps(now.get(MACHINE)))
+    before, after = begun.get(MACHINE), now.get(MACHINE)
     if before == after:
         return []
     return [
@@ -164,7 +167,7 @@ def _version(package: str) -> str | None:
 
 
 def _source_digest() -> str:
-    """The hash of onnxpq's own Python files: two checkouts may carry the same version."""
+    """The hash of the Python files of onnxpq itself: two checkouts may carry the same version."""
     folder = Path(__file__).parent
     files = sorted(folder.rglob("*.py"))
     return fingerprint.digest(part for path in files for part in (path.name.encode(), path.read_bytes()))

@@ -23,6 +23,8 @@ from onnxpq.ops.registry import canonical_domain
 
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 _BATCH = "onnxpq_batch"
+_COMPARISONS = frozenset({"Equal", "OneHot"})
+_ARRANGING = frozenset({"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
 _RANDOM_OPERATORS = frozenset({"RandomNormal", "RandomUniform"})
 
 
@@ -45,7 +47,8 @@ class Cut:
 def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None = None) -> Cut:
     """Cut a model before the first of the weights that are to be trained.
 
-    What is computed from initializers alone, or from nothing but the sizes of values, belongs to the suffix. A boundary
+    What is computed from initializers alone, or from nothing but the sizes of values, belongs to the suffix, and so
+    does what spreads integers out to one number per class: the prefix' results are kept for all samples. A boundary
     value whose first dimension is known not to be the batch is moved into the suffix with the nodes that compute it, up
     to values that start with the batch: a captured data set is cut into batches along that dimension. Where the shapes
     do not tell, `onnxpq.activations.capture` refuses what turns out not to start with the batch.
@@ -241,7 +244,7 @@ def _suffix_nodes(
     graph: ir.Graph, wanted: Sequence[ir.Value], dependent: set[ir.Value]
 ) -> tuple[list[ir.Node], list[ir.Value]]:
     """The nodes between the boundary and the wanted outputs, in the graph's order, and the boundary."""
-    movable = _computed_from_constants(graph) | _computed_from_sizes(graph)
+    movable = _computed_from_constants(graph) | _computed_from_sizes(graph) | _one_hot(graph)
     batch = _Batch(graph)
     nodes: set[ir.Node] = set()
     boundary: dict[ir.Value, None] = {}
@@ -286,6 +289,26 @@ def _computed_from_sizes(graph: ir.Graph) -> set[ir.Value]:
         if is_size or (used and all(value in found for value in used)):
             found.update(node.outputs)
     return found
+
+
+def _one_hot(graph: ir.Graph) -> set[ir.Value]:
+    """What spreads integer inputs of the graph out to one number per class, and the values on the way there.
+
+    To compare integers costs nothing, and what comes of it takes hundreds of times their room.
+    """
+    known = _computed_from_constants(graph) | _computed_from_sizes(graph)
+    found = {value for value in graph.inputs if value.dtype is not None and value.dtype.is_integer()}
+    spread: set[ir.Value] = set()
+    for node in graph:
+        used = [value for value in used_values(node) if value not in known]
+        if node.domain or not used or not all(value in found for value in used):
+            continue
+        is_spread = node.op_type in _COMPARISONS or (node.op_type in _ARRANGING and spread.issuperset(used))
+        # A Cast of integers that are no classes, but shades of a picture, is where numbers to compute with begin.
+        if is_spread or (node.op_type in _ARRANGING and not any(map(_is_float, node.outputs))):
+            found.update(node.outputs)
+            spread.update(node.outputs if is_spread else ())
+    return found - set(graph.inputs) if spread else set()
 
 
 class _Batch:

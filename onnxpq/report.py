@@ -10,6 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from onnxpq.figures import Interval, table
+from onnxpq.targetreport import TargetReport
+
 END_TO_END = "end to end"
 LAYER_WISE = "layer-wise"
 NOT_TRAINED = "not trained"
@@ -73,15 +76,6 @@ class OutputReport:
     max_error: float | None
     relative_error: float | None
     agreement: float | None
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -245,6 +239,7 @@ class Report:
         seconds: by stage.
         layer_wise: of the layers that were trained each by itself. Without training of either kind it is plain product
             quantization.
+        target: what was to be reached, tried and reached; None without a target.
     """
 
     layers: tuple[LayerReport, ...]
@@ -256,6 +251,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     made_from: dict[str, object] = field(default_factory=dict)
     layer_wise: tuple[LayerTraining, ...] = ()
+    target: TargetReport | None = None
 
     @property
     def ratio(self) -> float:
@@ -281,6 +277,8 @@ class Report:
             sections.append(_training(self.training))
         sections.append(_layer_wise(self.layers, self.layer_wise))
         sections.append(self._verification())
+        if self.target is not None:
+            sections.append(self.target.to_text())
         sections.extend(f"Note: {note}" for note in self.notes)
         return "\n\n".join(section for section in sections if section)
 
@@ -311,20 +309,6 @@ def _finite(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns, the first row being the head; columns whose cells are numbers are set flush right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    right = [all(row[column][:1].isdigit() or row[column] == "-" for row in rows[1:]) for column in range(len(widths))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right, strict=True)
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _layers(layers: Sequence[LayerReport]) -> str:

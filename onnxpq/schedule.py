@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from onnxpq.config import TrainingConfig
 
-OPERATIONS, NUMBERS, CALLS = 100e9, 0.5e9, 1e5
+OPERATIONS, NUMBERS, CALLS = 150e9, 2e9, 1e5
 """What the reference machine does in a second: floating-point operations of products and convolutions, numbers that
 other operators write, operators. Fitted to trainings on two cores with AVX-512 (benchmarks/README.md)."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxpq import activations, checkpoints, finetuning, importing, objectives, partition, routing, subgraphs
 from onnxpq.config import Config
-from onnxpq.data import Dataset, split_rows
+from onnxpq.data import Dataset, validation_rows
 from onnxpq.errors import ModelError, UnalignedError
 from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
@@ -30,9 +30,6 @@ LAYER_ROWS = 16384
 """A layer that is trained by itself sees at most so many rows."""
 
 UNREACHED = "no sample reaches it: it lies in a branch that is not taken"
-
-VALIDATION_SAMPLES = 2000
-"""No more samples than these are held out to choose the best state: they are all looked at after every round."""
 
 Ticker: TypeAlias = Callable[[str], Callable[[int, int], None] | None]
 """For the name of a stage, what is told its progress."""
@@ -117,8 +114,7 @@ def prepare(job: Job) -> Prepared:
         weights = dict.fromkeys((layer.weight for layer in plan.part.layers), str(error))
         return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
     inputs = {name: boundary[name] for name in cut.boundary}
-    share = min(job.config.training.validation, VALIDATION_SAMPLES / len(job.data))
-    rows = split_rows(len(job.data), share, job.config.seed)
+    rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
     learn, choose = (Samples(inputs, teacher, job.data.labels, part) for part in rows)
     return Prepared(plan, (learn, choose))
 
@@ -157,7 +153,7 @@ def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
 def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
     start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
     tuned = finetuning.finetune(
-        Problem(part.network, part.layers, job.output, _vectors(job, part), part.fixed_batch),
+        Problem(part.network, part.layers, job.output, vectors(job, part), part.fixed_batch),
         start,
         samples,
         job.config.training,
@@ -194,7 +190,7 @@ def _ways(before: Mapping[str, Quantized], after: Mapping[str, Quantized]) -> di
     return {name: END_TO_END if none or reached else f"{NOT_TRAINED}: {UNREACHED}" for name, reached in changed.items()}
 
 
-def _vectors(job: Job, part: Part) -> list[str]:
+def vectors(job: Job, part: Part) -> list[str]:
     """What shifts and scales in the part, and nowhere else in the model: to train it costs no bytes."""
     found = set(part.network.vectors())
     for name in list(found):

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -163,10 +162,9 @@ class Workspace:
 
     def summary(self) -> list[str]:
         """Sentences for the report: what was found, and the notes."""
-        counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.found.items()))
-        return ([f"Continued in '{self.folder}'; done before, and read from there: {counts}."] if counts else []) + (
-            self.notes
-        )
+        counts = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(self.found.items()))
+        done = f"Continued: what an earlier call had done was read from '{self.folder}' ({counts})."
+        return [*([done] if counts else []), *self.notes]
 
 
 @contextmanager
@@ -194,10 +192,12 @@ def opened(folder: str | PathLike[str] | None, *, restart: bool = False) -> Iter
         _lock(lock, path)
         with _errors(path):
             if restart:
-                _delete(path / MANIFEST, path / PIECES, path / ACTIVATIONS)
-            # What a killed process was about to write; nobody else is here.
-            _delete(*path.rglob(f"{_UNFINISHED}*"))
+                # The manifest last: with it the folder is known to be ours.
+                _delete(path / PIECES, path / ACTIVATIONS, path / MANIFEST)
             (path / PIECES).mkdir(exist_ok=True)
+            for place in (path, path / PIECES, path / ACTIVATIONS):
+                # What a killed process was about to write; nobody else is here.
+                _delete(*place.glob(f"{_UNFINISHED}*"))
         yield Workspace(path)
 
 
@@ -208,10 +208,10 @@ def _check_ours(path: Path) -> None:
         raise WorkspaceError(f"The work folder '{path}' is a file; expected a folder. Choose another path.")
     with _errors(path):
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _OURS)
-    if foreign and not (path / MANIFEST).exists():
+    if foreign and not all((path / name).exists() for name in (MANIFEST, LOCK)):
         raise WorkspaceError(
-            f"The work folder '{path}' has no {MANIFEST} but holds '{foreign[0]}': it is not one of onnxpq. Choose an "
-            "empty folder, or one that does not exist."
+            f"The work folder '{path}' holds '{foreign[0]}' and not both {MANIFEST} and {LOCK}: it is not one of "
+            "onnxpq. Choose an empty folder, or one that does not exist."
         )
 
 
@@ -252,17 +252,17 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    # The name is free: the folder is locked.
+    unfinished = path.with_name(f"{_UNFINISHED}{path.name}")
     with _errors(path.parent):
-        unfinished, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
         try:
             with open(unfinished, "w+b") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _delete(*paths: Path) -> None:

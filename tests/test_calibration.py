@@ -1,7 +1,9 @@
 """Statistics of what goes into the layers, against the same numbers by numpy."""
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -255,3 +257,53 @@ def test_a_layer_whose_inputs_were_not_seen_is_noted() -> None:
     config = Config(training=TrainingConfig(epochs=0))
     report = onnxpq.compress(model, {"x": x}, test={"x": x[:32]}, config=config).report
     assert calibration.UNSEEN.format(weight="W") in report.notes
+
+
+def test_what_is_found_does_not_depend_on_what_is_skipped() -> None:
+    model, layers = prepare(tiny.mlp())
+    data = Dataset({"x": tiny.samples(200)})
+    every = dict(calibration.collect(model, layers, data, seed=0))
+    (found,) = calibration.collect(model, layers, data, seed=0, skip={"W1"})
+    assert found[0] == "W2"
+    assert np.array_equal(second_moment(found[1]), second_moment(every["W2"]))
+
+
+def test_moments_are_let_go_when_they_were_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)  # a pass per weight
+    alive: list[weakref.ref[InputStatistics]] = []
+    one_pass = calibration._one_pass
+
+    def recorded(*given: Any) -> dict[tuple[str, ...], InputStatistics]:
+        assert all(reference() is None for reference in alive), "moments of the pass before are still there"
+        found = one_pass(*given)
+        alive.extend(weakref.ref(statistics) for statistics in found.values())
+        return found
+
+    monkeypatch.setattr(calibration, "_one_pass", recorded)
+    model, layers = prepare(tiny.mlp())
+    for _ in calibration.collect(model, layers, Dataset({"x": tiny.samples(9)}), seed=0):
+        del _
+    assert len(alive) == 2
+
+
+def test_a_pass_of_which_all_is_skipped_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)  # a pass per weight
+    monkeypatch.setattr(calibration, "_one_pass", lambda *_: pytest.fail("it was run"))
+    model, layers = prepare(tiny.mlp())
+    assert list(calibration.collect(model, layers, Dataset({"x": tiny.samples(9)}), seed=0, skip={"W1", "W2"})) == []
+
+
+def test_large_values_are_computed_for_fewer_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = tiny.samples(60)
+    sizes: list[int] = []
+    run = runtime.run
+
+    def recorded(session: object, inputs: dict[str, NDArray[np.float32]]) -> object:
+        sizes.append(len(inputs["x"]))
+        return run(session, inputs)
+
+    monkeypatch.setattr(calibration.runtime, "run", recorded)
+    a_sample = 4 * (tiny.FEATURES + tiny.HIDDEN)
+    monkeypatch.setattr(calibration, "VALUE_BYTES", 5 * a_sample + 1)
+    assert_moment(collect(tiny.mlp(), x)["W2"], run_hidden(x))
+    assert sizes == [1] + 12 * [5], "one to see how large they are"

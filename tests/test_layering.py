@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "onnxpq"
 
-LEAVES = {"errors", "opschema", "layers", "report"}
+LEAVES = {"errors", "opschema", "layers", "figures", "targetreport", "report"}
 LIBRARY = LEAVES | {
     "constants",
     "einsum",
@@ -34,15 +34,41 @@ ALLOWED = {
     "writing": {"errors"},
     "einsum": {"constants", "graphs"},
     "preparing": {"einsum", "errors", "opschema"},
-    "report": set(),
+    "figures": set(),
+    "targetreport": {"figures"},
+    "report": {"figures", "targetreport"},
+    "checks": {"errors"},
+    "units": {"errors"},
+    "targetconfig": {"checks", "errors"},
     "pq": {"errors", "opschema"},
-    "config": {"errors", "opschema"},
+    "config": {"checks", "errors", "opschema", "targetconfig", "units"},
     "data": {"errors"},
-    "metrics": {"errors", "report"},
+    "metrics": {"errors", "figures", "report"},
     "modelproto": {"errors"},
     "modelio": {"errors", "modelproto", "writing"},
     "function_body": {"opschema", "errors"},
     "allocation": {"config", "errors", "layers", "pq"},
+    "knapsack": {"errors"},
+    "scoring": {"data", "errors", "figures", "metrics", "runtime"},
+    "sensitivity": {"activations", "data", "graphs", "layers", "partition", "pq", "runtime"},
+    "targets": {"errors", "knapsack", "pq", "scoring", "sensitivity", "targetconfig", "targetreport"},
+    "subject": {"data", "layers", "modelio", "sampling"},
+    "targeting": LEAVES
+    | {
+        "allocation",
+        "calibration",
+        "config",
+        "data",
+        "modelio",
+        "pq",
+        "quantization",
+        "rewriting",
+        "runtime",
+        "scoring",
+        "sensitivity",
+        "subject",
+        "targets",
+    },
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
     "fingerprint": set(),
     "activations": {"data", "errors", "fingerprint", "runtime"},
@@ -104,11 +130,11 @@ ALLOWED = {
         "student",
         "workspace",
     },
-    "quantization": {"device", "layers", "pq", "report"},
+    "quantization": {"device", "errors", "layers", "pq", "report"},
     "sampling": {"config", "data", "errors"},
     "rewriting": LIBRARY | {"rules"},
     "verification": {"data", "errors", "metrics", "report", "runtime"},
-    "inspection": {"allocation", "config", "modelio", "modelproto", "report", "rewriting"},
+    "inspection": {"allocation", "config", "figures", "modelio", "modelproto", "rewriting"},
 }
 """Modules (a package counts as one) and those of ours that they may import."""
 
@@ -127,9 +153,10 @@ TORCH = {
     "regularizers",
     "quantization",
     "pq",
+    "sensitivity",
 }
 TORCH_FREE_FILES = {"pq/__init__.py", "pq/tensor.py", "pq/layout.py", "pq/packing.py", "pq/reference.py"}
-COMPOSERS = {"inspection": 1, "routing": 1, "training": 2}
+COMPOSERS = {"inspection": 1, "routing": 1, "targeting": 2, "training": 2}
 """Modules besides `pipeline` that use stages, and how many: they are steps of it that need a file of their own."""
 UNRESTRICTED = {"pipeline", "cli", "__init__", "__main__"}
 
