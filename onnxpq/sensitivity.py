@@ -20,8 +20,8 @@ from torch import Tensor
 
 from onnxpq import activations, partition, runtime
 from onnxpq.data import Dataset, batches
-from onnxpq.layers import Layer
 from onnxpq.graphs import used_values
+from onnxpq.layers import Layer
 from onnxpq.pq import calibrated, codec
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.matrix import from_matrix
