@@ -194,8 +194,8 @@ def model_rows(folder: Path) -> Iterator[Row]:
 
 
 def speed_rows(faiss_python: str) -> Iterator[Row]:
-    """Ours and faiss's on the same matrix, each in a process of its own."""
-    for name, python in (("onnxpq", sys.executable), ("faiss", faiss_python)):
+    """Ours and faiss's on the same matrix, and ours with statistics of inputs, each in a process of its own."""
+    for name, python in (("onnxpq", sys.executable), ("faiss", faiss_python), ("weighted", sys.executable)):
         environment = {**os.environ, "OMP_NUM_THREADS": str(SPEED_THREADS), "MKL_NUM_THREADS": str(SPEED_THREADS)}
         command = [python, str(Path(__file__).with_name("quantizer_speed.py")), name]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -224,7 +224,10 @@ def table(results: dict[str, Any]) -> str:
             found = ", ".join(f"{count} rows {error:.3f}" for count, error in row["by rows"].items())
             lines += ["", f"{model}, {row['layer']}: {found}"]
     for row in results.get("speed", {}).get("runs", []):
-        lines += ["", f"{row['quantizer']}: {row['seconds']:.1f} s, error {row['error']:.4f}, {row['MB']:.0f} MB"]
+        found = f"{row['seconds']:.1f} s, error {row['error']:.4f}, {row['MB']:.0f} MB"
+        if "output error" in row:
+            found += f", of the outputs {row['output error']:.3f} ({row['output error of onnxpq']:.3f} by k-means)"
+        lines += ["", f"{row['quantizer']}: {found}"]
     return "\n".join(lines)
 
 
