@@ -102,7 +102,7 @@ def folder_of(model: str) -> Path:
     return material_of(model)
 
 
-def run(model: str, case: Case, seed: int | None) -> dict[str, Any]:
+def run(model: str, case: Case, seed: int | None, *, refit: bool) -> dict[str, Any]:
     """Make the model and measure it."""
     from benchmarks import nbits, tasks  # noqa: PLC0415 -- they load onnxruntime, which --table has no need of
 
@@ -125,7 +125,7 @@ def run(model: str, case: Case, seed: int | None) -> dict[str, Any]:
     source = folder / "source.json"
     if source.exists():
         row["data"] = {name: value for name, value in json.loads(source.read_text()).items() if "/" not in name}
-    return row | {"figures": tasks.measure(model, folder, target)}
+    return row | {"figures": tasks.measure(model, folder, target, refit=refit)}
 
 
 def _compressed(folder: Path, target: Path, flags: tuple[str, ...], seed: int) -> dict[str, Any]:
@@ -208,13 +208,16 @@ def main() -> None:
     parser.add_argument("--only", choices=MODELS, nargs="*", default=MODELS, help="run only these models")
     parser.add_argument("--cases", default="*", help="run only the cases whose names match this glob")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of onnxpq (default: 0 1 2)")
+    parser.add_argument(
+        "--refit", action="store_true", help="MiniLM: also fit the regression to the model's embeddings"
+    )
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for model in () if options.table else options.only:
         # A list of what is not stored, made anew after each case: the bytes of 2 bits are known then.
         while missing := list(_missing(model, options, results)):
             case, seed = missing[0]
-            row = run(model, case, seed)
+            row = run(model, case, seed, refit=options.refit)
             # Read again: another process may have stored its rows meanwhile.
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             results[key_of(model, case.name, seed)] = row
