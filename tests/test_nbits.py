@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import nbits  # noqa: E402 -- benchmarks/ is not installed
+from benchmarks import nbits
 
 
 def save_gemm(path, **attributes):

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import tasks  # noqa: E402 -- benchmarks/ is not installed
+from benchmarks import tasks
 
 
 def test_edit_distance_counts_insertions_deletions_and_substitutions():
