@@ -45,7 +45,7 @@ COMMON: Final = {"mnist_mlp": ("--labels", "y"), "mnist_lenet": ("--labels", "y"
 """What the command line cannot know: which labels, and which output is the sentence."""
 
 LAYOUTS: Final = {
-    "mnist_mlp": ((12, 16, 8), (4, 256, 1), (4, 16, 64)),
+    "mnist_mlp": ((13, 16, 4), (4, 256, 1), (4, 16, 64)),
     "mnist_lenet": ((20, 16, 2), (4, 256, 1), (4, 16, 32)),
     "minilm": ((5, 256, 1), (4, 256, 1), (4, 16, 20)),
     "magika": ((3, 16, 40), (2, 16, 30), (4, 16, 5)),
