@@ -16,6 +16,7 @@ import collections
 import fnmatch
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -135,7 +136,8 @@ def _compressed(folder: Path, target: Path, flags: tuple[str, ...], seed: int) -
     if not facts.exists() or json.loads(facts.read_text())["flags"] != row["flags"]:
         command = [sys.executable, "-m", "onnxpq", "compress", str(folder / "model.onnx"), "-o", str(target)]
         command += ["--data", str(folder / "train.npz"), "--test", str(folder / "test.npz")]
-        command += ["--report", str(report), "--seed", str(seed), *flags]
+        work = target.with_suffix(".work")
+        command += ["--report", str(report), "--work-dir", str(work), "--seed", str(seed), *flags]
         started, used = time.perf_counter(), _processor_seconds()
         # Not in the repository, whose sources have no operator library beside them.
         done = subprocess.run(command, cwd=target.parent, stderr=subprocess.PIPE, text=True, check=False)
@@ -144,6 +146,7 @@ def _compressed(folder: Path, target: Path, flags: tuple[str, ...], seed: int) -
         if done.returncode != 0:
             return row | {"error": done.stderr.strip().splitlines()[-1]}
         facts.write_text(json.dumps(row))
+        shutil.rmtree(work)
     found = json.loads(report.read_text())
     layers = found["layers"]
     layouts = collections.Counter(f"d={layer['sub_vector']} K={layer['codewords']}" for layer in layers)
