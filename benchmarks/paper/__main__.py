@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks.paper run | latency | histograms | tables`, in the repository's root."""
+"""The command line, in the repository's root: `python -m benchmarks.paper run | latency | histograms | alphas | tables`."""
 
 import argparse
 import sys
@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("histograms", help="weights before, during and after each term")
     command.add_argument("--network", default="mnist_mlp")
     command.set_defaults(run=_histograms)
+    command = commands.add_parser("alphas", help="how strong each term is to be, by held-out images")
+    command.set_defaults(run=_alphas)
     command = commands.add_parser("tables", help="write tables and plots from what is stored")
     command.set_defaults(run=_tables)
     options = parser.parse_args(arguments)
@@ -64,6 +66,12 @@ def _histograms(options: argparse.Namespace) -> None:
     from benchmarks.paper import histograms  # noqa: PLC0415
 
     histograms.run(options.network)
+
+
+def _alphas(_options: argparse.Namespace) -> None:
+    from benchmarks.paper import alphas  # noqa: PLC0415
+
+    alphas.run()
 
 
 def _tables(_options: argparse.Namespace) -> None:

@@ -30,6 +30,9 @@ TOLERANCE: Final = 1.02
 SEARCHED: Final = (0.5, 6.0)
 """A layer's own factor is looked for in this range around that of all layers."""
 
+MOST: Final = 2.0
+"""The end of that range for the layer that has most of the weights: what others gain by more is too little."""
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
@@ -143,8 +146,10 @@ def choose(clusterers: Sequence[Clusterer], kind: str, budget: float) -> list[Ca
     budget *= TOLERANCE
     lists = []
     for clusterer in clusterers:
-        share = budget * 4 * clusterer.matrix.numel() / total
-        found = list(KINDS[kind](clusterer, range(int(share / SEARCHED[1]), int(share / SEARCHED[0]) + 1)))
+        part = 4 * clusterer.matrix.numel() / total
+        least = part * budget / (MOST if part > 0.5 else SEARCHED[1])
+        most = min(budget, part * budget / SEARCHED[0])
+        found = list(KINDS[kind](clusterer, range(int(least), int(most) + 1)))
         found = found or [min(KINDS[kind](clusterer, range(2**62)), key=lambda c: c.nbytes)]
         lists.append([(candidate, _error(clusterer, candidate, kind)) for candidate in found])
     fitting = [some for some in itertools.product(*lists) if sum(c.nbytes for c, _ in some) <= budget]

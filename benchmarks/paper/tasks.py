@@ -161,10 +161,10 @@ def _input_of(model: ir.Model, layer: Layer) -> str:
 def error_of(model: bytes, task: Task, *, threads: int = 1) -> float:
     """Share of the test images, in per cent, whose largest score in onnxruntime is not the label's."""
     session = runtime.session(model, options=options(threads))
-    images, labels = task.test
+    (images, labels), name = task.test, task.input
     wrong = 0
     for start in range(0, len(images), TEST_BATCH):
-        (scores, *_) = session.run([task.output], {task.input: images[start : start + TEST_BATCH]})
+        (scores, *_) = session.run([task.output], {name: images[start : start + TEST_BATCH]})
         wrong += int(np.count_nonzero(scores.argmax(1) != labels[start : start + TEST_BATCH]))
     return 100 * wrong / len(images)
 

@@ -21,7 +21,7 @@ from onnxpq.pq import kmeans
 from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 
 ALPHA: Final = {"none": 0.0, "murray-ng": 10.0, "l1": 10.0, "l2": 10.0, "quartic": 10.0, "codebook": 10.0}
-"""Weight of each term at the end; chosen among 0.1, 1, 10, 100 (`python -m benchmarks.paper alphas`)."""
+"""Weight of each term at the end (`python -m benchmarks.paper alphas`)."""
 
 GROWTH: Final = 1000.0
 """alpha begins at its end divided by this."""
@@ -54,6 +54,7 @@ def regularize(
     *,
     steps: int,
     seed: int,
+    alpha: float | None = None,
     coded: Mapping[str, Coded] | None = None,
     watch: Watch | None = None,
 ) -> Regularized:
@@ -64,18 +65,20 @@ def regularize(
         term: of `ALPHA`.
         steps: updates.
         seed: of the training.
+        alpha: at the end; default: that of `ALPHA`.
         coded: for the codebook term, the quantized form of each weight; its codewords follow the weights.
         watch: is given the share of the steps that is done, and the matrices, at every step.
     """
     forms = {layer.weight: Dense(task.matrix(layer)) for layer in task.layers}
     student = Student.of(task, forms)
+    final = ALPHA[term] if alpha is None else alpha
     pull = _codebook_pull(coded) if term == "codebook" and coded is not None else _binary_pull(term)
 
     def cost(done: float) -> Tensor:
         matrices = {name: form.matrix() for name, form in forms.items()}
         if watch is not None:
             watch(done, {name: matrix.detach() for name, matrix in matrices.items()})
-        return ALPHA[term] * GROWTH ** (done - 1) * pull(matrices)
+        return final * GROWTH ** (done - 1) * pull(matrices)
 
     tune(student, steps, rate=LATENT_RATE, seed=seed, term=cost, keep_best=False)
     matrices = {name: form.matrix().detach() for name, form in forms.items()}
@@ -83,13 +86,13 @@ def regularize(
 
 
 @lru_cache(maxsize=1)
-def _without_codebook(task: Task, term: str, steps: int, seed: int) -> Regularized:
+def _without_codebook(task: Task, term: str, steps: int, seed: int, alpha: float | None) -> Regularized:
     """Such terms know nothing of the factor: all factors share one training."""
-    return regularize(task, term, steps=steps, seed=seed)
+    return regularize(task, term, steps=steps, seed=seed, alpha=alpha)
 
 
 def then_pq(
-    task: Task, term: str, coded: Mapping[str, Coded], *, steps: int, seed: int
+    task: Task, term: str, coded: Mapping[str, Coded], *, steps: int, seed: int, alpha: float | None = None
 ) -> tuple[dict[str, Coded], dict[str, Tensor]]:
     """Train under a term, then quantize to codebooks of the sizes of `coded`, which the codebook term changes.
 
@@ -97,9 +100,9 @@ def then_pq(
         The quantized weights and the biases, by name.
     """
     if term != "codebook":
-        trained = _without_codebook(task, term, steps, seed)
+        trained = _without_codebook(task, term, steps, seed, alpha)
         return {name: _again(trained.matrices[name], own, seed) for name, own in coded.items()}, trained.biases
-    trained = regularize(task, term, steps=steps, seed=seed, coded=coded)
+    trained = regularize(task, term, steps=steps, seed=seed, alpha=alpha, coded=coded)
     for _ in range(LLOYD_STEPS):
         for name, matrix in trained.matrices.items():
             reassign(coded[name], matrix, refit=True)

@@ -18,7 +18,7 @@ from benchmarks.paper.tasks import Task, batch
 from onnxpq import objectives
 from onnxpq.config import TrainingConfig
 from onnxpq.layers import Layer
-from onnxpq.pq.matrix import from_matrix
+from onnxpq.objectives import Objective
 
 TUNED_STEPS: Final = 3000
 """Steps for what begins at the trained network: about what onnxpq takes by itself."""
@@ -95,11 +95,8 @@ class Student:
 
 
 def _as_stored(matrix: Tensor, layer: Layer) -> Tensor:
-    shape = (layer.in_features, len(matrix)) if layer.weight_is_in_out else matrix.shape
-    # A smaller network has other sizes than the layer.
-    if layer.weight_is_in_out:
-        return matrix.T
-    return from_matrix(matrix, shape, is_in_out=False)
+    # Not `from_matrix`: a smaller network has other sizes than the layer.
+    return matrix.T if layer.weight_is_in_out else matrix
 
 
 def tune(
@@ -113,12 +110,13 @@ def tune(
         rate: peak learning rate of the forms' parameters.
         seed: of the order and the mixing of the samples.
         term: is added to the loss.
-        keep_best: end at the epoch with the lowest loss on the held-out images, not at the last one.
+        keep_best: end at the epoch with the lowest loss on the held-out images (or where it began), not at the last
+            one.
     """
     if steps == 0:
         return
     trainer = _Trainer(student, steps, rate, seed, term)
-    best, kept = math.inf, [value.detach().clone() for value in student.parameters()]
+    best, kept = trainer.validate(), [value.detach().clone() for value in student.parameters()]
     for _ in trainer.epochs():
         if not keep_best:
             continue
@@ -178,11 +176,21 @@ class _Trainer:
         loss.backward()
         self.optimizer.step()
 
-    @torch.no_grad()
     def validate(self) -> float:
         """Mean loss on the held-out images."""
-        rows, total = self.student.task.rows[1], 0.0
-        for part in np.array_split(rows, max(1, len(rows) // 1024)):
-            features, teacher, labels = batch(self.student.task, part)
-            total += len(part) * float(self.objective(self.student.scores(features), teacher, labels))
-        return total / len(rows)
+        return _mean_loss(self.student, self.objective)
+
+
+def held_out_loss(student: Student) -> float:
+    """Mean loss of a student on the held-out images."""
+    task = student.task
+    return _mean_loss(student, objectives.choose(TrainingConfig(), task.teacher, task.train[1]))
+
+
+@torch.no_grad()
+def _mean_loss(student: Student, objective: Objective) -> float:
+    rows, total = student.task.rows[1], 0.0
+    for part in np.array_split(rows, max(1, len(rows) // 1024)):
+        features, teacher, labels = batch(student.task, part)
+        total += len(part) * float(objective(student.scores(features), teacher, labels))
+    return total / len(rows)

@@ -45,13 +45,21 @@ def test_the_best_epoch_is_kept(task, monkeypatch):
 
     def validate(self) -> float:
         seen.append([value.detach().clone() for value in student.parameters()])
-        return [3.0, 1.0, 2.0][len(seen) - 1]
+        return [4.0, 3.0, 1.0, 2.0][len(seen) - 1]
 
     monkeypatch.setattr(tuning._Trainer, "validate", validate)
     tuning.tune(student, 3, rate=1e-2, seed=0)
-    assert len(seen) == 3, "405 images are one batch of 256 an epoch"
-    assert all(torch.equal(a, b) for a, b in zip(seen[1], student.parameters(), strict=True))
-    assert not torch.equal(seen[1][0], seen[2][0])
+    assert len(seen) == 4, "the 405 images are one batch of 256 an epoch"
+    assert all(torch.equal(a, b) for a, b in zip(seen[2], student.parameters(), strict=True))
+    assert not torch.equal(seen[2][0], seen[3][0])
+
+
+def test_where_it_began_is_kept_if_nothing_is_better(task, monkeypatch):
+    student, losses = student_of(task), iter([1.0, 3.0, 2.0])
+    before = [value.detach().clone() for value in student.parameters()]
+    monkeypatch.setattr(tuning._Trainer, "validate", lambda _: next(losses))
+    tuning.tune(student, 2, rate=1e-2, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
 
 
 def test_the_term_is_told_how_far_it_is(task):
