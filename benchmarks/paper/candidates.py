@@ -72,7 +72,7 @@ class Clusterer:
 
     def scalar(self, codewords: int) -> Coded:
         """k-means of the single weights."""
-        return self._residual(1, codewords, 1)
+        return self.residual(1, codewords, 1)
 
     def _residual(self, d: int, codewords: int, stages: int) -> Coded:
         """Each stage codes what the ones before left over (Chen, Guan, Wang 2010), with a codebook for the layer."""

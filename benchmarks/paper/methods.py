@@ -192,8 +192,9 @@ def _term(term: str) -> Make:
 
 
 def _onnxpq(regularizer: str | None) -> Make:
-    def make(task: Task, factor: float, seed: int, effort: Effort) -> Made:
-        return Made(*ours.onnxpq(task, factor, seed, effort, regularizer=regularizer))
+    def make(task: Task, factor: float, seed: int, effort: Effort) -> Made | None:
+        found = ours.onnxpq(task, factor, seed, effort, regularizer=regularizer)
+        return None if found is None else Made(*found)
 
     return make
 

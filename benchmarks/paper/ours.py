@@ -11,19 +11,19 @@ VERIFIED = 256
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 28, 32, 40, 48, 64)
 
 
-def layout(task: Task, factor: float) -> PQConfig:
-    """The shortest sub-vectors at which all layers together are smaller by the factor."""
+def layout(task: Task, factor: float) -> PQConfig | None:
+    """The shortest sub-vectors at which all layers together are smaller by the factor; None if none are."""
     for width in WIDTHS:
         config = PQConfig(sub_vector=width)
         total = sum(allocation.layout_of(layer, config).nbytes for layer in task.layers)
         if total * factor <= task.weight_bytes:
             return config
-    raise SystemExit(f"{task.name}: no sub-vector is long enough for a factor of {factor:g}.")
+    return None
 
 
 def onnxpq(
     task: Task, factor: float, seed: int, effort: Effort, *, regularizer: str | None = None
-) -> tuple[bytes, str]:
+) -> tuple[bytes, str] | None:
     """`onnxpq.compress` with labels at its default settings but for the size.
 
     Args:
@@ -34,9 +34,11 @@ def onnxpq(
         regularizer: the term; None is onnxpq's default.
 
     Returns:
-        The file's content, and the settings in words.
+        The file's content, and the settings in words; None where onnxpq cannot be so small.
     """
     pq = layout(task, factor)
+    if pq is None:
+        return None
     chosen = {} if regularizer is None else {"regularizer": regularizer}
     config = Config(pq=pq, training=TrainingConfig(epochs=effort.epochs, **chosen), seed=seed)
     (images, labels), name = task.train, task.input

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.paper import tasks
+from onnxpq import runtime
 
 SIZES = (32, 40, 5)
 SAMPLES = 600
@@ -47,7 +48,7 @@ def task(request: pytest.FixtureRequest, tmp_path: Path) -> tasks.Task:
     onnx.save(network(gemm=request.param == "gemm"), path)
     rng = np.random.default_rng(1)
     images = rng.standard_normal((SAMPLES, SIZES[0])).astype(np.float32)
-    scores = onnx.reference.ReferenceEvaluator(str(path)).run(None, {"x": images})[0]
+    (scores,) = runtime.session(path).run(None, {"x": images})
     labels = scores.argmax(1).astype(np.int64)
     split = SAMPLES * 3 // 4
     train, test = (images[:split], labels[:split]), (images[split:], labels[split:])

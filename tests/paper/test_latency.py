@@ -11,6 +11,6 @@ def test_each_method_is_timed_and_stored(task, tmp_path, monkeypatch):
     store = Store(tmp_path / "rows")
     latency.run(["mnist_mlp"], store)
     rows = store.rows(latency.NAME)
-    # The small network has no SVD of 32x.
-    assert {key.method for key in rows} >= {f"mnist_mlp/{name}" for name in ("original", "hashed", "onnxpq", "int8")}
+    # onnxpq has no layout of 32x for so small a layer.
+    assert {key.method for key in rows} >= {f"mnist_mlp/{name}" for name in ("original", "hashed", "pq", "int8")}
     assert all(row["microseconds"] > 0 for row in rows.values())
