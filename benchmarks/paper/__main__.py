@@ -1,4 +1,4 @@
-"""The command line, in the repository's root: `python -m benchmarks.paper run | latency | histograms | alphas | tables`."""
+"""The command line: `python -m benchmarks.paper run | latency | histograms | alphas | tables`, in the repository."""
 
 import argparse
 import sys

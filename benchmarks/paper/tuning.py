@@ -32,6 +32,10 @@ STORED_RATE: Final = 2e-3
 LATENT_RATE: Final = 2e-2
 """That of weights behind a quantized form, and of what begins at random."""
 
+BATCH: Final = 256
+MIXUP: Final = 1.0
+"""Parameter of the Beta distribution by which images are mixed in pairs."""
+
 WARM_UP: Final = 0.05
 Term = Callable[[float], Tensor]
 """What is added to the loss, given the share of the steps that is done."""
@@ -132,9 +136,7 @@ def tune(
 class _Trainer:
     def __init__(self, student: Student, steps: int, rate: float, seed: int, term: Term | None) -> None:
         self.student, self.steps, self.term = student, steps, term
-        self.settings = TrainingConfig()
-        task = student.task
-        self.objective = objectives.choose(self.settings, task.teacher, task.train[1])
+        self.objective = _objective(student.task)
         self.random = np.random.default_rng(seed)
         forms = [p for form in student.forms.values() for p in form.parameters]
         self.rates = (rate, STORED_RATE)
@@ -144,7 +146,7 @@ class _Trainer:
     def epochs(self) -> Iterator[None]:
         """Train; yields after each pass over the data."""
         rows = self.student.task.rows[0]
-        size = min(self.settings.batch_size, len(rows))
+        size = min(BATCH, len(rows))
         step = 0
         while step < self.steps:
             order = self.random.permutation(rows)
@@ -162,7 +164,7 @@ class _Trainer:
             group["lr"] = rate * factor
         task = self.student.task
         features, _, labels = batch(task, index)
-        share = float(self.random.beta(self.settings.mixup, self.settings.mixup))
+        share = float(self.random.beta(MIXUP, MIXUP))
         other = torch.from_numpy(self.random.permutation(len(labels)))
         mixed = share * features + (1 - share) * features[other]
         with torch.no_grad():
@@ -183,8 +185,12 @@ class _Trainer:
 
 def held_out_loss(student: Student) -> float:
     """Mean loss of a student on the held-out images."""
-    task = student.task
-    return _mean_loss(student, objectives.choose(TrainingConfig(), task.teacher, task.train[1]))
+    return _mean_loss(student, _objective(student.task))
+
+
+def _objective(task: Task) -> Objective:
+    """onnxpq's default where there are labels."""
+    return objectives.choose(TrainingConfig(), task.teacher, task.train[1])
 
 
 @torch.no_grad()
