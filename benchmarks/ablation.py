@@ -1,113 +1,228 @@
-"""What each choice of the fine-tuning brings: `mnist_mlp` at the same bytes, one choice changed at a time.
+"""What each choice of the fine-tuning brings: three models at the same bytes, one choice changed at a time.
 
-    python benchmarks/ablation.py                                     # the terms, three seeds; the other choices, one
-    python benchmarks/ablation.py --only "no term" "term l1" --seeds 3
-    python benchmarks/ablation.py --table                             # only prints what is stored
+    python benchmarks/ablation.py                                            # three models, three seeds
+    python benchmarks/ablation.py --only "no term" --models digits --seeds 1
+    python benchmarks/ablation.py --table                                    # only prints what is stored
 
-The loss is distillation of the class scores alone (`distillation = 1`), so that labels only measure. Layout, epochs,
-schedule and seeds are the same for all. Runs that are already in results/ablation.json are not
-repeated, so it can be stopped and started again. Errors are those of all 10000 test images, by which nothing was
-chosen.
+A network of images, a transformer's head for text in images, and a small classifier, each from the codes of the
+quantizer that are the same for all settings of a seed. The loss is distillation alone, so that labels only measure.
+Models, layouts, steps and batch sizes are in `CASES`: short trainings, as users without a GPU have them. Runs that are
+already in results/ablation.json are not repeated, so it can be stopped and started again.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
-from benchmarks import datasets  # noqa: E402
+# ruff: noqa: E402 -- a script is run with its own folder on the path, not the root
+import onnxpq
+from benchmarks import datasets, models
+from onnxpq import (
+    allocation,
+    calibration,
+    data,
+    finetuning,
+    importing,
+    metrics,
+    modelio,
+    pipeline,
+    preparing,
+    quantization,
+    rewriting,
+    runtime,
+    training,
+)
+from onnxpq.finetuning import Problem, Samples
+from onnxpq.pq.quantized import Quantized
+from onnxpq.student import TUNED, Student
 
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.json"
-EPOCHS = 6
 
-TERMS = {
-    "default: term codebook": {},
-    "no term (alpha = 0)": {"regularizer": "none"},
-    "term murray-ng": {"regularizer": "murray-ng"},
-    "term l1": {"regularizer": "l1"},
-    "term l2": {"regularizer": "l2"},
-    "term quartic": {"regularizer": "quartic"},
-}
-CHOICES = {
-    "alpha 10": {"alpha": 10.0},
-    "alpha 0.1": {"alpha": 0.1},
-    "term murray-ng, alpha 0.1": {"regularizer": "murray-ng", "alpha": 0.1},
-    "term l1, alpha 0.1": {"regularizer": "l1", "alpha": 0.1},
-    "term l2, alpha 0.1": {"regularizer": "l2", "alpha": 0.1},
-    "term quartic, alpha 0.1": {"regularizer": "quartic", "alpha": 0.1},
+TEST_BATCH = 64
+
+CHOICES: dict[str, dict[str, object]] = {
+    "default": {},
     "codes never move": {"regularized": 0.0},
-    "half of the epochs regularized": {"regularized": 0.5},
+    "half of the steps for moving codes": {"regularized": 0.5},
+    "no term (alpha = 0)": {"regularizer": "none"},
+    "term quartic": {"regularizer": "quartic"},
+    "no layers' outputs in the loss": {"features": 0.0},
     "no mixup": {"mixup": 0.0},
-    "latent rate 2": {"latent_rate": 2.0},
-    "labels: 0.3 cross-entropy": {"distillation": 0.7},
+    "learning rate 3e-3": {"learning_rate": 3e-3},
+    "learning rate 3e-4": {"learning_rate": 3e-4},
+    "float weights 10 times as fast": {"latent_rate": 10.0},
 }
 
 
-def run(choice: dict[str, object], seed: int) -> dict[str, float]:
-    """Compress mnist_mlp with some settings changed; errors in per cent."""
+@dataclass(frozen=True)
+class Case:
+    """A model, its data and how it is compressed.
+
+    Attributes:
+        load: path of the model, samples to train on, samples to test on.
+        labels: key of the labels that measure, or None.
+        pq: how weights are cut.
+        steps: of the training.
+        batch_size: of a step.
+    """
+
+    load: Callable[[], tuple[Path, Mapping[str, Any], Mapping[str, Any]]]
+    labels: str | None
+    pq: onnxpq.PQConfig
+    steps: int
+    batch_size: int
+
+
+def _mnist() -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
     train, train_labels, test, test_labels = datasets.mnist()
-    settings = {"epochs": EPOCHS, "distillation": 1.0, **choice}
-    config = onnxpq.Config(training=onnxpq.TrainingConfig(**settings), seed=seed)
-    started = time.perf_counter()
-    report = onnxpq.compress(
-        ROOT / "models" / "mnist_mlp.onnx",
-        {"input": train.reshape(-1, 784), "y": train_labels},
-        test={"input": test.reshape(-1, 784), "y": test_labels},
-        labels="y",
-        config=config,
-        cache_dir=datasets.cache_folder() / "activations",
-    ).report
-    accuracy = report.verification.accuracy
-    if accuracy is None:
-        raise SystemExit("The report has no accuracy: that is a defect of onnxpq.")
-    return {
-        "bytes": report.verification.bytes_after,
-        "error": 100 * (1 - accuracy.compressed.value),
-        "original": 100 * (1 - accuracy.original.value),
-        "seconds": time.perf_counter() - started,
-    }
+    data = {"input": train.reshape(-1, 784), "y": train_labels}
+    return ROOT / "models" / "mnist_mlp.onnx", data, {"input": test.reshape(-1, 784), "y": test_labels}
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Mean and range over the seeds per setting, as a Markdown table."""
-    lines = ["| setting | seeds | bytes | test error | lowest to highest |", "|---" * 5 + "|"]
-    for name, rows in results.items():
-        errors = [row["error"] for row in rows.values()]
-        size = max(row["bytes"] for row in rows.values())
-        lines.append(
-            f"| {name} | {len(rows)} | {size:.0f} | {statistics.mean(errors):.2f} % "
-            f"| {min(errors):.2f} to {max(errors):.2f} % |"
+def _digits() -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
+    parts = (dict(np.load(ROOT / "models" / f"digits_{part}.npz")) for part in ("train", "test"))
+    return ROOT / "models" / "digits_mlp.onnx", *parts
+
+
+def _rapidocr() -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
+    folder = models.material_of("rapidocr")
+    return folder / "model.onnx", *(dict(np.load(folder / f"{part}.npz")) for part in ("train", "test"))
+
+
+CASES = {
+    "mnist_mlp": Case(_mnist, "y", onnxpq.PQConfig(), 600, 256),
+    "rapidocr": Case(_rapidocr, None, onnxpq.PQConfig(sub_vector=4, codewords=256, codebooks="layer"), 150, 16),
+    "digits": Case(_digits, "y", onnxpq.PQConfig(), 600, 64),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What all settings of a model and a seed have in common.
+
+    Attributes:
+        problem: what is trained.
+        quantized: the quantizer's result.
+        samples: to train on, to choose the best state by, to test on.
+    """
+
+    problem: Problem
+    quantized: dict[str, Quantized]
+    samples: tuple[Samples, Samples, Samples]
+
+
+def start(case: Case, seed: int) -> Start:
+    """Quantize a model, and let onnxruntime compute what is not trained, for all samples."""
+    path, train, test = case.load()
+    config = onnxpq.Config(pq=case.pq, seed=seed)
+    original = modelio.load(path)
+    prepared, normal = preparing.prepare(original), importing.normalise(original)
+    layers, _ = pipeline.find_layers(prepared, config)
+    inputs = data.input_specs(original)
+    learn, prove = (data.load(part, inputs, label_key=case.labels, what="data") for part in (train, test))
+    whole = data.load(
+        {name: np.concatenate([train[name], test[name]]) for name in train if name in test},
+        inputs,
+        label_key=case.labels,
+        what="data",
+    )
+    quantized = {}
+    of_weight = {layer.weight: layer for layer in layers}
+    for weight, moments in calibration.collect(normal, layers, learn, seed=seed):
+        layer = of_weight[weight]
+        matrix = quantization.matrix_of(normal.graph.initializers[weight].const_value.numpy(), layer)
+        quantized[weight] = quantization.quantize(
+            matrix, allocation.layout_of(layer, case.pq), seed=seed, statistics=moments
         )
+    session = runtime.session(original, use_library=False)
+    output = metrics.choose_output(runtime.run(session, data.first(prove, data.fixed_batch(inputs), 8)), None)
+    folder = datasets.cache_folder() / "activations"
+    constants = rewriting.constant_names(prepared)
+    job = training.Job(normal, layers, output, whole, config, folder, (), lambda _: None, constants=constants)
+    part, samples = (work := training.prepare(job)).plan.part, work.samples
+    if part is None or samples is None:
+        raise SystemExit(f"{path.name} cannot be trained end to end: that is a defect of onnxpq.")
+    fit, choose = data.split_rows(len(learn), config.training.validation, seed)
+    parts = (fit, choose, np.arange(len(learn), len(whole)))
+    rows = tuple(replace(samples[0], rows=rows, labels=None) for rows in parts)
+    problem = Problem(part.network, part.layers, output, training.vectors(job, part), part.fixed_batch)
+    return Start(problem, quantized, (*rows[:2], replace(rows[2], labels=whole.labels)))
+
+
+def run(case: Case, begin: Start, choice: Mapping[str, Any], seed: int) -> dict[str, float]:
+    """Train with some settings changed; losses on validation samples, and on test samples the errors in per cent."""
+    settings = onnxpq.TrainingConfig(**{"steps": case.steps, "batch_size": case.batch_size, **choice})
+    started = time.process_time()
+    tuned = finetuning.finetune(begin.problem, begin.quantized, begin.samples[:2], settings, seed=seed)
+    seconds = time.process_time() - started
+    return {"start": tuned.start, "loss": tuned.best, "cpu_seconds": seconds} | errors(begin, tuned)
+
+
+@torch.no_grad()
+def errors(begin: Start, tuned: finetuning.Finetuned) -> dict[str, float]:
+    """On the test samples: relative L2 error of the output, and wrong classes where there are labels."""
+    student = Student(begin.problem.network, begin.problem.layers, tuned.quantized, begin.problem.vectors)
+    weights = student.weights(TUNED) | {name: torch.from_numpy(value) for name, value in tuned.values.items()}
+    squared = power = wrong = 0.0
+    test = begin.samples[2]
+    for first in range(0, len(test), TEST_BATCH):
+        inputs, teacher, labels = test.batch(np.arange(first, min(first + TEST_BATCH, len(test))))
+        found = begin.problem.network(inputs, weights=weights)[begin.problem.output]
+        squared += float((found - teacher).square().sum())
+        power += float(teacher.square().sum())
+        wrong += 0 if labels is None else float((found.argmax(-1) != labels).sum())
+    result = {"relative_error": 100 * (squared / power) ** 0.5}
+    return result if test.labels is None else result | {"error": 100 * wrong / len(test)}
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
+    """Per model and setting the means over the seeds, and the range of the loss, as a Markdown table."""
+    head = "| model | setting | seeds | loss before -> after | lowest to highest | relative error | error | CPU s |"
+    lines = [head, "|---" * 8 + "|"]
+    for model, settings in results.items():
+        for name, runs in settings.items():
+            mean = {key: statistics.mean(run[key] for run in runs.values()) for key in next(iter(runs.values()))}
+            losses = [run["loss"] for run in runs.values()]
+            error = f"{mean['error']:.2f} %" if "error" in mean else ""
+            lines.append(
+                f"| {model} | {name} | {len(runs)} | {mean['start']:.4f} -> {mean['loss']:.4f} "
+                f"| {min(losses):.4f} to {max(losses):.4f} | {mean['relative_error']:.2f} % | {error} "
+                f"| {mean['cpu_seconds']:.0f} |"
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*TERMS, *CHOICES], help="these settings and no others")
-    parser.add_argument("--seeds", type=int, help="number of seeds; three for the terms, one for the rest by default")
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), help="these settings")
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES), help="these models")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--table", action="store_true", help="only print the table of stored results")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not options.table:
         torch.set_num_threads(options.threads)
-        for seed in range(options.seeds or 3):
-            for name, choice in (TERMS | CHOICES).items():
-                wanted = options.only is None or name in options.only
-                enough = options.seeds is None and name in CHOICES and seed > 0
-                if not wanted or enough or str(seed) in results.get(name, {}):
-                    continue
-                results.setdefault(name, {})[str(seed)] = run(choice, seed)
-                print(name, seed, results[name][str(seed)], flush=True)
-                RESULTS.parent.mkdir(exist_ok=True)
+        for seed, model in itertools.product(range(options.seeds), options.models):
+            stored = results.setdefault(model, {})
+            missing = [name for name in options.only if str(seed) not in stored.get(name, {})]
+            begin = start(CASES[model], seed) if missing else None
+            for name in missing:
+                stored.setdefault(name, {})[str(seed)] = run(CASES[model], begin, CHOICES[name], seed)
+                print(model, name, seed, stored[name][str(seed)], flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 

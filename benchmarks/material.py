@@ -1,6 +1,6 @@
 """Real models of other people's packages, and data for them, as the files that ``onnxpq compress`` takes.
 
-`benchmarks/models.py` runs this in an environment of its own, with numpy, onnx, pillow and rdata:
+`benchmarks/models.py` runs this in an environment of its own, with numpy, onnx, onnxruntime, pillow and rdata:
 
     python -m benchmarks.material NAME FOLDER
 
@@ -209,7 +209,7 @@ def _line(words: list[str], rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def silero() -> tuple[Path, Arrays, Arrays]:
-    """Voice activity: speech of alsa-utils, with noise and pauses, cut into pieces.
+    """Voice activity: speech of alsa-utils, with noise and pauses, cut into pieces, each with the state before it.
 
     The model takes the rate of the sound as a scalar and has the samples of its state along axis 1, where onnxpq needs
     them along axis 0: it is wrapped as a user would do it, the rate being constant.
@@ -222,11 +222,14 @@ def silero() -> tuple[Path, Arrays, Arrays]:
     target = Path.cwd() / "silero.onnx"
     onnx.save(model, target)
     rng = np.random.default_rng(0)
-    pieces = np.concatenate([_pieces_of_sound(file, rng) for file in sorted(fetch(SPEECH).rglob("alsa/*.wav"))])
-    order = rng.permutation(len(pieces))
-    states = rng.normal(0, 0.3, (len(pieces), 2, 128)).astype(np.float32)
+    sounds = [_pieces_of_sound(file, rng) for file in sorted(fetch(SPEECH).rglob("alsa/*.wav"))]
+    arrays = {
+        "input": np.concatenate([sound.reshape(-1, sound.shape[-1]) for sound in sounds]),
+        "state": np.concatenate([_states(target, sound) for sound in sounds]),
+    }
+    order = rng.permutation(len(arrays["input"]))
     split = int(0.8 * len(order))
-    train, test = ({"input": pieces[rows], "state": states[rows]} for rows in (order[:split], order[split:]))
+    train, test = ({name: array[rows] for name, array in arrays.items()} for rows in (order[:split], order[split:]))
     return target, train, test
 
 
@@ -265,8 +268,21 @@ def onnx_dim(dim: Any) -> Any:
     return copy
 
 
+def _states(model: Path, sound: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The state that the model has before each piece [pieces * versions, 2, 128], from zeros on."""
+    import onnxruntime  # noqa: PLC0415 -- only this environment has it
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # not of each unused constant
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    states = [np.zeros((sound.shape[1], 2, 128), np.float32)]
+    for pieces in sound[:-1]:
+        states.append(session.run(["stateN"], {"input": pieces, "state": states[-1]})[0])
+    return np.concatenate(states)
+
+
 def _pieces_of_sound(file: Path, rng: np.random.Generator) -> NDArray[np.float32]:
-    """[pieces, CONTEXT + CHUNK]: the sound at 16 kHz at several volumes, in noise, after and before silence."""
+    """[pieces, versions, CONTEXT + CHUNK]: the sound at 16 kHz, at several volumes, in noise, between silences."""
     with wave.open(str(file)) as sound:
         content = np.frombuffer(sound.readframes(sound.getnframes()), np.int16).reshape(-1, sound.getnchannels())
         step = sound.getframerate() // RATE
@@ -278,7 +294,7 @@ def _pieces_of_sound(file: Path, rng: np.random.Generator) -> NDArray[np.float32
         signal = np.roll(signal, rng.integers(CHUNK)) + rng.normal(0, rng.uniform(0, 0.02), len(signal))
         starts = np.arange(0, len(signal) - CHUNK - CONTEXT, CHUNK)
         found.append(np.stack([signal[s : s + CHUNK + CONTEXT] for s in starts]))
-    return np.concatenate(found).astype(np.float32)
+    return np.stack(found, axis=1).astype(np.float32)
 
 
 def surfaces() -> tuple[Path, Arrays, Arrays]:

@@ -7,8 +7,9 @@
 
 Sizes are inputs x outputs. All layers of a size are timed in turns, many short rounds each, so that what else runs on
 the machine hits all of them; a figure is the median of its rounds, of whole `session.run` calls. "nothing" is a model
-that copies X, what every call costs. Hot: the same buffers in every call of a round, the first of which is not counted.
-Cold: 64 MB of other memory are read before every call. Results are added to results/operator_speed.json.
+that copies X, what every call costs. Hot: the same buffers in every call of a round, the first three of which are not
+counted. Cold: 64 MB of other memory are read before every call. Results are added to results/operator_speed.json, which
+says what processor and what onnxruntime they are of and takes those of no other.
 
 The name is not operator.py, as a script of that name would hide the standard module from every script beside it.
 """
@@ -16,6 +17,7 @@ The name is not operator.py, as a script of that name would hide the standard mo
 import argparse
 import json
 import os
+import platform
 import statistics
 import sys
 import time
@@ -41,10 +43,14 @@ SIZES = ["256x256", "1024x1024", "1024x4096", "4096x4096"]
 BATCHES = [1, 4, 16, 128]
 FLUSH_BYTES = 64 << 20
 ROUND_SECONDS = 0.004
+MIN_CALLS = 3
+"""Counted calls of a round at least, and calls before them: caches and threads have settled then."""
 SPIN_SECONDS = 0.03
 """For so long at most the threads of a session keep a core busy after a call, in the hope of another one."""
 
 Arrays = dict[str, np.ndarray]
+Results = dict[str, dict[str, dict[str, float]]]
+"""Case "INxOUT, batch, threads", layer, hot and cold: microseconds of a call."""
 Layer = tuple[str, str, Arrays, list[onnx.AttributeProto]]
 """Domain, operator, constant inputs in order, attributes."""
 
@@ -128,7 +134,9 @@ def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dic
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, size[0])).astype(np.float32)
     sessions = {name: session_of(make(rng, size), size, threads) for name, make in LAYERS.items()}
-    calls = {name: max(1, round(ROUND_SECONDS / call_seconds(s, x, 2))) for name, s in sessions.items()}
+    for session in sessions.values():
+        call_seconds(session, x, MIN_CALLS)
+    calls = {name: max(MIN_CALLS, round(ROUND_SECONDS / call_seconds(s, x, MIN_CALLS))) for name, s in sessions.items()}
     flush = np.ones(FLUSH_BYTES // 8)
     hot: dict[str, list[float]] = {name: [] for name in sessions}
     cold: dict[str, list[float]] = {name: [] for name in sessions}
@@ -136,7 +144,7 @@ def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dic
         for name, session in sessions.items():
             if threads > 1:
                 time.sleep(SPIN_SECONDS)
-            session.run(None, {"X": x})
+            call_seconds(session, x, MIN_CALLS)
             hot[name].append(call_seconds(session, x, calls[name]))
             flush.sum()
             cold[name].append(call_seconds(session, x, 1))
@@ -146,7 +154,35 @@ def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dic
     }
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+def machine() -> dict[str, str]:
+    """What the times depend on: the processor's name, those of its instruction sets that count here, onnxruntime."""
+    import onnxruntime  # noqa: PLC0415 -- OMP_NUM_THREADS is set first
+
+    info = Path("/proc/cpuinfo")
+    fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}
+    stripped = {name.strip(): value.strip() for name, value in fields.items()}
+    flags = stripped.get("flags", "").split()
+    sets = [name for name in ("avx2", "avx_vnni", "avx512vbmi", "avx512_vnni", "amx_int8") if name in flags]
+    name = stripped.get("model name") or platform.processor() or platform.machine()
+    return {"processor": " ".join([name, *sets]), "onnxruntime": onnxruntime.__version__}
+
+
+def stored() -> Results:
+    """The results in the file.
+
+    Raises:
+        SystemExit: they are of another machine.
+    """
+    if not RESULTS.exists():
+        return {}
+    contents = json.loads(RESULTS.read_text())
+    if contents["machine"] != machine():
+        raise SystemExit(f"{RESULTS} holds times of {contents['machine']}, this is {machine()}: delete it first.")
+    results: Results = contents["cases"]
+    return results
+
+
+def table(results: Results) -> str:
     """Microseconds hot / cold, one line for each size, batch and number of threads."""
     lines = ["| in x out, batch, threads | " + " | ".join(LAYERS) + " |", "|---" * (len(LAYERS) + 1) + "|"]
     for case, layers in results.items():
@@ -155,23 +191,25 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def ratios(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """How many times as fast `pq d=4 K=16` is, hot / cold."""
+def ratios(results: Results) -> str:
+    """How many times as fast `pq d=4 K=16` is, hot / cold, against other layers and against itself on one thread."""
     lines = [
-        "| in x out, batch, threads | float32 | int8 | best of 4 and 2 bits | d=2: times d=4 |",
-        "|---|---|---|---|---|",
+        "| in x out, batch, threads | float32 | int8 | best of 4 and 2 bits | one thread | d=2: times d=4 |",
+        "|---|---|---|---|---|---|",
     ]
     for case, layers in results.items():
         ours, cells = layers["pq d=4 K=16"], []
         for others in (["float32"], ["int8"], ["4 bits", "2 bits"]):
             best = {key: min(layers[name][key] for name in others) / ours[key] for key in ("hot", "cold")}
             cells.append(f"{best['hot']:.1f} / {best['cold']:.1f}")
+        alone = results.get(f"{case.rpartition(', ')[0]}, 1", layers)["pq d=4 K=16"]
+        cells.append(f"{alone['hot'] / ours['hot']:.2f} / {alone['cold'] / ours['cold']:.2f}")
         cells.append(f"{layers['pq d=2 K=16']['hot'] / ours['hot']:.2f}")
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+def plot(results: Results, path: Path) -> None:
     """Microseconds for one row, hot, by batch: a panel for each size, one thread."""
     from matplotlib import pyplot as plt  # noqa: PLC0415 -- only who wants a picture needs it
 
@@ -184,7 +222,7 @@ def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
             axis.plot(batches, times, marker="o", label=name, linestyle="--" if name == "nothing" else "-")
         axis.set(title=size, xlabel="batch", xscale="log", yscale="log", xticks=batches, xticklabels=batches)
     axes[0][0].set_ylabel("microseconds for one row, one thread")
-    axes[0][-1].legend(fontsize="small")
+    axes[0][-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     figure.savefig(path)
 
@@ -199,7 +237,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="also draw the stored results to this file")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text())["cases"] if options.table else stored()
     if not options.table:
         for size in options.sizes:
             in_features, out = (int(part) for part in size.split("x"))
@@ -209,7 +247,7 @@ def main() -> None:
                     results[case] = measure((in_features, out), batch, threads, options.rounds)
                     print(case, {name: round(times["hot"]) for name, times in results[case].items()}, flush=True)
                     RESULTS.parent.mkdir(exist_ok=True)
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    RESULTS.write_text(json.dumps({"machine": machine(), "cases": results}, indent=1) + "\n")
     print(table(results), ratios(results), sep="\n\n")
     if options.plot is not None:
         plot(results, options.plot)

@@ -7,21 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxpq.config import Config, PQConfig, TrainingConfig
+    from onnxpq.config import Config, LayerConfig, PQConfig, TrainingConfig
     from onnxpq.data import Dataset
     from onnxpq.errors import OnnxpqError
     from onnxpq.ops import register_op
     from onnxpq.pipeline import Result, compress
     from onnxpq.report import Report
     from onnxpq.runtime import library_available, library_path, session
+    from onnxpq.targetconfig import TargetConfig
 
 _HOMES = {
     "Config": "onnxpq.config",
     "Dataset": "onnxpq.data",
+    "LayerConfig": "onnxpq.config",
     "OnnxpqError": "onnxpq.errors",
     "PQConfig": "onnxpq.config",
     "Report": "onnxpq.report",
     "Result": "onnxpq.pipeline",
+    "TargetConfig": "onnxpq.targetconfig",
     "TrainingConfig": "onnxpq.config",
     "compress": "onnxpq.pipeline",
     "library_available": "onnxpq.runtime",
@@ -33,10 +36,12 @@ _HOMES = {
 __all__ = [
     "Config",
     "Dataset",
+    "LayerConfig",
     "OnnxpqError",
     "PQConfig",
     "Report",
     "Result",
+    "TargetConfig",
     "TrainingConfig",
     "compress",
     "library_available",

@@ -1,6 +1,5 @@
 """Values of a model over a whole data set, computed once by onnxruntime and kept on disk."""
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import runtime
+from onnxpq import fingerprint, runtime
 from onnxpq.data import common_batch
 from onnxpq.errors import ConfigError, DataError, OutputError, UnalignedError
 
@@ -26,7 +25,6 @@ BATCH = 256
 ROWS_BYTES = 2**28
 """Bytes that `capture_rows` keeps of one value, in memory and on disk."""
 
-_HASH_ROWS = 1024
 _UNFINISHED = ".unfinished-"
 _LEAST_BATCHES = 8
 
@@ -105,7 +103,7 @@ def capture_rows(
     Raises:
         ConfigError: if the graph has no such value.
         DataError: if an input is missing or empty, inputs differ in N, or the value is not an array of numbers.
-        UnalignedError: if its rows have several shapes.
+        UnalignedError: if its rows have several shapes, or no sample gives any.
         OutputError: if the cache cannot be written.
     """
     source = _source(model, [name], inputs, BATCH, libraries)
@@ -189,8 +187,17 @@ def _kept(
     if cache_dir is None:
         return collect(_in_memory)
     found = cache_dir / _key(source, names, key)
-    if not found.exists():
-        _fill_cache(found, lambda folder: collect(_on_disk(folder)))
+    if found.exists():
+        try:
+            return _opened(found, names)
+        except (OSError, ValueError):
+            # What is there was truncated, or a file is missing.
+            shutil.rmtree(found, ignore_errors=True)
+    _fill_cache(found, lambda folder: collect(_on_disk(folder)))
+    return _opened(found, names)
+
+
+def _opened(found: Path, names: Sequence[str]) -> dict[str, Array]:
     return {name: np.load(found / _file_name(i), mmap_mode="c") for i, name in enumerate(names)}
 
 
@@ -246,6 +253,8 @@ def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int
     count = 0
     for _, values in _runs(source, random.permutation(source.rows)):
         value = _numbers(name, values[name])
+        if value.size == 0:  # a subgraph that was not run, see `onnxpq.subgraphs.expose`
+            continue
         part = value.reshape(-1, value.shape[-1]) if flatten and value.ndim > 0 else value
         if part.ndim == 0 or (parts and part.shape[1:] != parts[0].shape[1:]):
             raise _ragged(name, part, parts[0] if parts else None)
@@ -255,6 +264,8 @@ def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int
         count += take
         if count == limit:
             break
+    if not parts:
+        raise UnalignedError(f"Value '{name}' is empty for all samples: none of them reaches it.")
     kept = allocate(0, (count, *parts[0].shape[1:]), parts[0].dtype)
     np.concatenate(parts, out=kept)
     return {name: kept}
@@ -326,51 +337,18 @@ def _count_rows(model: ir.Model, inputs: Mapping[str, Array]) -> int:
 
 
 def _key(source: _Source, names: Sequence[str], key: str) -> str:
-    digest = hashlib.sha256()
+    return fingerprint.digest(_key_parts(source, names, key))
 
-    def add(part: bytes) -> None:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
 
-    for part in _model_parts(source.model):
-        add(part)
+def _key_parts(source: _Source, names: Sequence[str], key: str) -> Iterator[bytes]:
+    yield from fingerprint.model_parts(source.model)
     for library in source.libraries:
-        add(Path(library).read_bytes())
+        yield Path(library).read_bytes()
     for name, array in source.inputs.items():
-        add(f"{name} {array.dtype} {array.shape}".encode())
-        for start in range(0, len(array), _HASH_ROWS):
-            add(_array_bytes(array[start : start + _HASH_ROWS]))
+        yield from fingerprint.array_parts(name, array)
     for name in names:
-        add(name.encode())
-    add(key.encode())
-    return digest.hexdigest()
-
-
-def _array_bytes(array: Array) -> bytes:
-    # The memory of an array of objects holds addresses.
-    return repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
-
-
-def _model_parts(model: ir.Model) -> Iterator[bytes]:
-    """Everything that decides what the model computes, in pieces: a whole model may be too large for protobuf."""
-    yield repr(sorted(model.opset_imports.items())).encode()
-    for value in model.graph.inputs:
-        yield f"{value.name} {value.type} {value.shape}".encode()
-    for function in model.functions.values():
-        yield ir.serde.serialize_function(function).SerializeToString(deterministic=True)
-    for node in model.graph:
-        yield ir.serde.serialize_node(node).SerializeToString(deterministic=True)
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None:
-            yield f"{name} {tensor.dtype} {tensor.shape}".encode()
-            yield _tensor_bytes(tensor)
-
-
-def _tensor_bytes(tensor: ir.TensorProtocol) -> bytes:
-    if tensor.dtype == ir.DataType.STRING:
-        return repr(tensor.numpy().tolist()).encode()
-    return tensor.tobytes()
+        yield name.encode()
+    yield key.encode()
 
 
 def _file_name(index: int) -> str:

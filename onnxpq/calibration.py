@@ -4,16 +4,17 @@ A pass computes the inputs of several layers for a batch of samples, adds them t
 memory holds one batch and the moments of one pass, however large model and data are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import activations, runtime
+from onnxpq import activations, runtime, subgraphs
 from onnxpq.data import Dataset
-from onnxpq.errors import DataError
+from onnxpq.errors import DataError, ModelError
 from onnxpq.layers import Layer
 from onnxpq.pq.statistics import InputStatistics
 
@@ -26,15 +27,25 @@ MAX_ROWS: Final = 2**15
 BATCH: Final = 32
 """Samples per run, where the model leaves that open: a few, as all that a run computes is in memory at once."""
 
+VALUE_BYTES: Final = 2**28
+"""Inputs of layers that one run computes: fewer samples go into a run where these have more of them."""
+
 LEAST_BATCHES: Final = 16
 """The rows come from this many batches at least, so that a value of many rows per sample is not that of few samples."""
 
 MOMENT_BYTES: Final = 2**29
 """Moments that one pass collects; a model whose layers have more takes several passes."""
 
+_FOR_THE_WEIGHT: Final = "it was quantized for the smallest error of the weight, not of the layers' outputs."
+
 UNSEEN: Final = (
     "The inputs of the layers with weight '{weight}' were not looked at, as they are not the left factor of a MatMul "
-    "or Gemm in the main graph: it was quantized for the smallest error of the weight, not of the layers' outputs."
+    "or Gemm that a run of the whole model can give out: " + _FOR_THE_WEIGHT
+)
+
+UNREACHED: Final = (
+    "No sample of the data reaches the layers with weight '{weight}', which lie in a branch or loop that is not run: "
+    + _FOR_THE_WEIGHT
 )
 
 _VIEWS: Final = frozenset({"Identity", "Transpose", "Cast"})
@@ -48,6 +59,7 @@ def collect(
     *,
     seed: int,
     libraries: runtime.Libraries = (),
+    skip: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, InputStatistics | str]]:
     """Statistics of the inputs of each layer's weight.
@@ -58,6 +70,7 @@ def collect(
         data: the samples; of them at random as many as give `MAX_ROWS` rows.
         seed: of the choice of samples and rows.
         libraries: custom-operator libraries that the model needs.
+        skip: weights that need no statistics. What is found for the others is the same with or without them.
         progress: is told the weights that are done and their number.
 
     Yields:
@@ -68,16 +81,36 @@ def collect(
     """
     features = {layer.weight: layer.in_features for layer in layers}
     sources = {weight: _inputs(model, weight) for weight in features}
+    exposed = subgraphs.expose(model, [name for names in sources.values() for name in names])
+    inner = {layer.weight: layer.in_features for layer in layers if layer.place}
+    outer = {weight: size for weight, size in features.items() if weight not in inner}
     done = 0
-    for weights in _passes(features, sources):
-        found = _one_pass(model, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
+    for weights in (*_passes(outer, sources), *_passes(inner, sources)):
+        if all(weight in skip for weight in weights):
+            done += len(weights)
+            continue
+        try:
+            # Always the whole pass: what onnxruntime computes may depend, in the last digits, on what else it computes.
+            found = _one_pass(exposed, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
+        except ModelError:
+            # A loop whose values change their shape from iteration to iteration cannot give them out.
+            if inner.keys().isdisjoint(weights):
+                raise
+            continue
+        left = Counter(sources[weight] for weight in weights)
         for weight in weights:
             done += 1
+            names = sources.pop(weight)
+            left[names] -= 1
+            # What nobody needs any more is let go: else the moments of two passes would be in memory at once.
+            statistics = found[names] if left[names] else found.pop(names)
             if progress is not None:
                 progress(done, len(features))
-            yield weight, found[sources[weight]]
-    for weight, names in sources.items():
-        if not names:
+            if weight not in skip:
+                yield weight, statistics if statistics.rows else UNREACHED.format(weight=weight)
+            del statistics
+    for weight in sources:
+        if weight not in skip:
             yield weight, UNSEEN.format(weight=weight)
 
 
@@ -92,10 +125,10 @@ def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:
                 values.extend(node.outputs)
             elif (
                 node.op_type not in _PRODUCTS
-                or node.graph is not model.graph
                 or index != 1
                 or factor is None
                 or node.attributes.get_int("transA", False)
+                or not (node.graph is model.graph or subgraphs.can_expose(model, factor.name or ""))
             ):
                 return ()
             else:
@@ -133,9 +166,9 @@ def _one_pass(
     wanted = {name for names in features for name in names}
     random = np.random.default_rng(seed)
     for values in _values(model, wanted, data, random, libraries):
-        for names, statistics in found.items():
+        for (names, size), statistics in zip(features.items(), found.values(), strict=True):
             for name in names:
-                rows = _rows(values[name], name)
+                rows = _rows(values[name], name, size)
                 room = min(len(rows), MAX_ROWS * len(names) - statistics.rows, MAX_ROWS // LEAST_BATCHES)
                 chosen = rows if room == len(rows) else rows[np.sort(random.choice(len(rows), room, replace=False))]
                 statistics.add(np.asarray(chosen, np.float32), name)
@@ -154,19 +187,27 @@ def _values(
     session = None if part is None else runtime.session(part, use_library=False, custom_ops_libraries=libraries)
     needed = [value.name or "" for value in part.graph.inputs] if part is not None else []
     fixed = activations.fixed_batch(model)
-    order, size = random.permutation(len(data)), fixed or BATCH
+    order = random.permutation(len(data))
+
+    def compute(index: NDArray[np.intp]) -> dict[str, Array]:
+        values = dict(data.take(index).inputs)
+        return values if session is None else values | runtime.run(session, {name: values[name] for name in needed})
+
+    size = fixed or _batch_size(compute(order[:1]), wanted)
     for start in range(0, len(order), size):
         index = order[start : start + size]
-        batch = data.take(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
-        values = dict(batch.inputs)
-        if session is not None:
-            values |= runtime.run(session, {name: values[name] for name in needed})
+        values = compute(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
         # What fills up a fixed batch does not count, where a value tells its samples apart.
         yield {name: values[name][: len(index)] if fixed == len(values[name]) else values[name] for name in wanted}
 
 
-def _rows(value: Array, name: str) -> Array:
-    """A layer's input [..., in] as [rows, in]."""
+def _batch_size(one: Mapping[str, Array], wanted: Iterable[str]) -> int:
+    """Samples per run, from the values of one of them."""
+    return max(1, min(BATCH, VALUE_BYTES // max(1, sum(one[name].nbytes for name in wanted))))
+
+
+def _rows(value: Array, name: str, size: int) -> Array:
+    """A layer's input [..., in] as [rows, in]; none where a subgraph that has it was not run."""
     if value.dtype.kind != "f":
         raise DataError(f"Value '{name}', a layer's input, holds {value.dtype}; expected floating-point numbers.")
-    return value.reshape(-1, value.shape[-1])
+    return value.reshape(-1, value.shape[-1]) if value.size else np.empty((0, size), value.dtype)

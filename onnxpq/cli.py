@@ -1,21 +1,40 @@
 """The command line: flags -> Config -> a call -> printed report -> exit code.
 
-Exit codes: 0 written and verified; 1 an error that the message explains; 2 wrong usage; 130 interrupted.
+Exit codes: 0 written and verified; 1 an error that the message explains, a missed target among them; 2 wrong usage;
+130 interrupted.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from onnxpq.config import CODEBOOKS, LOSSES, REGULARIZERS, Config
-from onnxpq.errors import ConfigError, OnnxpqError, OutputError
+from onnxpq.config import CODEBOOKS, LOSSES, REGULARIZERS, TARGET_CHOOSES, Config
+from onnxpq.errors import ConfigError, OnnxpqError, OutputError, TargetError
+from onnxpq.targetconfig import METRICS, TargetConfig
+from onnxpq.units import parse_share, parse_size
+
+if TYPE_CHECKING:
+    from onnxpq.pipeline import Result
 
 
 def _count_or_name(text: str) -> str | int:
     return int(text) if text.isdigit() else text
+
+
+def _as_usage(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A type of argument whose own sentence is what wrong usage is answered with."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    parse.__name__ = kind.__name__
+    return parse
 
 
 _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
@@ -24,6 +43,8 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ("--codebooks", "pq.codebooks", _count_or_name, f"codebooks of a layer: {', '.join(CODEBOOKS)} or a number"),
     ("--loss", "training.loss", str, f"{', '.join(LOSSES)}"),
     ("--epochs", "training.epochs", int, "passes over the training data; 0 for plain product quantization"),
+    ("--steps", "training.steps", int, "training steps, instead of --epochs"),
+    ("--minutes", "training.minutes", float, "work of the training, in minutes of two cores, where neither is given"),
     ("--regularizer", "training.regularizer", str, f"{', '.join(REGULARIZERS)}"),
     ("--alpha", "training.alpha", float, "final weight of the regularization term"),
     ("--alpha-growth", "training.alpha_growth", float, "factor by which that weight grows while training"),
@@ -34,6 +55,33 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ("--seed", "seed", int, "seed of every random choice"),
 )
 """Flag, setting, type, help; the rest of the settings is reached through --config."""
+
+_TARGETS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
+    ("--ratio", "target.ratio", float, "how many times smaller the file has to be"),
+    ("--fc-ratio", "target.fc_ratio", float, "how many times smaller the compressed layers have to be"),
+    ("--size", "target.size", parse_size, "largest file: 2MB, 500kB, 1.5MiB or bytes"),
+    (
+        "--max-drop",
+        "target.max_drop",
+        parse_share,
+        "largest loss by the metric, 0.5%% or 0.005; without a size the smallest file that keeps to it is sought",
+    ),
+    (
+        "--metric",
+        "target.metric",
+        str,
+        f"{', '.join(METRICS)}, or module:function; auto is accuracy (or mse) with --labels, agreement with the "
+        "original without",
+    ),
+    (
+        "--attempts",
+        "target.attempts",
+        int,
+        f"with --max-drop: train so many models at most in search of the smallest (default {TargetConfig().attempts})",
+    ),
+    ("--max-codewords", "target.max_codewords", int, "16 for codes that run fastest, 256 for the smallest file"),
+)
+"""The same for targets, which only `compress` has."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"onnxpq: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("onnxpq: interrupted; nothing was written.", file=sys.stderr)
+        folder = getattr(options, "work_dir", None)
+        continues = "" if folder is None else f" The same command continues with what is in '{folder}'."
+        print(f"onnxpq: interrupted; nothing was written.{continues}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "rich"):
@@ -74,7 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("--test", help=".npz file of samples to verify on; by default a part of --data is set aside")
     compress.add_argument("--labels", help="key of the labels in the data; without it the original is the teacher")
     compress.add_argument("--report", help="also write the report as JSON to this file")
-    compress.add_argument("--cache-dir", help="keep what was computed from the data here, for a second run")
+    compress.add_argument(
+        "--work-dir", metavar="DIR", help="keep what is done here: the same command continues after an interruption"
+    )
+    compress.add_argument("--restart", action="store_true", help="delete what is in --work-dir, and begin anew")
+    compress.add_argument(
+        "--cache-dir", metavar="DIR", help="keep what was computed from the data here, for runs with other settings"
+    )
     compress.add_argument(
         "--custom-ops-library",
         action="append",
@@ -83,6 +139,10 @@ def _parser() -> argparse.ArgumentParser:
         help="library of operators that the model uses, for onnxruntime; may be given several times",
     )
     _add_settings(compress)
+    group = compress.add_argument_group("target", "sizes of the layers' codes are then chosen by measurement")
+    for flag, setting, kind, text in _TARGETS:
+        group.add_argument(flag, dest=setting, type=_as_usage(kind), help=text)
+    group.add_argument("--force", action="store_true", help="write the model even if it misses the target")
     compress.set_defaults(run=_compress)
 
     inspect = commands.add_parser("inspect", help="list what can be compressed, and what cannot and why")
@@ -108,14 +168,25 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _config(options: argparse.Namespace) -> Config:
     settings: dict[str, Any] = (Config.from_toml(options.config) if options.config else Config()).to_dict()
-    given = {setting: getattr(options, setting) for _, setting, _, _ in _SETTINGS}
+    given = {setting: getattr(options, setting, None) for _, setting, _, _ in (*_SETTINGS, *_TARGETS)}
     given |= {"pq.fast": getattr(options, "pq.fast"), "conv1x1": options.conv1x1}
     given |= {"include": options.include, "exclude": options.exclude}
     for setting, value in given.items():
         if value is not None:
             table, _, name = setting.rpartition(".")
             (settings[table] if table else settings)[name] = value
+    _check_contradictions(given, Config.from_dict({"target": settings["target"]}).target)
     return Config.from_dict(settings)
+
+
+def _check_contradictions(given: Mapping[str, Any], target: TargetConfig) -> None:
+    """Refuse flags that a target leaves nothing to decide, even if their values are the default ones."""
+    for flag, setting, _, _ in _SETTINGS:
+        if target.is_set and setting.removeprefix("pq.") in TARGET_CHOOSES and given[setting] is not None:
+            raise ConfigError(
+                f"{flag} fixes for all layers what a target chooses for each. Leave out one of them, or give settings "
+                "of single layers in [[layer]] tables of --config."
+            )
 
 
 def _compress(options: argparse.Namespace) -> int:
@@ -128,22 +199,41 @@ def _compress(options: argparse.Namespace) -> int:
     modelio.check_output_path(options.target, options.model)
     if options.report is not None:
         modelio.check_output_path(options.report, options.model)
-    with _progress() as progress:
-        result = pipeline.compress(
-            options.model,
-            options.data,
-            test=options.test,
-            labels=options.labels,
-            config=config,
-            cache_dir=options.cache_dir,
-            custom_ops_libraries=options.custom_ops_library,
-            progress=progress,
-        )
-    result.save(options.target)
+    missed: TargetError | None = None
+    try:
+        with _progress() as progress:
+            result = pipeline.compress(
+                options.model,
+                options.data,
+                test=options.test,
+                labels=options.labels,
+                config=config,
+                cache_dir=options.cache_dir,
+                work_dir=options.work_dir,
+                restart=options.restart,
+                custom_ops_libraries=options.custom_ops_library,
+                progress=progress,
+            )
+    except TargetError as error:
+        if not isinstance(error.result, pipeline.Result):
+            raise
+        missed, result = error, error.result
+    return _deliver(options, result, missed)
+
+
+def _deliver(options: argparse.Namespace, result: "Result", missed: TargetError | None) -> int:
+    """Write what there is to be written, print the report, and pass on that the target was missed."""
+    from onnxpq import modelio  # noqa: PLC0415 -- as above
+
+    is_written = missed is None or options.force
+    if is_written:
+        result.save(options.target)
     if options.report is not None:
         modelio.write_text(options.report, result.report.to_json())
     print(result.report.to_text())
-    print(f"\nWrote {options.target}.")
+    print(f"\nWrote {options.target}." if is_written else "\nNothing was written; --force writes it all the same.")
+    if missed is not None:
+        raise missed
     return 0
 
 

@@ -9,18 +9,23 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from onnxpq.checks import choice as _choice
+from onnxpq.checks import integer as _integer
+from onnxpq.checks import real as _real
+from onnxpq.checks import sentence as _sentence
 from onnxpq.errors import ConfigError
 from onnxpq.opschema import MAX_NIBBLE_CODEWORDS
+from onnxpq.targetconfig import TargetConfig
+from onnxpq.units import parse_share, parse_size
 
 REGULARIZERS: Final = ("codebook", "murray-ng", "l1", "l2", "quartic", "none")
 DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.01, "l1": 0.01, "l2": 0.01, "quartic": 0.01, "none": 0.0}
 """Final weight of each term where the user names none (benchmarks/regularization.py)."""
 
 LOSSES: Final = ("auto", "cross-entropy", "mse", "distillation")
-AUTO_STEPS: Final = 3000
-"""Training steps where the user does not say how many epochs."""
-
 CODEBOOKS: Final = ("auto", "layer", "position")
+TARGET_CHOOSES: Final = ("sub_vector", "codewords", "codebooks")
+"""What a target chooses for each layer: these settings of `PQConfig` cannot be given beside one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class PQConfig:
         codebooks: G per layer. "position": one codebook per sub-vector position; "layer": one for the whole layer;
             a number: that many; "auto": "position" unless its codebooks would take more bytes than half the codes, and
             then as many as take that.
-        fast: the operator uses tables of 8 bits instead of 15: 1.1 to 1.2 times as fast, about 1 % error of a layer's
+        fast: the operator uses tables of 8 bits instead of 15: 1.1 to 1.6 times as fast, about 1 % error of a layer's
             outputs instead of 0.2 %. Needs at most 16 codewords.
     """
 
@@ -52,10 +57,34 @@ class PQConfig:
                 f"The 'fast' parameter of PQConfig needs at most {MAX_NIBBLE_CODEWORDS} codewords."
                 f" Got {self.codewords} instead."
             )
-        if isinstance(self.codebooks, str):
-            _choice(self, "codebooks", CODEBOOKS)
-        else:
-            _integer(self, "codebooks", 1, 2**20)
+        _codebooks(self)
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Settings of single layers, which win over those of `PQConfig` and over a target's choice.
+
+    Attributes:
+        match: glob over node names. A layer goes by the first table that matches it.
+        sub_vector: as in `PQConfig`; None for what is there.
+        codewords: likewise.
+        codebooks: likewise.
+    """
+
+    match: str
+    sub_vector: int | None = None
+    codewords: int | None = None
+    codebooks: str | int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.match, str) or not self.match:
+            raise ConfigError(_sentence(self, "match", "a glob over node names", self.match))
+        if self.sub_vector is not None:
+            _integer(self, "sub_vector", 1, 64)
+        if self.codewords is not None:
+            _integer(self, "codewords", 2, 256)
+        if self.codebooks is not None:
+            _codebooks(self)
 
 
 @dataclass(frozen=True)
@@ -63,9 +92,12 @@ class TrainingConfig:
     """How the model is fine-tuned.
 
     Attributes:
-        epochs: passes over the training data in all; 0 is plain product quantization, None as many as make about
-            `AUTO_STEPS` steps (at least 4, at most 500).
-        regularized: share of the epochs that trains the float weights under the regularization term, before the codes
+        epochs: passes over the training data in all; 0 is plain product quantization.
+        steps: training steps in all, where `epochs` is None.
+        minutes: work of the training where neither `epochs` nor `steps` is given, in minutes of a reference machine
+            (two cores): steps are fitted to it by counting what a step computes (`onnxpq.schedule`), so that the same
+            data and settings give the same result on any machine. The report says how many steps that were.
+        regularized: share of the steps that trains the float weights under the regularization term, before the codes
             are fixed; the rest trains codebooks, scales and biases with the codes in place.
         regularizer: the term of `onnxpq.regularizers`, or "none".
         alpha: weight of the term at the end of its epochs; None for what was measured to be best (`DEFAULT_ALPHA`).
@@ -74,35 +106,47 @@ class TrainingConfig:
             labels where there are any (integers: cross-entropy, floats: mse), else distillation.
         distillation: share of the original model's outputs in the loss when there are labels too, in [0, 1].
         temperature: softens both distributions in the distillation of class scores (Hinton et al. 2015).
-        learning_rate: AdamW's for codebooks, scales (their logarithms) and biases, at its peak.
+        learning_rate: AdamW's for codebooks, scales (their logarithms), biases and normalizations, at its peak.
         latent_rate: that of the float weights, as a multiple of it.
         mixup: parameter of the Beta distribution by which training samples are mixed in pairs, the original model
             telling what a mixture should give (labels count in proportion); 0 for none. Only where all inputs of the
             trained part are floats.
-        batch_size: samples per step.
-        validation: share of the training data that is held out to choose the best epoch.
-        patience: epochs without a better validation loss after which the training stops.
+        features: weight of the relative squared error of the compressed layers' own outputs against the original's;
+            it falls to 0 in the course of the training.
+        batch_size: samples per step; None for as many as leave time for enough steps, at most 256.
+        validation: share of the training data that is held out to choose the best state, of at most 2000 samples.
+        patience: validations of the tuning without a better validation loss after which the training stops.
     """
 
     epochs: int | None = None
-    regularized: float = 0.75
+    steps: int | None = None
+    minutes: float = 8.0
+    regularized: float = 0.6
     regularizer: str = "codebook"
     alpha: float | None = None
     alpha_growth: float = 100.0
     loss: str = "auto"
     distillation: float = 0.7
     temperature: float = 2.0
-    learning_rate: float = 2e-3
-    latent_rate: float = 10.0
+    learning_rate: float = 3e-3
+    latent_rate: float = 6.0
     mixup: float = 1.0
-    batch_size: int = 256
+    features: float = 1.0
+    batch_size: int | None = None
     validation: float = 0.1
     patience: int = 8
 
     def __post_init__(self) -> None:
         if self.epochs is not None:
             _integer(self, "epochs", 0, 100_000)
-        _integer(self, "batch_size", 1, 2**20)
+        if self.steps is not None:
+            _integer(self, "steps", 0, 10**9)
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError("The training is given both epochs and steps. Give one of them, or minutes.")
+        if self.batch_size is not None:
+            _integer(self, "batch_size", 1, 2**20)
+        _real(self, "minutes", 0.001, 1e6)
+        _real(self, "features", 0, 1e6)
         _integer(self, "patience", 1, 100_000)
         _choice(self, "regularizer", REGULARIZERS)
         _choice(self, "loss", LOSSES)
@@ -122,11 +166,10 @@ class TrainingConfig:
         """Weight of the term at the end of its epochs."""
         return DEFAULT_ALPHA[self.regularizer] if self.alpha is None or self.regularizer == "none" else self.alpha
 
-    def epochs_for(self, steps_per_epoch: int) -> int:
-        """The number of epochs for a data set that takes so many steps to go through."""
-        if self.epochs is not None:
-            return self.epochs
-        return min(500, max(4, round(AUTO_STEPS / steps_per_epoch)))
+    @property
+    def is_off(self) -> bool:
+        """Whether plain product quantization is wanted, without training."""
+        return 0 in (self.epochs, self.steps)
 
 
 @dataclass(frozen=True)
@@ -136,6 +179,8 @@ class Config:
     Attributes:
         pq: see `PQConfig`.
         training: see `TrainingConfig`.
+        target: see `TargetConfig`.
+        layer: settings of single layers, see `LayerConfig`; in TOML an array of tables, ``[[layer]]``.
         include: globs over node names; only layers that match one are compressed.
         exclude: globs over node names; layers that match one are left alone.
         min_weights: layers with fewer weights are left alone.
@@ -148,6 +193,8 @@ class Config:
 
     pq: PQConfig = field(default_factory=PQConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    layer: tuple[LayerConfig, ...] = ()
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     min_weights: int = 1024
@@ -157,9 +204,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in (("pq", PQConfig), ("training", TrainingConfig)):
+        for name, kind in _TABLES.items():
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(_sentence(self, name, f"a {kind.__name__}", getattr(self, name)))
+        _check_layers(self)
+        _check_target(self)
         _integer(self, "min_weights", 1, 2**40)
         if not isinstance(self.conv1x1, bool):
             raise ConfigError(_sentence(self, "conv1x1", "True or False", self.conv1x1))
@@ -174,16 +223,17 @@ class Config:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Config":
-        """Settings from plain values, tables `pq` and `training` nested; what is absent keeps its default.
+        """Settings from plain values, tables nested; what is absent keeps its default.
 
         Raises:
             ConfigError: an unknown name, or a value that a setting cannot have.
         """
         values = dict(_table("Config", settings))
-        if "pq" in values:
-            values["pq"] = _build(PQConfig, _table("PQConfig", values["pq"]))
-        if "training" in values:
-            values["training"] = _build(TrainingConfig, _table("TrainingConfig", values["training"]))
+        for name, kind in _TABLES.items():
+            if name in values:
+                values[name] = _build(kind, _with_units(_table(kind.__name__, values[name])))
+        if isinstance(values.get("layer"), (list, tuple)):
+            values["layer"] = tuple(_build(LayerConfig, _table("LayerConfig", table)) for table in values["layer"])
         for name in ("include", "exclude"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
@@ -208,13 +258,55 @@ class Config:
 
     def to_toml(self) -> str:
         """The settings as TOML."""
-        top, tables = [], []
+        top: list[str] = []
+        tables: list[str] = []
         for name, value in self.to_dict().items():
             if isinstance(value, dict):
-                tables += ["", f"[{name}]", *(f"{key} = {_toml(v)}" for key, v in value.items() if v is not None)]
+                tables += ["", f"[{name}]", *_lines(value)]
+            elif name == "layer":
+                tables += [line for table in value for line in ("", "[[layer]]", *_lines(table))]
             elif value is not None:
                 top.append(f"{name} = {_toml(value)}")
         return "\n".join([*top, *tables, ""])
+
+
+_TABLES: Final[dict[str, type[Any]]] = {
+    "pq": PQConfig,
+    "training": TrainingConfig,
+    "target": TargetConfig,
+}
+_UNITS: Final = {"size": parse_size, "max_drop": parse_share}
+
+
+def _with_units(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with sizes and shares that are written with a unit as numbers."""
+    return {key: _UNITS[key](v) if key in _UNITS and isinstance(v, str) else v for key, v in values.items()}
+
+
+def _check_layers(config: Config) -> None:
+    if not isinstance(config.layer, tuple) or not all(isinstance(table, LayerConfig) for table in config.layer):
+        raise ConfigError(_sentence(config, "layer", "a tuple of LayerConfig", config.layer))
+    for table in config.layer:
+        if config.pq.fast and (table.codewords or 0) > MAX_NIBBLE_CODEWORDS:
+            raise ConfigError(
+                f"The 'fast' parameter of PQConfig needs at most {MAX_NIBBLE_CODEWORDS} codewords; the layer table "
+                f"with match = '{table.match}' asks for {table.codewords}."
+            )
+
+
+def _check_target(config: Config) -> None:
+    """A target chooses what `PQConfig` would prescribe."""
+    for name in TARGET_CHOOSES if config.target.is_set else ():
+        found = getattr(config.pq, name)
+        if found != getattr(PQConfig(), name):
+            raise ConfigError(
+                f"A target chooses '{name}' of each layer by itself; {found!r} was set for all of them too. Give "
+                "either, or set it for single layers in [[layer]] tables."
+            )
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in table.items() if value is not None]
 
 
 def _toml(value: object) -> str:
@@ -222,14 +314,18 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-_Settings = TypeVar("_Settings", PQConfig, TrainingConfig, Config)
+_Settings = TypeVar("_Settings", PQConfig, TrainingConfig, TargetConfig, LayerConfig, "Config")
 
 
 def _build(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
-    known = [entry.name for entry in dataclasses.fields(kind)]
-    unknown = [name for name in values if name not in known]
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    unknown = [name for name in values if name not in fields]
     if unknown:
-        raise ConfigError(f"{kind.__name__} has no setting '{unknown[0]}'. Its settings are: {', '.join(known)}.")
+        raise ConfigError(f"{kind.__name__} has no setting '{unknown[0]}'. Its settings are: {', '.join(fields)}.")
+    for name, entry in fields.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{kind.__name__} needs the setting '{name}'. Found {', '.join(values) or 'none'}.")
     return kind(**values)
 
 
@@ -239,23 +335,8 @@ def _table(name: str, values: object) -> Mapping[str, Any]:
     return values
 
 
-def _sentence(owner: object, name: str, wanted: str, value: object) -> str:
-    return f"The '{name}' parameter of {type(owner).__name__} must be {wanted}. Got {value!r} instead."
-
-
-def _integer(owner: object, name: str, low: int, high: int) -> None:
-    value = getattr(owner, name)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(_sentence(owner, name, f"an integer in [{low}, {high}]", value))
-
-
-def _real(owner: object, name: str, low: float, high: float) -> None:
-    value = getattr(owner, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ConfigError(_sentence(owner, name, f"a number in [{low:g}, {high:g}]", value))
-
-
-def _choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(owner, name)
-    if value not in choices:
-        raise ConfigError(_sentence(owner, name, "one of " + ", ".join(f"'{choice}'" for choice in choices), value))
+def _codebooks(owner: PQConfig | LayerConfig) -> None:
+    if isinstance(owner.codebooks, str):
+        _choice(owner, "codebooks", CODEBOOKS)
+    else:
+        _integer(owner, "codebooks", 1, 2**20)

@@ -18,6 +18,9 @@ from onnxpq.errors import DataError, ModelError
 
 Array: TypeAlias = NDArray[np.generic]
 
+VALIDATION_SAMPLES = 2000
+"""No more samples than these are held out to choose the best state by: all are looked at after every round."""
+
 TEXT = np.dtype(np.object_)
 """Element type of an input of strings."""
 
@@ -69,6 +72,11 @@ def split_rows(samples: int, fraction: float, seed: int) -> tuple[NDArray[np.int
     order = np.random.default_rng(seed).permutation(samples)
     held_out = min(samples - 1, max(1, round(fraction * samples)))
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def validation_rows(samples: int, fraction: float, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The rows that training learns from, and those that it is judged by: `fraction` of all, few enough to be quick."""
+    return split_rows(samples, min(fraction, VALIDATION_SAMPLES / samples), seed)
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:

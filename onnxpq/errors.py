@@ -53,8 +53,25 @@ class TrainingError(OnnxpqError):
     """Fine-tuning cannot start or has diverged."""
 
 
+class WorkspaceError(OnnxpqError):
+    """The work folder cannot be used: another process is in it, it holds another run, or it cannot be written."""
+
+
 class VerificationError(OnnxpqError):
     """The compressed model does not load, is not finite, or is no smaller than the original."""
+
+
+class TargetError(OnnxpqError):
+    """A target is out of reach, or was missed in the end.
+
+    Attributes:
+        result: what was reached instead, an `onnxpq.Result` whose model can be saved all the same; None where the
+            target was seen to be impossible before the work.
+    """
+
+    def __init__(self, message: str, *, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class RuntimeLibraryError(OnnxpqError):

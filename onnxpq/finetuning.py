@@ -1,22 +1,23 @@
 """Fine-tuning: train the weights so that they quantize well, then tune what is stored.
 
-The cost is ``task + alpha(t) * sum over layers of R(W)``, alpha growing geometrically. Two phases share one schedule of
-the learning rate:
+The cost is ``task + features(t) * error of the layers' outputs + alpha(t) * sum over layers of R(W)``: features falls
+to 0, alpha grows geometrically. Two phases share one schedule of the learning rate:
 
-1. *regularized*. The float weights are trained under the term R. The forward pass uses their quantized form and the
-   gradient passes straight through to them (Bengio, Léonard, Courville 2013), so codes move while the network learns to
-   live with them. Codebooks and scales learn too.
-2. *tuned*. Codes stay; codebooks, scales and biases are trained.
+1. *regularized*. Float weights are trained under the term R. They begin at the codewords that the quantizer chose. The
+   forward pass uses their quantized form and the gradient passes straight through to them (Bengio, Léonard, Courville
+   2013), so codes move while the network learns to live with them. All that is stored learns too.
+2. *tuned*. Codes stay; codebooks, scales, biases, and what normalizations scale and shift by are trained.
 
 Weights are handled as ``W = s * u`` with s a scale per row and u of unit size, so that one learning rate fits weights
-and codewords of every layer. The network's own parameters never change: they are the teacher, which also labels
-mixtures of samples (mixup, Zhang et al. 2018), so that training never runs out of new ones. What was measured of each
-choice: benchmarks/README.md.
+and codewords of every layer. The network's own parameters never change: they are the teacher, which also says what the
+layers should give (Romero et al. 2015) and labels mixtures of samples (mixup, Zhang et al. 2018), so that training
+never runs out of new ones. What was measured of each choice: benchmarks/README.md.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -24,17 +25,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onnxpq import course as courses
+from onnxpq import device as devices
 from onnxpq import objectives
+from onnxpq import schedule as schedules
 from onnxpq.config import TrainingConfig
+from onnxpq.course import Course, Live
 from onnxpq.errors import TrainingError
 from onnxpq.layers import Layer
 from onnxpq.network import Network
 from onnxpq.objectives import Objective
-from onnxpq.pq import codec
-from onnxpq.pq.matrix import from_matrix, to_matrix
 from onnxpq.pq.quantized import Quantized
-from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 from onnxpq.report import Epoch
+from onnxpq.schedule import Schedule
+from onnxpq.student import REGULARIZED, TUNED, Student
+from onnxpq.workspace import Piece
 
 Array: TypeAlias = NDArray[np.generic]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -46,8 +51,6 @@ WARM_UP = 0.05
 VALIDATION_BATCHES = 4
 """Validation runs so many training batches at a time: it keeps no values for a gradient."""
 
-REGULARIZED, TUNED = "regularized", "tuned"
-
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -57,6 +60,7 @@ class Problem:
         network: the imported model, which is also the teacher.
         layers: the layers to train; several may share a weight.
         output: the network's output that the loss looks at.
+        vectors: names of initializers that are trained along: biases, scales and shifts of normalizations.
         fixed_batch: the number of samples that the network takes at a time; None for any.
         objective: the loss; None for what the settings and the labels ask for.
     """
@@ -64,6 +68,7 @@ class Problem:
     network: Network
     layers: Sequence[Layer]
     output: str
+    vectors: Sequence[str] = ()
     fixed_batch: int | None = None
     objective: Objective | None = None
 
@@ -84,11 +89,11 @@ class Samples:
         return len(self.rows)
 
     def batch(self, index: NDArray[np.intp]) -> Batch:
-        """Inputs, teacher's output and labels of the rows at `index`."""
-        rows = np.sort(self.rows[index])
-        inputs = {name: torch.from_numpy(array[rows]) for name, array in self.inputs.items()}
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
-        return inputs, torch.from_numpy(self.teacher[rows]), labels
+        """Inputs, teacher's output and labels of the rows at `index`, where torch computes."""
+        rows, device = np.sort(self.rows[index]), devices.best()
+        inputs = {name: torch.from_numpy(array[rows]).to(device) for name, array in self.inputs.items()}
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
+        return inputs, torch.from_numpy(self.teacher[rows]).to(device), labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +102,12 @@ class Finetuned:
 
     Attributes:
         quantized: by weight name.
-        values: trained initializers other than the weights (biases), by name.
+        values: trained initializers other than the weights, by name.
         describe: what was minimised.
         before: validation loss of the original.
         start: validation loss after product quantization alone.
         best: validation loss of what is returned; never above `start`.
+        schedule: batch size and steps, as planned.
         epochs: the history.
     """
 
@@ -111,6 +117,7 @@ class Finetuned:
     before: float
     start: float
     best: float
+    schedule: Schedule
     epochs: tuple[Epoch, ...]
 
 
@@ -122,8 +129,9 @@ def finetune(
     *,
     seed: int,
     progress: Progress | None = None,
+    piece: Piece | None = None,
 ) -> Finetuned:
-    """Train a network with quantized layers.
+    """Train a network with quantized layers; on a GPU where torch has one, and there the network stays.
 
     Args:
         problem: the network and its layers.
@@ -132,6 +140,7 @@ def finetune(
         settings: see `TrainingConfig`.
         seed: of the order and the mixing of the samples.
         progress: is told the steps that are done and their number.
+        piece: where the state is saved from time to time, to go on from it, and the outcome.
 
     Returns:
         The state after the epoch with the lowest validation loss; that before training if none was lower.
@@ -141,144 +150,109 @@ def finetune(
         ConfigError, DataError: labels and loss do not fit.
     """
     train, validation = data
+    piece = piece or Piece()
     objective = problem.objective or objectives.choose(settings, train.teacher, train.labels)
-    student = _Student(problem, quantized)
+    problem.network.to(devices.best())
+    student = Student(problem.network, problem.layers, quantized, problem.vectors)
     trainer = _Trainer(problem, student, objective, settings, seed)
-    before = trainer.validate(validation, weights={})
-    start = trainer.validate(validation)
-    student.keep()
-    best, stale = start, 0
-    history: list[Epoch] = []
-    for epoch in trainer.epochs(train, validation, progress):
-        history.append(epoch)
-        if epoch.validation < best:
+    schedule = trainer.plan(train, validation)
+    course = trainer.course
+    if (kept := courses.resume(piece, trainer.live())) is not None:
+        student.kept = kept
+    else:
+        course.before = trainer.validate(validation, weights={})
+        course.start = course.best = trainer.validate(validation)
+        student.keep()
+    for epoch in () if course.finished else trainer.epochs(train, validation, progress, piece):
+        course.epochs.append(epoch)
+        if epoch.validation < course.best:
             student.keep()
-            best, stale = epoch.validation, 0
+            course.best, course.stale = epoch.validation, 0
         elif epoch.phase == TUNED:
             # The first phase is no place to stop: while alpha grows and codes move its loss goes up and down.
-            stale += 1
-        if stale >= settings.patience:
+            course.stale += 1
+        if course.stale >= settings.patience:
             break
-    return Finetuned(*student.kept, objective.describe, before, start, best, tuple(history))
-
-
-class _Student:
-    """The trained tensors of all layers, and the initializers that they stand for."""
-
-    def __init__(self, problem: Problem, quantized: Mapping[str, Quantized]) -> None:
-        self.layers = {layer.weight: layer for layer in problem.layers}
-        self.quantized = dict(quantized)
-        self.log_scales: dict[str, Tensor] = {}
-        self.latent: dict[str, Tensor] = {}
-        self.shapes: dict[str, torch.Size] = {}
-        names = dict(problem.network.named_initializers())
-        biases = {layer.bias for layer in problem.layers if layer.bias is not None} & names.keys() - self.layers.keys()
-        self.kept: tuple[dict[str, Quantized], dict[str, NDArray[np.float32]]] = ({}, {})
-        self.biases = {name: names[name].detach().clone().requires_grad_() for name in sorted(biases)}
-        for name, part in self.quantized.items():
-            layer, weight = self.layers[name], names[name].detach()
-            self.shapes[name] = weight.shape
-            matrix = to_matrix(weight, layer.in_features, is_in_out=layer.weight_is_in_out)
-            self.log_scales[name] = part.scales.log().requires_grad_()
-            self.latent[name] = (matrix / part.scales.unsqueeze(1)).contiguous().requires_grad_()
-            codebooks = part.codebooks.clone().requires_grad_()
-            self.quantized[name] = Quantized(part.layout, codebooks, part.codes, part.scales)
-
-    def stored(self) -> list[Tensor]:
-        """What the file will hold: codebooks, scales, biases."""
-        return [*(q.codebooks for q in self.quantized.values()), *self.log_scales.values(), *self.biases.values()]
-
-    def units(self, name: str) -> Tensor:
-        """The quantized matrix [out, in] with rows of unit size."""
-        part = self.quantized[name]
-        return codec.decode(part.codebooks, part.codes, torch.ones_like(part.scales), part.layout)
-
-    def weights(self, phase: str) -> dict[str, Tensor]:
-        """The network's initializers in their quantized form; regularized, gradients pass to the latent weights."""
-        tensors: dict[str, Tensor] = dict(self.biases)
-        for name in self.quantized:
-            unit = self.units(name)
-            if phase == REGULARIZED:
-                latent = self.latent[name]
-                unit = unit + (latent - latent.detach())
-            matrix = unit * self.log_scales[name].exp().unsqueeze(1)
-            tensors[name] = from_matrix(matrix, self.shapes[name], is_in_out=self.layers[name].weight_is_in_out)
-        return tensors
-
-    @torch.no_grad()
-    def reassign(self) -> None:
-        """Give each sub-vector of the latent weights its nearest codeword."""
-        for name, part in self.quantized.items():
-            part.codes = codec.assign(self.latent[name], part.codebooks, torch.ones_like(part.scales), part.layout)
-
-    def term(self, regularizer: str) -> Tensor:
-        """The regularization term, summed over the layers."""
-        total = torch.zeros(())
-        for name, latent in self.latent.items():
-            if regularizer in BINARY_TERMS:
-                total = total + binary_term(regularizer, latent)
-            else:
-                total = total + codebook_term(latent, self.units(name).detach())
-        return total
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        """Keep a copy of the present state of all that the file will hold."""
-        quantized = {}
-        for name, part in self.quantized.items():
-            scales = self.log_scales[name].detach().exp()
-            quantized[name] = Quantized(part.layout, part.codebooks.detach().clone(), part.codes.clone(), scales)
-        self.kept = quantized, {name: value.detach().numpy().copy() for name, value in self.biases.items()}
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Go back to the state that was kept last."""
-        quantized, biases = self.kept
-        for name, part in quantized.items():
-            self.quantized[name].codebooks.copy_(part.codebooks)
-            self.quantized[name].codes = part.codes.clone()
-            self.log_scales[name].copy_(part.scales.log())
-        for name, value in biases.items():
-            self.biases[name].copy_(torch.from_numpy(value))
+    if not course.finished:
+        course.finished = True
+        courses.save(piece, trainer.live(), student.kept)
+    epochs = tuple(course.epochs)
+    return Finetuned(*student.kept, objective.describe, course.before, course.start, course.best, schedule, epochs)
 
 
 class _Trainer:
     """The loop: batches, schedules, two optimizers."""
 
     def __init__(
-        self, problem: Problem, student: _Student, objective: Objective, settings: TrainingConfig, seed: int
+        self, problem: Problem, student: Student, objective: Objective, settings: TrainingConfig, seed: int
     ) -> None:
         self.problem, self.student, self.objective, self.settings = problem, student, objective, settings
         self.random = np.random.default_rng(seed)
         self.stored = torch.optim.AdamW(student.stored(), weight_decay=0.0)
         self.latent = torch.optim.AdamW(student.latent.values(), weight_decay=0.0)
-        self.alpha = settings.final_alpha
+        self.features = problem.network.outputs_of({layer.node for layer in problem.layers})
+        self.course = Course()
+        self.schedule = Schedule(1, 0, 1, 0)
 
-    def epochs(self, train: Samples, validation: Samples, progress: Progress | None) -> Iterator[Epoch]:
-        """Train, an epoch at a time."""
-        size = self.problem.fixed_batch or min(self.settings.batch_size, len(train))
-        # The samples left over differ from epoch to epoch.
-        steps = max(1, len(train) // size)
-        count = self.settings.epochs_for(steps)
-        total, regularized = steps * count, steps * round(count * self.settings.regularized)
-        for start in range(0, total, steps):
-            phase = REGULARIZED if start < regularized else TUNED
-            if start == regularized:
-                # Where the first phase found nothing better than product quantization alone, that is what is tuned.
-                self.student.restore()
-            rows = np.resize(self.random.permutation(len(train)), steps * size).reshape(steps, size)
-            losses, alpha = 0.0, 0.0
-            for step, index in enumerate(rows, start=start):
+    def live(self) -> Live:
+        """All that changes from step to step."""
+        tensors = [*self.student.stored(), *self.student.latent.values()]
+        return Live(self.course, self.student.quantized, tensors, (self.stored, self.latent), self.random)
+
+    def plan(self, train: Samples, validation: Samples) -> Schedule:
+        """Batch size and steps (`onnxpq.schedule.plan`); nothing is changed by it."""
+
+        def work(batch: Batch) -> None:
+            loss, _ = _Trainer(self.problem, self.student, self.objective, self.settings, 0).loss(batch, REGULARIZED, 0)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            self.student.nearest(0)
+
+        sizes = len(train), len(validation)
+        self.schedule = schedules.plan(
+            self.settings,
+            sizes,
+            self.problem.fixed_batch,
+            lambda size: schedules.count(partial(work, train.batch(np.arange(size)))),
+        )
+        return self.schedule
+
+    def epochs(self, train: Samples, validation: Samples, progress: Progress | None, piece: Piece) -> Iterator[Epoch]:
+        """Train, a round of the schedule at a time, from where the course is."""
+        schedule, course = self.schedule, self.course
+        total, round_ = schedule.steps, schedule.round
+        for start in range(course.step - course.step % round_, total, round_):
+            phase = REGULARIZED if start < schedule.regularized else TUNED
+            if course.order is None:
+                if start == schedule.regularized:
+                    # Where the first phase found nothing better than product quantization alone, that is what is tuned.
+                    self.student.restore()
+                course.order = self._order(len(train), min(round_, total - start))
+                course.losses = 0.0
+            for step, index in enumerate(course.order[course.step - start :], start=course.step):
+                if piece.due():
+                    courses.save(piece, self.live(), self.student.kept)
                 self._set_rates(step, total)
-                alpha = self._alpha_at(step / max(1, regularized - 1)) if phase == REGULARIZED else 0.0
-                losses += self._step(train.batch(index), phase, alpha)
+                course.losses += self._step(step, train.batch(index), phase)
+                course.step = step + 1
                 if progress is not None:
-                    progress(step + 1, total)
-            yield Epoch(phase, losses / steps, self.validate(validation), alpha)
+                    progress(course.step, total)
+            alpha, steps = self._alpha_at(course.step - 1), len(course.order)
+            course.order = None
+            yield Epoch(phase, course.losses / steps, self.validate(validation), alpha)
 
-    def _alpha_at(self, done: float) -> float:
-        """alpha(t): geometric growth to its final value."""
-        return float(self.alpha * self.settings.alpha_growth ** (done - 1))
+    def _order(self, samples: int, steps: int) -> NDArray[np.intp]:
+        """Samples of each step, [steps, batch]: the whole set again and again, in another order each time."""
+        size = steps * self.schedule.batch
+        passes = [self.random.permutation(samples) for _ in range(-(-size // samples))]
+        return np.concatenate(passes)[:size].reshape(steps, self.schedule.batch)
+
+    def _alpha_at(self, step: int) -> float:
+        """alpha(t): geometric growth to its final value, then none."""
+        if step >= self.schedule.regularized:
+            return 0.0
+        done = step / max(1, self.schedule.regularized - 1)
+        return float(self.settings.final_alpha * self.settings.alpha_growth ** (done - 1))
 
     def _set_rates(self, step: int, total: int) -> None:
         """Linear warm-up, then a cosine to zero."""
@@ -288,25 +262,17 @@ class _Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
-    def _step(self, batch: Batch, phase: str, alpha: float) -> float:
-        """One update; the loss without the term."""
-        inputs, teacher, labels = batch
-        other, share = None, 1.0
-        if self.settings.mixup > 0 and all(value.is_floating_point() for value in inputs.values()):
-            share = float(self.random.beta(self.settings.mixup, self.settings.mixup))
-            other = torch.from_numpy(self.random.permutation(len(teacher)))
-            inputs, teacher = self._mixed(inputs, other, share)
+    def _step(self, step: int, batch: Batch, phase: str) -> float:
+        """One update; the loss of the output alone."""
+        alpha, share = self._alpha_at(step), 1 - step / self.schedule.steps
         if phase == REGULARIZED:
-            self.student.reassign()
-        scores = self.problem.network(inputs, weights=self.student.weights(phase))[self.problem.output]
-        loss = self.objective(scores, teacher, labels)
-        if other is not None and labels is not None:
-            loss = share * loss + (1 - share) * self.objective(scores, teacher, labels[other])
-        value = float(loss.detach())
+            self.student.reassign(step)
+        loss, task = self.loss(batch, phase, share * self.settings.features)
+        value = float(task)
         if not math.isfinite(value):
             raise TrainingError(
                 f"The training loss became {value}: the weights ran away. Lower --learning-rate "
-                f"({self.settings.learning_rate:g}) or --alpha ({self.alpha:g})."
+                f"({self.settings.learning_rate:g}) or --alpha ({self.settings.final_alpha:g})."
             )
         if alpha > 0:
             loss = loss + alpha * self.student.term(self.settings.regularizer)
@@ -320,17 +286,40 @@ class _Trainer:
             self.latent.step()
         return value
 
-    @torch.no_grad()
-    def _mixed(self, inputs: Mapping[str, Tensor], other: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:
-        """Mixtures of the samples in pairs, and what the original model makes of them."""
-        mixed = {name: share * value + (1 - share) * value[other] for name, value in inputs.items()}
-        return mixed, self.problem.network(mixed)[self.problem.output]
+    def loss(self, batch: Batch, phase: str, features: float) -> tuple[Tensor, Tensor]:
+        """The cost of a batch without the term, and the part of it that looks at the output.
+
+        Args:
+            batch: samples.
+            phase: of the training.
+            features: weight of the error of the layers' outputs.
+        """
+        inputs, teacher, labels = batch
+        kept = self.features if features > 0 else ()
+        other, share = None, 1.0
+        if self.settings.mixup > 0 and all(value.is_floating_point() for value in inputs.values()):
+            share = float(self.random.beta(self.settings.mixup, self.settings.mixup))
+            other = torch.from_numpy(self.random.permutation(len(teacher)))
+            inputs = {name: share * value + (1 - share) * value[other] for name, value in inputs.items()}
+        original: dict[str, Tensor] = {}
+        if other is not None or kept:
+            with torch.no_grad():
+                original = self.problem.network(inputs, keep=kept)
+            teacher = original[self.problem.output]
+        found = self.problem.network(inputs, weights=self.student.weights(phase), keep=kept)
+        loss = self.objective(found[self.problem.output], teacher, labels)
+        if other is not None and labels is not None:
+            loss = share * loss + (1 - share) * self.objective(found[self.problem.output], teacher, labels[other])
+        value = loss.detach()
+        for name in kept:
+            loss = loss + features / len(kept) * objectives.relative_error(found[name], original[name])
+        return loss, value
 
     @torch.no_grad()
     def validate(self, samples: Samples, *, weights: Mapping[str, Tensor] | None = None) -> float:
         """Mean loss of the quantized network (of the original for ``weights={}``)."""
         chosen = self.student.weights(TUNED) if weights is None else weights
-        size = self.problem.fixed_batch or VALIDATION_BATCHES * self.settings.batch_size
+        size = self.problem.fixed_batch or VALIDATION_BATCHES * self.schedule.batch
         total = 0.0
         for start in range(0, len(samples), size):
             index = np.arange(start, min(start + size, len(samples)))

@@ -11,8 +11,9 @@ from onnx_ir.passes import common
 
 from onnxpq import runtime
 from onnxpq.constants import FLOATS, element_type, rearranges, swaps_last_axes, values_of
-from onnxpq.errors import ForwardMismatchError, ModelError
-from onnxpq.network import Network, node_label
+from onnxpq.errors import ForwardMismatchError
+from onnxpq.graphs import graph_of, node_label
+from onnxpq.network import Network
 from onnxpq.preparing import inline, prepare
 
 FORWARD_TOLERANCE = 1e-3
@@ -74,7 +75,7 @@ def _see_through_identity(graph: ir.Graph) -> None:
         source, result = node.inputs[0], node.outputs[0]
         if source is not None and source.is_initializer() and not result.is_graph_output():
             result.replace_all_uses_with(source)
-            _graph_of(node).remove(node, safe=True)
+            graph_of(node).remove(node, safe=True)
 
 
 def _cut_out(model: ir.Model) -> None:
@@ -94,17 +95,10 @@ def _cut_out(model: ir.Model) -> None:
             value.replace_all_uses_with(result)
         else:
             sources = [value for value in node.inputs if value is not None and value.is_initializer()]
-            _graph_of(node).remove(node, safe=True)
+            graph_of(node).remove(node, safe=True)
             for source in sources:
                 if not (source.uses() or source.is_graph_output()):
                     model.graph.initializers.pop(source.name or "", None)
-
-
-def _graph_of(node: ir.Node) -> ir.Graph:
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        raise ModelError(f"Node '{node_label(node)}' lies in no graph.")
-    return graph
 
 
 def import_model(model: ir.Model) -> Network:

@@ -2,7 +2,7 @@
 
 from onnxpq import allocation, modelio, rewriting
 from onnxpq.config import Config
-from onnxpq.report import table
+from onnxpq.figures import table
 
 
 def describe(model: modelio.Source, config: Config) -> str:
@@ -23,11 +23,12 @@ def describe(model: modelio.Source, config: Config) -> str:
     total = modelio.tensor_bytes(loaded)
     lines = [f"{total:,} bytes of constants, opset {modelio.opset(loaded)}, IR version {loaded.ir_version}", ""]
     if layers:
+        layouts = allocation.layouts(layers, config)
         head = ("layer", "operator", "weight", "out x in", "d", "K", "G", "bytes", "compressed")
         rows, saved = [head], 0
         seen: set[tuple[str, str]] = set()
         for layer in layers:
-            layout = allocation.layout_of(layer, config.pq)
+            layout = layouts[layer.weight]
             before = layer.weight_bytes
             shared = (layer.weight, layer.place) in seen
             saved -= 0 if shared else layout.nbytes

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq.errors import ConfigError, DataError
-from onnxpq.report import Accuracy, Interval, OutputReport
+from onnxpq.figures import Interval
+from onnxpq.report import Accuracy, OutputReport
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""

@@ -5,8 +5,8 @@ The in-memory form is `onnx_ir.Model`; tensors in external data stay memory-mapp
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -30,6 +30,7 @@ from onnxpq.modelproto import (
     structure,
     to_proto,
 )
+from onnxpq.writing import scratch_folder, write_bytes
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 
@@ -115,9 +116,9 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool |
         external_data = bool(model.graph.meta.get(_EXTERNAL_KEY)) or tensor_bytes(model) > MAX_EMBEDDED_BYTES
     target = os.fspath(path)
     data_name = f"{os.path.basename(target)}.data"
-    with _scratch_folder(target) as scratch:
+    with scratch_folder(target) as scratch:
         content = _write_external(model, scratch, data_name) if external_data else to_bytes(model)
-        temporary = _write_bytes(scratch, content)
+        temporary = write_bytes(scratch, content)
         temporary_data = os.path.join(scratch, data_name)
         if os.path.exists(temporary_data):
             # An old model beside new data would read wrong weights, were we stopped between the two renames.
@@ -135,8 +136,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     check_output_path(path)
     target = os.fspath(path)
-    with _scratch_folder(target) as scratch:
-        os.replace(_write_bytes(scratch, text.encode()), target)
+    with scratch_folder(target) as scratch:
+        os.replace(write_bytes(scratch, text.encode()), target)
 
 
 def check_output_path(path: str | os.PathLike[str], source: Source | None = None) -> None:
@@ -163,7 +164,7 @@ def check_output_path(path: str | os.PathLike[str], source: Source | None = None
         raise OutputError(
             f"Cannot write '{target}': the folder '{folder}' is not writable ({error.strerror}). Choose another folder."
         ) from error
-    for used in _files_of(source):
+    for used in files_of(source):
         for written in (target, f"{target}.data"):
             if os.path.exists(written) and os.path.exists(used) and os.path.samefile(written, used):
                 raise OutputError(
@@ -178,7 +179,7 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
         ModelError: a file is missing or is not an ONNX model.
     """
     model_path = os.fspath(path)
-    files = {os.path.realpath(name) for name in _files_of(model_path, strict=True)}
+    files = {os.path.realpath(name) for name in files_of(model_path, strict=True)}
     missing = sorted(name for name in files if not os.path.isfile(name))
     if missing:
         raise ModelError(f"'{model_path}' needs external data in '{missing[0]}', which does not exist.")
@@ -369,27 +370,6 @@ def _innermost(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else _innermost(error.__cause__)
 
 
-@contextmanager
-def _scratch_folder(target: str) -> Iterator[str]:
-    """A folder on the target's file system, gone afterwards; the system's errors become those of writing the target."""
-    folder, name = os.path.split(target)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder or ".", prefix=f".{name}.") as scratch:
-            yield scratch
-    except OSError as error:
-        raise OutputError(f"Cannot write '{target}': {error}. Free some space or choose another path.") from error
-
-
-def _write_bytes(folder: str, content: bytes) -> str:
-    """The path of a new file in `folder` whose content is on disk."""
-    path = os.path.join(folder, "content")
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return path
-
-
 def _write_external(model: ir.Model, folder: str, data_name: str) -> bytes:
     """Writes the tensors to `folder`; returns the bytes of the model file."""
     unloaded = model.clone()
@@ -398,8 +378,8 @@ def _write_external(model: ir.Model, folder: str, data_name: str) -> bytes:
     return bytes(to_proto(unloaded).SerializeToString())
 
 
-def _files_of(source: Source | None, *, strict: bool = False) -> list[str]:
-    """The files that hold a model. A path that holds no model yields itself, or a ModelError where `strict`."""
+def files_of(source: Source | None, *, strict: bool = False) -> list[str]:
+    """The files that hold a model, its own first. A path without a model yields itself, or a ModelError if `strict`."""
     if isinstance(source, ir.Model):
         return sorted({tensor.path for tensor in external_tensors(source)})
     if not isinstance(source, str | os.PathLike):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from onnxpq.errors import ConfigError, DataError, ForwardMismatchError, ModelError, UnsupportedOperatorError
+from onnxpq.graphs import node_label, used_values
 from onnxpq.ops import resolve
 from onnxpq.ops.registry import Handler, canonical_domain
 from onnxpq.ops.tensors import from_ir
@@ -47,6 +48,21 @@ class _Plan:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     steps: tuple[_Step, ...]
+
+
+_VECTORS = {
+    "ai.onnx::Add": (0, 1),
+    "ai.onnx::Mul": (0, 1),
+    "ai.onnx::Gemm": (2,),
+    "ai.onnx::Conv": (2,),
+    "ai.onnx::BatchNormalization": (1, 2),
+    "ai.onnx::InstanceNormalization": (1, 2),
+    "ai.onnx::GroupNormalization": (1, 2),
+    "ai.onnx::LayerNormalization": (1, 2),
+    "ai.onnx::RMSNormalization": (1,),
+    "com.microsoft::SkipLayerNormalization": (2, 3, 4),
+}
+"""Where an operator takes what shifts and scales."""
 
 
 class Network(torch.nn.Module):
@@ -142,6 +158,24 @@ class Network(torch.nn.Module):
             parameter.requires_grad_(True)
         return chosen
 
+    def outputs_of(self, nodes: Collection[str]) -> list[str]:
+        """The first outputs of nodes of the main graph, by the nodes' names; those of subgraphs are left out."""
+        return [step.outputs[0] for step in self._plan.steps if step.node in nodes]
+
+    def vectors(self) -> list[str]:
+        """The initializers by which the nodes of the main graph shift and scale features.
+
+        Biases, and what normalizations multiply with and add: of their sizes, all but one are 1.
+        """
+        found = []
+        for step in self._plan.steps:
+            places = _VECTORS.get(step.operator, ())
+            for index, name in enumerate(step.inputs):
+                value = getattr(self, self._attribute_names.get(name or "", ""), None)
+                if index in places and isinstance(value, torch.nn.Parameter) and 1 < value.numel() == max(value.shape):
+                    found.append(name or "")
+        return list(dict.fromkeys(found))
+
     def forward(
         self,
         inputs: Mapping[str, Tensor],
@@ -198,33 +232,6 @@ class Network(torch.nn.Module):
         return values
 
 
-def node_label(node: ir.Node) -> str:
-    """The name by which messages and reports know a node: its own, or else that of its first output."""
-    return node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
-
-
-def used_values(node: ir.Node) -> list[ir.Value]:
-    """The values that a node reads: its inputs, and what its subgraphs take from outside of themselves."""
-    values = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        for graph in graphs_of(attribute):
-            values.extend(_captured(graph))
-    return values
-
-
-def graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    """The graphs that an attribute holds."""
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
-
-
-def _captured(graph: ir.Graph) -> list[ir.Value]:
-    own = {*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)}
-    used = [value for node in graph for value in used_values(node)]
-    return [value for value in (*used, *graph.outputs) if value not in own]
-
-
 def _plan(graph: ir.Graph, opsets: Mapping[str, int]) -> _Plan:
     nodes = list(graph)
     last_use: dict[str, int] = {}
@@ -259,6 +266,8 @@ def _step(node: ir.Node, opsets: Mapping[str, int], frees: tuple[str, ...]) -> _
     signature = inspect.signature(handler)
     if "n_outputs" in signature.parameters:
         attributes["n_outputs"] = len(node.outputs)
+    if "input_type" in signature.parameters:
+        attributes["input_type"] = next((v.dtype for v in node.inputs[:1] if v is not None), None)
     inputs = tuple(None if value is None else _name(value) for value in node.inputs)
     try:
         signature.bind(*inputs, **attributes, **subgraphs)

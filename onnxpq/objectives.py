@@ -94,6 +94,13 @@ def relative_squared_error(teacher: NDArray[np.generic]) -> Objective:
     return Objective(describe, None, _squared(_variance(teacher)), 1.0)
 
 
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of a batch of values [N, ..., features], relative to their features' mean variance in it."""
+    rows = wanted.reshape(-1, wanted.shape[-1])
+    spread = (rows - rows.mean(0)).square().mean()
+    return (found - wanted).square().mean() / spread.clamp_min(_SMALLEST)
+
+
 def _resolve(loss: str, labels: NDArray[np.generic] | None) -> str:
     if loss == "auto":
         if labels is None:

@@ -11,16 +11,20 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
+from onnxpq import subgraphs
 from onnxpq.activations import Array, extract
+from onnxpq.constants import element_type, shape_of
 from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
+from onnxpq.graphs import node_label, used_values
 from onnxpq.layers import Layer
 from onnxpq.modelproto import structure
-from onnxpq.network import node_label, used_values
 from onnxpq.ops import resolve
 from onnxpq.ops.registry import canonical_domain
 
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 _BATCH = "onnxpq_batch"
+_COMPARISONS = frozenset({"Equal", "OneHot"})
+_ARRANGING = frozenset({"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
 _RANDOM_OPERATORS = frozenset({"RandomNormal", "RandomUniform"})
 
 
@@ -43,7 +47,8 @@ class Cut:
 def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None = None) -> Cut:
     """Cut a model before the first of the weights that are to be trained.
 
-    What is computed from initializers alone, or from nothing but the sizes of values, belongs to the suffix. A boundary
+    What is computed from initializers alone, or from nothing but the sizes of values, belongs to the suffix, and so
+    does what spreads integers out to one number per class: the prefix' results are kept for all samples. A boundary
     value whose first dimension is known not to be the batch is moved into the suffix with the nodes that compute it, up
     to values that start with the batch: a captured data set is cut into batches along that dimension. Where the shapes
     do not tell, `onnxpq.activations.capture` refuses what turns out not to start with the batch.
@@ -102,30 +107,40 @@ def alone(model: ir.Model, layer: Layer) -> Alone | None:
         layer: one of its layers.
 
     Returns:
-        The part; None if the layer lies in a subgraph, whose values cannot be had from outside, or if the first
-        dimension of its input is none of rows that it treats alike.
+        The part; None if the first dimension of the layer's input is none of rows that it treats alike, or if the layer
+        lies in a subgraph and is no MatMul or Gemm, or one whose input no run gives out (`subgraphs.can_expose`).
     """
     whole = _with_known_shapes(model)
-    node = next((node for node in whole.graph if node_label(node) == layer.node), None)
-    if node is None or layer.place:
+    node = _node_of(whole.graph, layer)
+    if node is None or (layer.place and node.op_type == "Conv"):
         return None
     constants = _computed_from_constants(whole.graph)
     given = [value for value in node.inputs if value is not None and value not in constants]
-    by_rows = node.op_type == "MatMul" and _rank(node.inputs[1]) == 2
+    by_rows = node.op_type == "MatMul" and len(shape_of(node.inputs[1]) or ()) == 2
     by_first = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 0)
     if len(given) != 1 or node.inputs[0] is not given[0] or not (by_rows or by_first):
         return None
     output = _with_bias(node.outputs[0], layer)
+    if layer.place:
+        if not subgraphs.can_expose(model, _name(given[0])):
+            return None
+        subgraphs.hoist(whole.graph, given[0], output)
     part = extract(whole, [_name(given[0])], [_name(output)])
     for value in _results(part.graph) if by_rows else ():
         value.shape = None
-    shape = part.graph.inputs[0].shape
-    part.graph.inputs[0].shape = ir.Shape([_BATCH, layer.in_features]) if by_rows or shape is None else shape
+    (x,) = part.graph.inputs
+    weight = node.inputs[1]
+    x.type = x.type or ir.TensorType((weight and element_type(weight)) or ir.DataType.FLOAT)
+    x.shape = ir.Shape([_BATCH, layer.in_features]) if by_rows or x.shape is None else x.shape
     return Alone(part, _name(given[0]), _name(output), by_rows)
 
 
-def _rank(value: ir.Value | None) -> int | None:
-    return None if value is None or value.shape is None else len(value.shape)
+def _node_of(graph: ir.Graph, layer: Layer) -> ir.Node | None:
+    nodes = [node for node in graph.all_nodes() if (node.graph is not graph) == bool(layer.place)]
+    named = [node for node in nodes if node.name == layer.node]
+    # Nodes that share a name, or have none, are called after their outputs.
+    of_output = [node for node in nodes if layer.node in map(_name, node.outputs)]
+    return next(iter((*named, *of_output)), None)
 
 
 def _with_bias(result: ir.Value, layer: Layer) -> ir.Value:
@@ -229,7 +244,7 @@ def _suffix_nodes(
     graph: ir.Graph, wanted: Sequence[ir.Value], dependent: set[ir.Value]
 ) -> tuple[list[ir.Node], list[ir.Value]]:
     """The nodes between the boundary and the wanted outputs, in the graph's order, and the boundary."""
-    movable = _computed_from_constants(graph) | _computed_from_sizes(graph)
+    movable = _computed_from_constants(graph) | _computed_from_sizes(graph) | _one_hot(graph)
     batch = _Batch(graph)
     nodes: set[ir.Node] = set()
     boundary: dict[ir.Value, None] = {}
@@ -259,7 +274,7 @@ def _suffix_nodes(
 
 def _computed_from_constants(graph: ir.Graph) -> set[ir.Value]:
     found: set[ir.Value] = set(graph.initializers.values())
-    for node in graph:
+    for node in graph.all_nodes():
         if node.op_type not in _RANDOM_OPERATORS and all(value in found for value in used_values(node)):
             found.update(node.outputs)
     return found
@@ -274,6 +289,26 @@ def _computed_from_sizes(graph: ir.Graph) -> set[ir.Value]:
         if is_size or (used and all(value in found for value in used)):
             found.update(node.outputs)
     return found
+
+
+def _one_hot(graph: ir.Graph) -> set[ir.Value]:
+    """What spreads integer inputs of the graph out to one number per class, and the values on the way there.
+
+    To compare integers costs nothing, and what comes of it takes hundreds of times their room.
+    """
+    known = _computed_from_constants(graph) | _computed_from_sizes(graph)
+    found = {value for value in graph.inputs if value.dtype is not None and value.dtype.is_integer()}
+    spread: set[ir.Value] = set()
+    for node in graph:
+        used = [value for value in used_values(node) if value not in known]
+        if node.domain or not used or not all(value in found for value in used):
+            continue
+        is_spread = node.op_type in _COMPARISONS or (node.op_type in _ARRANGING and spread.issuperset(used))
+        # A Cast of integers that are no classes, but shades of a picture, is where numbers to compute with begin.
+        if is_spread or (node.op_type in _ARRANGING and not any(map(_is_float, node.outputs))):
+            found.update(node.outputs)
+            spread.update(node.outputs if is_spread else ())
+    return found - set(graph.inputs) if spread else set()
 
 
 class _Batch:

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from onnxpq import (
     allocation,
     calibration,
+    checkpoints,
+    fingerprint,
     importing,
+    manifest,
     modelio,
     objectives,
     preparing,
@@ -25,11 +28,14 @@ from onnxpq import (
     rewriting,
     runtime,
     sampling,
+    targeting,
     training,
 )
+from onnxpq import device as devices
 from onnxpq import verification as verifying
+from onnxpq import workspace as workspaces
 from onnxpq.config import Config
-from onnxpq.data import Dataset, InputSpec, Source, first, fixed_batch, input_specs
+from onnxpq.data import Dataset, Source, first, fixed_batch, input_specs
 from onnxpq.errors import ModelError, NothingToCompressError
 from onnxpq.layers import Layer, Skipped
 from onnxpq.metrics import choose_output
@@ -39,10 +45,12 @@ from onnxpq.pq.statistics import InputStatistics
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.report import LayerReport, Report, SkippedReport, Verification
 from onnxpq.sampling import Evidence
+from onnxpq.subject import Subject
 from onnxpq.training import CHECKED_SAMPLES, Job, Trained
+from onnxpq.workspace import Piece, Workspace
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Is told the stage ("caching", "clustering", "training", "verification"), what is done, and of how much."""
+"""Is told the stage ("sensitivity", "caching", "clustering", "training", "verification"), what is done, of how much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +81,7 @@ class _Run:
     config: Config
     libraries: runtime.Libraries
     progress: Progress | None
+    workspace: Workspace
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -94,6 +103,8 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     labels: str | None = None,
     config: Config | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    work_dir: str | PathLike[str] | None = None,
+    restart: bool = False,
     custom_ops_libraries: runtime.Libraries = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -107,7 +118,9 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         labels: key of the labels in `data` and `test`; without one the original model is the teacher.
         config: all settings.
         cache_dir: folder that keeps what onnxruntime computed for `data`, so that a second run need not; by default a
-            temporary one.
+            part of `work_dir`, or a temporary one.
+        work_dir: folder in which this run, if it is interrupted, continues when it is called again (docs/resume.md).
+        restart: delete what an earlier run left in `work_dir`.
         custom_ops_libraries: paths of libraries of operators that the model uses. That of onnxruntime-extensions need
             not be named.
         progress: is told how far each stage is.
@@ -116,48 +129,125 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         The compressed model, and the report.
 
     Raises:
+        TargetError: the target is out of reach, or was missed; in the latter case the error has the result.
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
-    run = _Run(config or Config(), custom_ops_libraries, progress)
+    with workspaces.opened(work_dir, restart=restart) as workspace:
+        run = _Run(config or Config(), custom_ops_libraries, progress, workspace)
+        subject = _subject(run, model, data, test, labels)
+        with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
+            folder = Path(cache_dir or workspace.activations or scratch)
+            return _compress(run, subject, partial(_make, run, subject, _trainer(run, subject, folder)))
+
+
+def _compress(run: _Run, subject: Subject, make: Callable[..., "_Made"]) -> Result:
+    """One model with the layouts of the settings, or those that a target needs."""
+    if not run.config.target.is_set:
+        made = make(allocation.layouts(subject.layers, run.config), trained=True)
+        return Result(made.model, _report(run, subject, made))
+    case = targeting.Case(subject, run.config, run.libraries, run.ticker("sensitivity"))
+    with run.stage("sensitivity"):
+        aim = targeting.prepare(case)
+    found = targeting.search(case, aim, make)
+    report = _report(run, subject, found.made)
+    reached = targeting.conclude(case, aim, found, report)
+    return targeting.delivered(Result(found.made.model, replace(report, target=reached)), reached)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A compressed model, and how it came about."""
+
+    model: ir.Model
+    layouts: Mapping[str, Layout]
+    tensors: dict[str, PQTensor]
+    trained: Trained
+
+
+def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source | None, labels: str | None) -> Subject:
+    """Everything that can be refused before the work."""
     original = modelio.load(model)
     prepared = preparing.prepare(original)
     runnable = _runnable(run, original)
-    normal = importing.normalise(runnable)
     inputs = input_specs(original)
     layers, skipped = find_layers(prepared, run.config)
-    layouts = {layer.weight: allocation.layout_of(layer, run.config.pq) for layer in layers}
+    allocation.layouts(layers, run.config)
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
     run.notes.extend(notes)
+    made_from = _made_from(run, (model, original), (data, train), (test, evidence.dataset), labels)
+    run.workspace.bind(made_from)
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
     outputs = runtime.run(runtime.session(runnable, use_library=False, custom_ops_libraries=run.libraries), few)
     output = choose_output(outputs, run.config.output)
     _check_labels(run.config, outputs[output], train, evidence)
+    normal = importing.normalise(runnable)
+    scores = outputs[output]
+    return Subject(
+        model, original, runnable, prepared, normal, layers, skipped, inputs, train, evidence, output, scores, made_from
+    )
 
-    trained = Trained(_cluster(run, normal, layers, layouts, train))
-    if train is not None and run.config.training.epochs != 0:
-        with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
-            folder = Path(cache_dir or scratch)
-            job = Job(normal, layers, output, train, run.config, folder, run.libraries, run.ticker)
+
+def _trainer(run: _Run, subject: Subject, folder: Path) -> Callable[[Trained], Trained]:
+    """Training from a quantized start; what it needs is computed when it is first used."""
+    if subject.train is None or run.config.training.is_off:
+        return lambda start: start
+    job = Job(
+        subject.normal,
+        subject.layers,
+        subject.output,
+        subject.train,
+        run.config,
+        folder,
+        run.libraries,
+        run.ticker,
+        run.workspace,
+        rewriting.constant_names(subject.prepared),
+    )
+    prepared: list[training.Prepared] = []
+
+    def train(start: Trained) -> Trained:
+        if not prepared:
             with run.stage("caching"):
-                work = training.prepare(job)
-            with run.stage("training"):
-                trained = training.train(job, work, trained.quantized)
+                prepared.append(training.prepare(job))
+        with run.stage("training"):
+            return training.train(job, prepared[0], start.quantized)
+
+    return train
+
+
+def _make(
+    run: _Run,
+    subject: Subject,
+    trainer: Callable[[Trained], Trained],
+    layouts: Mapping[str, Layout],
+    *,
+    trained: bool,
+) -> _Made:
+    """A compressed model with given layouts."""
+    state = Trained(_cluster(run, subject.normal, subject.layers, layouts, subject.train))
+    state = trainer(state) if trained else state
     fast = run.config.pq.fast
-    tensors = {name: replace(part.freeze(), fast=fast) for name, part in trained.quantized.items()}
-    compressed = rewriting.rewrite(rewriting.update_initializers(prepared, trained.values), layers, tensors)
+    tensors = {name: replace(part.freeze(), fast=fast) for name, part in state.quantized.items()}
+    updated = rewriting.update_initializers(subject.prepared, state.values)
+    return _Made(rewriting.rewrite(updated, subject.layers, tensors), layouts, tensors, state)
+
+
+def _report(run: _Run, subject: Subject, made: _Made) -> Report:
+    """Verify a compressed model, and all that is known of it."""
     with run.stage("verification"):
-        proof = _verify(run, (model, original, runnable), compressed, evidence, inputs, output)
-    report = Report(
-        layers=_layer_reports(normal, layers, layouts, tensors, trained.ways),
-        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in skipped),
+        proof = _verify(run, subject, made.model)
+    trained = made.trained
+    return Report(
+        layers=_layer_reports(subject.normal, subject.layers, made.layouts, made.tensors, trained.ways),
+        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in subject.skipped),
         training=trained.training,
         verification=proof,
         layer_wise=tuple(trained.layer_wise),
-        notes=tuple(run.notes),
+        notes=tuple(dict.fromkeys((*run.notes, *run.workspace.summary()))),
         settings=run.config.to_dict(),
+        made_from=subject.made_from,
         seconds=run.seconds,
     )
-    return Result(compressed, report)
 
 
 def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skipped]]:
@@ -181,6 +271,26 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
             + (reasons or " It has no large constants at all.")
         )
     return layers, skipped
+
+
+def _made_from(
+    run: _Run,
+    model: tuple[modelio.Source, ir.Model],
+    train: tuple[Source | None, Dataset | None],
+    test: tuple[Source | None, Dataset],
+    labels: str | None,
+) -> dict[str, Any]:
+    """The manifest, from what the user gave and what it was read into."""
+    data, samples = train
+    return manifest.describe(
+        manifest.of_model(*model),
+        None if data is None or samples is None else manifest.of_data(data, samples, *(() if test[0] else test[1:])),
+        None if test[0] is None else manifest.of_data(*test),
+        labels=labels,
+        config=run.config,
+        device=devices.describe(),
+        libraries=run.libraries,
+    )
 
 
 def _runnable(run: _Run, original: ir.Model) -> ir.Model:
@@ -213,67 +323,61 @@ def _cluster(
     run: _Run, normal: ir.Model, layers: Sequence[Layer], layouts: Mapping[str, Layout], train: Dataset | None
 ) -> dict[str, Quantized]:
     """Quantize each weight, for the smallest error of its layers' outputs where there are data to measure it by."""
-    found: Iterable[tuple[str, InputStatistics | str | None]] = ((layer.weight, None) for layer in layers)
-    if train is not None:
-        found = calibration.collect(normal, layers, train, seed=run.config.seed, libraries=run.libraries)
-    tick = run.ticker("clustering")
     of_weight = {layer.weight: layer for layer in layers}
-    quantized: dict[str, Quantized] = {}
+    seed, tick = run.config.seed, run.ticker("clustering")
+    found: Iterable[tuple[str, InputStatistics | str | None]] = ((weight, None) for weight in of_weight)
+    pieces = {weight: _piece(run, normal, layer, layouts[weight], train) for weight, layer in of_weight.items()}
     with run.stage("clustering"):
+        kept = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
+        quantized = {weight: part for weight, part in kept.items() if part is not None}
+        if train is not None:
+            found = calibration.collect(
+                normal, layers, train, seed=seed, libraries=run.libraries, skip=quantized.keys()
+            )
         for weight, statistics in found:
             if isinstance(statistics, str):
                 run.notes.append(statistics)
             if weight not in quantized:
-                matrix = quantization.matrix_of(_weight(normal, of_weight[weight]), of_weight[weight])
+                matrix = quantization.weight(normal, of_weight[weight])
                 known = None if isinstance(statistics, str) else statistics
-                quantized[weight] = quantization.quantize(
-                    matrix, layouts[weight], seed=run.config.seed, statistics=known
-                )
+                quantized[weight] = quantization.quantize(matrix, layouts[weight], seed=seed, statistics=known)
+                checkpoints.save_quantized(pieces[weight], quantized[weight])
             if tick is not None:
                 tick(len(quantized), len(of_weight))
     return quantized
 
 
-def _verify(
-    run: _Run,
-    models: tuple[modelio.Source, ir.Model, ir.Model],
-    compressed: ir.Model,
-    evidence: Evidence,
-    inputs: Sequence[InputSpec],
-    output: str,
-) -> Verification:
-    """Write the compressed model to a scratch folder and verify that very file.
+def _piece(run: _Run, normal: ir.Model, layer: Layer, layout: Layout, train: Dataset | None) -> Piece:
+    """Where a quantized layer is kept: it depends on its weight, how that is cut, and the data, if there are any."""
 
-    `models` is what the user passed, as it was loaded, and as onnxruntime runs it.
-    """
-    source, original, runnable = models
+    def depends() -> Iterator[bytes]:
+        yield f"{layout} {layer.weight_is_in_out} {run.config.seed} {train is not None}".encode()
+        yield from fingerprint.array_parts(layer.weight, quantization.weight(normal, layer).numpy())
+
+    return run.workspace.piece("layer", depends())
+
+
+def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
+    """Write the compressed model to a scratch folder and verify that very file."""
     if not runtime.library_available():
         run.notes.append(runtime.LIBRARY_MISSING)
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "compressed.onnx"
         modelio.save(compressed, path)
-        file = source if isinstance(source, str | PathLike) else None
-        before = len(modelio.to_bytes(original)) if file is None else modelio.file_bytes(file)
+        unchanged = subject.file is not None and subject.runnable is subject.original
         return verifying.verify(
-            file if file is not None and runnable is original else runnable,
+            subject.file if unchanged and subject.file is not None else subject.runnable,
             path,
-            evidence.dataset,
-            inputs,
-            output=output,
-            description=evidence.description,
-            held_out=evidence.held_out,
-            file_bytes=(before, modelio.file_bytes(path)),
+            subject.evidence.dataset,
+            subject.inputs,
+            output=subject.output,
+            description=subject.evidence.description,
+            held_out=subject.evidence.held_out,
+            file_bytes=(subject.bytes_before, modelio.file_bytes(path)),
             library_budget=verifying.FAST_LIBRARY_BUDGET if run.config.pq.fast else verifying.LIBRARY_BUDGET,
             libraries=run.libraries,
             progress=run.ticker("verification"),
         )
-
-
-def _weight(normal: ir.Model, layer: Layer) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]]:
-    tensor = normal.graph.initializers[layer.weight].const_value
-    if tensor is None:
-        raise ModelError(f"Initializer '{layer.weight}' of node '{layer.node}' has no values.")
-    return np.asarray(tensor.numpy())
 
 
 def _layer_reports(
@@ -285,7 +389,7 @@ def _layer_reports(
 ) -> tuple[LayerReport, ...]:
     reports: list[LayerReport] = []
     for layer in layers:
-        exact = quantization.matrix_of(_weight(normal, layer), layer).numpy()
+        exact = quantization.weight(normal, layer).numpy()
         found = quantization.report(layer, layouts[layer.weight], exact, tensors[layer.weight], earlier=reports)
         reports.append(replace(found, training=ways.get(layer.weight, "")))
     return tuple(reports)

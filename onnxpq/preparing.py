@@ -1,7 +1,8 @@
 """The user's model, in the form in which its layers are found, trained and rewritten.
 
-What onnxpq works on is the user's own graph, with two things changed that no caller of the model sees: local functions
-with layers in them are inlined, and names that several subgraphs use are told apart.
+What onnxpq works on is the user's own graph, with three things changed that no caller of the model sees: local
+functions with layers in them are inlined, names that several subgraphs use are told apart, and an Einsum that is a
+layer is spelt as MatMul.
 """
 
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxpq import einsum
 from onnxpq.errors import ModelError
 from onnxpq.opschema import DOMAIN
 
-_LAYER_OPERATORS: Final = frozenset({"Conv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
+_LAYER_OPERATORS: Final = frozenset({"Conv", "Einsum", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
 
 
 def prepare(model: ir.Model) -> ir.Model:
     """A copy of a model in which every layer lies in the main graph or a subgraph, and no two values share a name.
+
+    An Einsum that multiplies by a constant matrix is spelt as MatMul (`onnxpq.einsum`).
 
     Nodes keep the names that they have in a function (with a number, where it is called more than once), those without
     a name get that of their first output. Inputs, outputs and the names of the main graph stay. A prepared model is
@@ -42,6 +46,9 @@ def prepare(model: ir.Model) -> ir.Model:
     if holders:
         inline(copy, holders)
     _tell_apart(copy)
+    names = _names(copy)
+    for node in [node for node in copy.graph.all_nodes() if einsum.is_layer(node)]:
+        einsum.spell_as_matmul(node, names)
     return copy
 
 
@@ -163,6 +170,11 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from [value for value in graph.initializers.values() if value not in inputs]
     for node in graph:
         yield from (output for output in node.outputs if output.name)
+
+
+def _names(model: ir.Model) -> set[str]:
+    values = {value.name for graph in model.graphs() for value in _values(graph) if value.name}
+    return values | {node.name for node in model.graph.all_nodes() if node.name}
 
 
 def _free(name: str, taken: set[str]) -> str:

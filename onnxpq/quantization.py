@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onnxpq import device as devices
+from onnxpq.errors import ModelError
 from onnxpq.layers import Layer
 from onnxpq.pq import calibrated, codec
 from onnxpq.pq.layout import Layout
@@ -29,7 +32,7 @@ def quantize(matrix: Tensor, layout: Layout, *, seed: int, statistics: InputStat
             without them that of the weight, by weighted k-means (`onnxpq.pq.codec.encode`).
     """
     generator = torch.Generator().manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.best()
     weight = matrix.detach().to(device)
     if statistics is None:
         parts = codec.encode(weight, layout, generator=generator)
@@ -38,6 +41,22 @@ def quantize(matrix: Tensor, layout: Layout, *, seed: int, statistics: InputStat
         parts = calibrated.encode(weight, layout, moment, generator=generator)
     codebooks, codes, scales = (part.cpu() for part in parts)
     return Quantized(layout, codebooks, codes, scales)
+
+
+def weight(model: ir.Model, layer: Layer) -> Tensor:
+    """A layer's weight as the matrix [out, in] in float32.
+
+    Args:
+        model: normalised.
+        layer: of it.
+
+    Raises:
+        ModelError: the weight has no values.
+    """
+    tensor = model.graph.initializers[layer.weight].const_value
+    if tensor is None:
+        raise ModelError(f"Initializer '{layer.weight}' of node '{layer.node}' has no values.")
+    return matrix_of(np.asarray(tensor.numpy()), layer)
 
 
 def matrix_of(array: NDArray[np.floating], layer: Layer) -> Tensor:

@@ -10,6 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from onnxpq.figures import Interval, table
+from onnxpq.targetreport import TargetReport
+
 END_TO_END = "end to end"
 LAYER_WISE = "layer-wise"
 NOT_TRAINED = "not trained"
@@ -73,15 +76,6 @@ class OutputReport:
     max_error: float | None
     relative_error: float | None
     agreement: float | None
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -159,13 +153,13 @@ class Verification:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training data.
+    """The training from one validation to the next.
 
     Attributes:
-        phase: "regularized" (float weights under the term) or "tuned" (codebooks, scales and biases; codes in place).
+        phase: "regularized" (float weights under the term) or "tuned" (what is stored, with the codes in place).
         loss: mean training loss, the term left out.
         validation: validation loss of the quantized network.
-        alpha: weight of the term at the epoch's end.
+        alpha: weight of the term at the end.
     """
 
     phase: str
@@ -188,6 +182,8 @@ class Training:
         before: validation loss of the original.
         quantized: validation loss after product quantization alone.
         best: validation loss of the network that was kept.
+        batch: samples per step.
+        steps: as planned; with this batch size they repeat the run on any machine.
         epochs: in order.
     """
 
@@ -200,6 +196,8 @@ class Training:
     before: float
     quantized: float
     best: float
+    batch: int
+    steps: int
     epochs: tuple[Epoch, ...]
 
 
@@ -237,9 +235,11 @@ class Report:
         verification: in onnxruntime.
         notes: sentences that the user should read.
         settings: the configuration as plain values.
+        made_from: the manifest: hashes of model and data, versions, machine (`onnxpq.manifest`).
         seconds: by stage.
         layer_wise: of the layers that were trained each by itself. Without training of either kind it is plain product
             quantization.
+        target: what was to be reached, tried and reached; None without a target.
     """
 
     layers: tuple[LayerReport, ...]
@@ -249,7 +249,9 @@ class Report:
     notes: tuple[str, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    made_from: dict[str, object] = field(default_factory=dict)
     layer_wise: tuple[LayerTraining, ...] = ()
+    target: TargetReport | None = None
 
     @property
     def ratio(self) -> float:
@@ -275,6 +277,8 @@ class Report:
             sections.append(_training(self.training))
         sections.append(_layer_wise(self.layers, self.layer_wise))
         sections.append(self._verification())
+        if self.target is not None:
+            sections.append(self.target.to_text())
         sections.extend(f"Note: {note}" for note in self.notes)
         return "\n\n".join(section for section in sections if section)
 
@@ -305,20 +309,6 @@ def _finite(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns, the first row being the head; columns whose cells are numbers are set flush right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    right = [all(row[column][:1].isdigit() or row[column] == "-" for row in rows[1:]) for column in range(len(widths))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right, strict=True)
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _layers(layers: Sequence[LayerReport]) -> str:
@@ -354,7 +344,8 @@ def _training(training: Training) -> str:
     passes = ", ".join(f"{count} {phase}" for phase, count in phases.items()) or "none"
     return "\n".join(
         [
-            f"Fine-tuned on {training.samples} samples by {training.loss}; epochs: {passes}",
+            f"Fine-tuned on {training.samples} samples by {training.loss}, in {training.steps} steps of "
+            f"{training.batch} samples (--steps {training.steps} --batch-size {training.batch}); validations: {passes}",
             f"  torch against onnxruntime before training: relative difference {training.forward_error:.1e} "
             f"(node {training.forward_node}); {training.prefix} nodes run once and cached",
             f"  loss on {training.validation_samples} validation samples: original {training.before:.4g}, "

@@ -79,6 +79,12 @@ def find(
     return [e for e in chosen if isinstance(e, Layer)], [e for e in chosen if isinstance(e, Skipped)]
 
 
+def constant_names(model: ir.Model) -> frozenset[str]:
+    """Names of the constants of the main graph: initializers, and outputs of Constant nodes."""
+    values = (*model.graph.initializers.values(), *_lifted(model.graph))
+    return frozenset(value.name for value in values if value.name)
+
+
 def update_initializers(model: ir.Model, values: Mapping[str, NDArray[Any]]) -> ir.Model:
     """A copy of the model in which constants have new values of the same shape and type.
 

@@ -18,9 +18,10 @@ from onnxpq import activations, importing, partition
 from onnxpq.activations import Array
 from onnxpq.data import Dataset, first
 from onnxpq.errors import ForwardMismatchError, UnalignedError, UnsupportedOperatorError
+from onnxpq.graphs import node_label, subgraphs_of, used_values
 from onnxpq.importing import ForwardCheck
 from onnxpq.layers import Layer
-from onnxpq.network import Network, graphs_of, node_label, used_values
+from onnxpq.network import Network
 from onnxpq.ops.registry import canonical_domain, describe, is_users, resolve, version_in_force
 from onnxpq.partition import Cut
 from onnxpq.runtime import Libraries
@@ -209,8 +210,7 @@ def _barrier(graph: ir.Graph, weight: str, output: str, kept: set[str], reached:
 
 def nested_nodes(node: ir.Node) -> list[ir.Node]:
     """The nodes of all subgraphs of a node."""
-    graphs = [graph for attribute in node.attributes.values() for graph in graphs_of(attribute)]
-    return [inner for graph in graphs for inner in ir.traversal.RecursiveGraphIterator(graph)]
+    return [inner for graph in subgraphs_of(node) for inner in ir.traversal.RecursiveGraphIterator(graph)]
 
 
 def _results(graph: ir.Graph) -> list[ir.Value]:

@@ -1,6 +1,7 @@
 """The training of all layers of a model: end to end where a gradient reaches them, the others each by itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,22 +11,25 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import activations, finetuning, importing, objectives, partition, routing
+from onnxpq import activations, checkpoints, finetuning, importing, objectives, partition, routing, subgraphs
 from onnxpq.config import Config
-from onnxpq.data import Dataset, split_rows
-from onnxpq.errors import UnalignedError
+from onnxpq.data import Dataset, validation_rows
+from onnxpq.errors import ModelError, UnalignedError
 from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
 from onnxpq.pq.quantized import Quantized
 from onnxpq.report import END_TO_END, LAYER_WISE, NOT_TRAINED, LayerTraining, Training
 from onnxpq.routing import Part, Plan
 from onnxpq.runtime import Libraries
+from onnxpq.workspace import Piece, Workspace
 
 CHECKED_SAMPLES = 8
 """Samples on which torch is compared with onnxruntime, value by value."""
 
 LAYER_ROWS = 16384
 """A layer that is trained by itself sees at most so many rows."""
+
+UNREACHED = "no sample reaches it: it lies in a branch that is not taken"
 
 Ticker: TypeAlias = Callable[[str], Callable[[int, int], None] | None]
 """For the name of a stage, what is told its progress."""
@@ -44,6 +48,8 @@ class Job:
         cache_dir: for what onnxruntime computes for the data.
         libraries: custom-operator libraries that the model needs.
         ticker: for progress.
+        workspace: where what is done is kept, for a run that is interrupted.
+        constants: names of the constants that the user's file has in its main graph, and that can be given new values.
     """
 
     model: ir.Model
@@ -54,6 +60,8 @@ class Job:
     cache_dir: Path
     libraries: Libraries
     ticker: Ticker
+    workspace: Workspace = field(default_factory=Workspace)
+    constants: Collection[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +114,7 @@ def prepare(job: Job) -> Prepared:
         weights = dict.fromkeys((layer.weight for layer in plan.part.layers), str(error))
         return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
     inputs = {name: boundary[name] for name in cut.boundary}
-    rows = split_rows(len(job.data), job.config.training.validation, job.config.seed)
+    rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
     learn, choose = (Samples(inputs, teacher, job.data.labels, part) for part in rows)
     return Prepared(plan, (learn, choose))
 
@@ -128,24 +136,34 @@ def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> T
         _end_to_end(job, prepared.plan.part, prepared.samples, trained)
     tick = job.ticker("layer-wise training")
     for done, (weight, reason) in enumerate(prepared.plan.layer_wise.items(), start=1):
-        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, trained)
+        # All together they get the time that the rest has got.
+        minutes = job.config.training.minutes / len(prepared.plan.layer_wise)
+        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, minutes, trained)
         if tick is not None:
             tick(done, len(prepared.plan.layer_wise))
     return trained
 
 
+def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
+    """Where a training is kept: it depends on what it starts from, apart from what is the same for the whole run."""
+    settings = f"{way} {job.output} {job.config.training} {job.config.seed}"
+    return job.workspace.piece("training", itertools.chain([settings.encode()], checkpoints.parts(start)))
+
+
 def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
+    start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
     tuned = finetuning.finetune(
-        Problem(part.network, part.layers, job.output, part.fixed_batch),
-        {layer.weight: trained.quantized[layer.weight] for layer in part.layers},
+        Problem(part.network, part.layers, job.output, vectors(job, part), part.fixed_batch),
+        start,
         samples,
         job.config.training,
         seed=job.config.seed,
         progress=job.ticker("training"),
+        piece=_piece(job, END_TO_END, start),
     )
+    trained.ways |= _ways(trained.quantized, tuned.quantized)
     trained.quantized |= tuned.quantized
     trained.values |= tuned.values
-    trained.ways |= dict.fromkeys(tuned.quantized, END_TO_END)
     trained.training = Training(
         loss=tuned.describe,
         samples=len(samples[0]),
@@ -156,35 +174,68 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         before=tuned.before,
         quantized=tuned.start,
         best=tuned.best,
+        batch=tuned.schedule.batch,
+        steps=tuned.schedule.steps,
         epochs=tuned.epochs,
     )
 
 
-def _by_itself(job: Job, layers: Sequence[Layer], reason: str, trained: Trained) -> None:
+def _ways(before: Mapping[str, Quantized], after: Mapping[str, Quantized]) -> dict[str, str]:
+    """How each layer of a part was trained: those in a branch of an If that no batch took were not.
+
+    Where nothing was better than the start, that is what is kept of all of them.
+    """
+    changed = {name: not part.codebooks.equal(before[name].codebooks) for name, part in after.items()}
+    none = not any(changed.values())
+    return {name: END_TO_END if none or reached else f"{NOT_TRAINED}: {UNREACHED}" for name, reached in changed.items()}
+
+
+def vectors(job: Job, part: Part) -> list[str]:
+    """What shifts and scales in the part, and nowhere else in the model: to train it costs no bytes."""
+    found = set(part.network.vectors())
+    for name in list(found):
+        uses = (graph.initializers[name].uses() for graph in (job.model.graph, part.cut.suffix.graph))
+        if name not in job.constants or len({len(places) for places in uses}) > 1:
+            found.remove(name)
+    parameters = {name for name, _ in part.network.named_initializers()}
+    own = {layer.bias for layer in part.layers if layer.bias is not None} & parameters
+    others = {layer.bias for layer in job.layers if layer.weight not in {own.weight for own in part.layers}}
+    return sorted((found | own) - others - {layer.weight for layer in job.layers})
+
+
+def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, trained: Trained) -> None:
     """Train a layer against the outputs that the original layer gives for its inputs.
 
     Args:
         job: the model and its data.
         layers: all that share a weight; the first one that can be trained alone stands for them.
         reason: why it is not trained end to end.
+        minutes: for it.
         trained: takes the result.
     """
     layer, alone = next(
         ((layer, found) for layer in layers if (found := partition.alone(job.model, layer))), (None, None)
     )
     if layer is None or alone is None:
-        why = "its inputs cannot be captured: it lies in a subgraph, or its weight is not the right factor"
+        why = "its inputs have no rows that it treats alike, or no run of the model gives them out"
         trained.ways |= {layer.weight: f"{NOT_TRAINED}: {reason}; {why}" for layer in layers}
         return
-    rows = activations.capture_rows(
-        job.model,
-        alone.input,
-        job.data.inputs,
-        limit=LAYER_ROWS,
-        flatten=alone.by_rows,
-        cache_dir=job.cache_dir,
-        libraries=job.libraries,
-    )
+    try:
+        rows = activations.capture_rows(
+            subgraphs.expose(job.model, [alone.input]),
+            alone.input,
+            job.data.inputs,
+            limit=LAYER_ROWS,
+            flatten=alone.by_rows or bool(layer.place),
+            cache_dir=job.cache_dir,
+            libraries=job.libraries,
+        )
+    except (ModelError, UnalignedError) as error:
+        if not layer.place:
+            raise
+        # No sample reaches the subgraph, or a loop changes shapes from iteration to iteration.
+        trained.ways[layer.weight] = f"{NOT_TRAINED}: {reason}; {error}"
+        return
     teacher = activations.capture(alone.model, [alone.output], {alone.input: rows}, cache_dir=job.cache_dir)
     # Rows of one sample resemble each other: what is held out is the end, which comes from other samples.
     held_out = min(len(rows) - 1, max(1, round(job.config.training.validation * len(rows))))
@@ -192,13 +243,17 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, trained: Trained)
     inputs, target = {alone.input: rows}, teacher[alone.output]
     learn, choose = (Samples(inputs, target, None, part) for part in (index[:-held_out], index[-held_out:]))
     objective = objectives.relative_squared_error(target)
+    network = importing.import_model(alone.model)
+    bias = {layer.bias} & {name for name, _ in network.named_initializers()}
+    start = {layer.weight: trained.quantized[layer.weight]}
     tuned = finetuning.finetune(
-        Problem(importing.import_model(alone.model), [layer], alone.output, objective=objective),
-        {layer.weight: trained.quantized[layer.weight]},
+        Problem(network, [layer], alone.output, sorted(filter(None, bias)), objective=objective),
+        start,
         (learn, choose),
-        # A mixture tells nothing new about a layer, which is linear.
-        replace(job.config.training, mixup=0.0),
+        # A mixture tells nothing new about a layer, which is linear, and the layer's output is what the loss looks at.
+        replace(job.config.training, minutes=minutes, mixup=0.0, features=0.0),
         seed=job.config.seed,
+        piece=_piece(job, LAYER_WISE, start),
     )
     trained.quantized |= tuned.quantized
     trained.values |= tuned.values

@@ -136,8 +136,9 @@ def _scan() -> tuple[str, dict[str, Any]]:
     return text, {"w": (IN, IN)}
 
 
-def _conv(attributes: str = "", size: int = 7) -> tuple[str, dict[str, Any]]:
-    text = f"(float[N,{IN},7,7] x) => (float[N,{OUT},{size},{size}] y) {{ [fc] y = Conv{attributes}(x, w, b) }}"
+def _conv(attributes: str = "", height: int = 7, width: int | None = None) -> tuple[str, dict[str, Any]]:
+    types = f"(float[N,{IN},7,7] x) => (float[N,{OUT},{height},{width or height}] y)"
+    text = f"{types} {{ [fc] y = Conv{attributes}(x, w, b) }}"
     return text, {"w": weight(OUT, IN, 1, 1), "b": (OUT,)}
 
 
@@ -289,8 +290,9 @@ FORMS: dict[str, Form] = {
     ),
     "Conv 1x1, --conv1x1": Form(*_conv(), FC, x=(2, IN, 7, 7), settings=CONV),
     "Conv 1x1, strides, --conv1x1": Form(*_conv("<strides = [2, 2]>", 4), FC, x=(2, IN, 7, 7), settings=CONV),
-    "Conv 1x1, pads, --conv1x1": Form(
-        *_conv("<pads = [1, 1, 1, 1]>", 9), reason="pads its input", x=(2, IN, 7, 7), settings=CONV
+    "Conv 1x1, pads, --conv1x1": Form(*_conv("<pads = [1, 1, 1, 1]>", 9), FC, x=(2, IN, 7, 7), settings=CONV),
+    "Conv 1x1, pads and strides, opset 9, --conv1x1": Form(
+        *_conv("<pads = [1, 0, 0, 2], strides = [2, 3]>", 4, 3), FC, x=(2, IN, 7, 7), opset=9, settings=CONV
     ),
     "Conv 3x3": Form(
         f"(float[N,{IN},7,7] x) => (float[N,{OUT},5,5] y) {{ [fc] y = Conv(x, w) }}",
@@ -301,6 +303,30 @@ FORMS: dict[str, Form] = {
     "FusedMatMul": Form(*_dense("[fc] y = com.microsoft.FusedMatMul<transB = 1, alpha = 0.5>(x, w)", w=(OUT, IN)), FC),
     "FusedGemm": Form(
         *_dense('[fc] y = com.microsoft.FusedGemm<activation = "Relu">(x, w, b)', w=(IN, OUT), b=(OUT,)), FC
+    ),
+    "Einsum": Form(*_dense('[fc] y = Einsum<equation = "ni,io->no">(x, w)', w=(IN, OUT)), FC),
+    "Einsum, weight first": Form(*_dense('[fc] y = Einsum<equation = "oi, ni -> no">(w, x)', w=(OUT, IN)), FC),
+    "Einsum, any leading axes": Form(
+        f"""(float[N,3,{IN}] x) => (float[N,3,{OUT}] y) {{ [fc] y = Einsum<equation = "...i,io->...o">(x, w) }}""",
+        {"w": (IN, OUT)},
+        FC,
+        x=(5, 3, IN),
+    ),
+    "Einsum, to heads and back": Form(
+        f"""(float[N,3,{IN}] x) => (float[N,3,{IN}] y) {{
+            [one] h = Einsum<equation = "btd,dnh->bnth">(x, w)
+            r = Tanh(h)
+            [two] y = Einsum<equation = "bnth,nhd->btd">(r, v)
+        }}""",
+        {"w": weight(IN, 4, 24), "v": weight(4, 24, IN, seed=3)},
+        ("one", "two"),
+        x=(5, 3, IN),
+    ),
+    "Einsum, a matrix for each head": Form(
+        f"""(float[N,4,{IN}] x) => (float[N,4,32] y) {{ [fc] y = Einsum<equation = "bni,nio->bno">(x, w) }}""",
+        {"w": weight(4, IN, 32)},
+        reason="not the weight of a fully-connected layer",
+        x=(5, 4, IN),
     ),
     "tied embedding": Form(
         f"""(int64[N,3] x) => (float[N,3,{OUT}] y) {{

@@ -1,7 +1,9 @@
 """Statistics of what goes into the layers, against the same numbers by numpy."""
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -131,6 +133,62 @@ def test_weights_whose_inputs_cannot_be_told_are_named() -> None:
     assert found == calibration.UNSEEN.format(weight="W")
 
 
+BRANCHES = """(float[N,6] x, bool[N] c) => (float[N,4] y) {
+    d = Cast<to = 1>(c) a = ReduceMax<keepdims = 0>(d) e = Cast<to = 9>(a)
+    y = If(e) <
+        then_branch = g () => (float[N,4] p) { t = Exp(x) p = MatMul(t, W) },
+        else_branch = h () => (float[N,4] q) { q = MatMul(x, V) }
+    >
+}"""
+
+
+def branches() -> onnx.ModelProto:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\nbranches {BRANCHES}')
+    model.graph.initializer.extend([tiny.initializer("W", 6, 4, seed=1), tiny.initializer("V", 6, 4, seed=2)])
+    return model
+
+
+def test_inputs_of_layers_in_branches() -> None:
+    x = tiny.samples(20)[:, :6]
+    model, layers = prepare(branches())
+    found = {
+        taken: dict(calibration.collect(model, layers, Dataset({"x": x, "c": np.full(20, taken)}), seed=0))
+        for taken in (True, False)
+    }
+    assert_moment(found[True]["W"], np.exp(x))
+    assert_moment(found[True]["V"], x)  # a value of the main graph, which is there in any case
+    assert found[False]["W"] == calibration.UNREACHED.format(weight="W")
+
+
+LOOP = """(float[N,6] x) => (float[N,6] y) {
+    y = Loop(three, , x) <body = g (int64 i, bool k, float[N,6] s) => (bool k2, float[N,6] r) {
+        k2 = Identity(k) t = Tanh(s) r = MatMul(t, W)
+    }>
+}"""
+
+
+def test_inputs_of_a_layer_in_a_loop() -> None:
+    x = tiny.samples(20)[:, :6]
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\nloop {LOOP}')
+    weight = tiny.initializer("W", 6, 6, seed=1)
+    proto.graph.initializer.extend([weight, onnx.numpy_helper.from_array(np.array(3), "three")])
+    rows = [np.tanh(x)]
+    for _ in range(2):
+        rows.append(np.tanh(rows[-1] @ onnx.numpy_helper.to_array(weight)))
+    assert_moment(collect(proto, x)["W"], np.concatenate(rows))
+
+
+def test_a_loop_whose_values_grow_gives_none_out() -> None:
+    text = LOOP.replace("float[N,6] s) => (bool k2, float[N,6] r)", "float[M,6] s) => (bool k2, float[P,6] r)")
+    text = text.replace("r = MatMul(t, W)", "m = MatMul(t, W) r = Concat<axis = 0>(m, m)")
+    text = text.replace("float[N,6] y", "float[Q,6] y")
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\nloop {text}')
+    proto.graph.initializer.extend(
+        [tiny.initializer("W", 6, 6, seed=1), onnx.numpy_helper.from_array(np.array(3), "three")]
+    )
+    assert collect(proto, tiny.samples(20)[:, :6])["W"] == calibration.UNSEEN.format(weight="W")
+
+
 def test_several_passes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x = tiny.samples(100)
     once = collect(tiny.mlp(), x)
@@ -199,3 +257,53 @@ def test_a_layer_whose_inputs_were_not_seen_is_noted() -> None:
     config = Config(training=TrainingConfig(epochs=0))
     report = onnxpq.compress(model, {"x": x}, test={"x": x[:32]}, config=config).report
     assert calibration.UNSEEN.format(weight="W") in report.notes
+
+
+def test_what_is_found_does_not_depend_on_what_is_skipped() -> None:
+    model, layers = prepare(tiny.mlp())
+    data = Dataset({"x": tiny.samples(200)})
+    every = dict(calibration.collect(model, layers, data, seed=0))
+    (found,) = calibration.collect(model, layers, data, seed=0, skip={"W1"})
+    assert found[0] == "W2"
+    assert np.array_equal(second_moment(found[1]), second_moment(every["W2"]))
+
+
+def test_moments_are_let_go_when_they_were_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)  # a pass per weight
+    alive: list[weakref.ref[InputStatistics]] = []
+    one_pass = calibration._one_pass
+
+    def recorded(*given: Any) -> dict[tuple[str, ...], InputStatistics]:
+        assert all(reference() is None for reference in alive), "moments of the pass before are still there"
+        found = one_pass(*given)
+        alive.extend(weakref.ref(statistics) for statistics in found.values())
+        return found
+
+    monkeypatch.setattr(calibration, "_one_pass", recorded)
+    model, layers = prepare(tiny.mlp())
+    for _ in calibration.collect(model, layers, Dataset({"x": tiny.samples(9)}), seed=0):
+        del _
+    assert len(alive) == 2
+
+
+def test_a_pass_of_which_all_is_skipped_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)  # a pass per weight
+    monkeypatch.setattr(calibration, "_one_pass", lambda *_: pytest.fail("it was run"))
+    model, layers = prepare(tiny.mlp())
+    assert list(calibration.collect(model, layers, Dataset({"x": tiny.samples(9)}), seed=0, skip={"W1", "W2"})) == []
+
+
+def test_large_values_are_computed_for_fewer_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = tiny.samples(60)
+    sizes: list[int] = []
+    run = runtime.run
+
+    def recorded(session: object, inputs: dict[str, NDArray[np.float32]]) -> object:
+        sizes.append(len(inputs["x"]))
+        return run(session, inputs)
+
+    monkeypatch.setattr(calibration.runtime, "run", recorded)
+    a_sample = 4 * (tiny.FEATURES + tiny.HIDDEN)
+    monkeypatch.setattr(calibration, "VALUE_BYTES", 5 * a_sample + 1)
+    assert_moment(collect(tiny.mlp(), x)["W2"], run_hidden(x))
+    assert sizes == [1] + 12 * [5], "one to see how large they are"

@@ -94,6 +94,7 @@ def test_every_flag_reaches_its_setting() -> None:
         "--codebooks": "layer",
         "--loss": "mse",
         "--epochs": 6,
+        "--minutes": 2.5,
         "--regularizer": "l1",
         "--alpha": 0.5,
         "--alpha-growth": 7.0,
@@ -103,16 +104,103 @@ def test_every_flag_reaches_its_setting() -> None:
         "--output-name": "y",
         "--seed": 11,
     }
-    assert given.keys() == {flag for flag, *_ in cli._SETTINGS}
+    targets = {"--size": ("2kB", 2000), "--max-drop": ("5%", 0.05), "--metric": ("mse", "mse")}
+    targets |= {"--attempts": ("3", 3), "--max-codewords": ("16", 16)}
+    assert given.keys() | {"--steps"} == {flag for flag, *_ in cli._SETTINGS}, (
+        "but --steps, which is instead of --epochs"
+    )
+    assert {"--ratio", "--fc-ratio", *targets} == {flag for flag, *_ in cli._TARGETS}
     arguments = [text for flag, value in given.items() for text in (flag, str(value))]
     options = cli._parser().parse_args(
         ["inspect", "m", *arguments, "--include", "a*", "--include", "b", "--exclude", "c"]
     )
     settings = cli._config(options).to_dict()
-    for flag, setting, _, _ in cli._SETTINGS:
+    for flag, setting in ((flag, setting) for flag, setting, *_ in cli._SETTINGS if flag in given):
         table, _, name = setting.rpartition(".")
         assert (settings[table] if table else settings)[name] == given[flag], flag
     assert (settings["include"], settings["exclude"]) == (("a*", "b"), ("c",))
+    chosen = [text for flag, (text, _) in targets.items() for text in (flag, text)]
+    found = cli._config(cli._parser().parse_args(["compress", "m", "-o", "o", *chosen])).to_dict()["target"]
+    for flag, setting, _, _ in cli._TARGETS:
+        if flag in targets:
+            assert found[setting.removeprefix("target.")] == targets[flag][1], flag
+    for flag in ("--ratio", "--fc-ratio"):
+        options = cli._parser().parse_args(["compress", "m", "-o", "o", flag, "2.5"])
+        assert cli._config(options).to_dict()["target"][flag[2:].replace("-", "_")] == 2.5
+
+
+# Targets
+
+
+def test_a_target_is_reached_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", "d.npz", "--fc-ratio", "8", "--epochs", "0", "--report", "r.json"]
+    assert cli.main(["compress", "m.onnx", "-o", "o.onnx", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "Target: layers at least 8 times smaller\n  reached: a file of" in out
+    assert "Tried, judged on 5 validation samples, not learned from" in out
+    found = json.loads((folder / "r.json").read_text())
+    assert found["layer_ratio"] >= 8
+    assert found["target"]["reached"]
+    assert found["target"]["trials"][0]["file_bytes"] == os.path.getsize("o.onnx")
+    assert len(found["target"]["expected"]) > 3
+    assert found["settings"]["target"]["fc_ratio"] == 8
+
+
+def missed(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """A target that is missed: the metric says that every model but the original is worthless."""
+    (folder / "my_missed_metric.py").write_text(
+        "def score(outputs, original, labels):\n    return 1.0 if outputs is original else 0.0\n"
+    )
+    target = ["--data", "d.npz", "--fc-ratio", "8", "--max-drop", "50%", "--metric", "my_missed_metric:score"]
+    code = cli.main(["compress", "m.onnx", "-o", "o.onnx", *target, "--epochs", "0", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_missed_target_writes_nothing_but_the_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = missed(folder, capsys, "--report", "r.json")
+    assert code == 1
+    assert err.startswith("onnxpq: error: Missed: layers at least 8 times smaller and my_missed_metric:score at most")
+    assert out.endswith("Nothing was written; --force writes it all the same.\n")
+    assert "MISSED" in out
+    assert not (folder / "o.onnx").exists()
+    assert not json.loads((folder / "r.json").read_text())["target"]["reached"]
+
+
+def test_a_missed_target_can_be_written_all_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = missed(folder, capsys, "--force")
+    assert code == 1
+    assert out.endswith("Wrote o.onnx.\n")
+    onnx.checker.check_model(onnx.load("o.onnx"))
+
+
+def test_an_impossible_target_is_an_error_without_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compress", "m.onnx", "-o", "o.onnx", "--size", "1kB", "--force"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("onnxpq: error: Out of reach: a file of at most 1,000 bytes. With the smallest")
+    assert not (folder / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("flag", ["--sub-vector", "--codewords", "--codebooks"])
+def test_a_target_and_settings_of_all_layers_contradict_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    # 8 is the default: it was given all the same.
+    assert cli.main(["compress", "m.onnx", "-o", "o.onnx", "--ratio", "4", flag, "8"]) == 1
+    expected = f"onnxpq: error: {flag} fixes for all layers what a target chooses for each. Leave out one of them"
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_layer_tables_reach_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "c.toml").write_text(
+        '[[layer]]\nmatch = "fc2"\nsub_vector = 2\n[[layer]]\nmatch = "fc*"\ncodewords = 4\n'
+    )
+    assert cli.main(["inspect", "m.onnx", "--config", "c.toml"]) == 0
+    out = re.sub(" +", " ", capsys.readouterr().out)
+    assert " fc1 Gemm W1 128 x 64 8 4 " in out
+    assert " fc2 Gemm W2 10 x 128 2 16 " in out
 
 
 # What ends before the end
@@ -129,6 +217,12 @@ def test_every_flag_reaches_its_setting() -> None:
             "argument --codewords: invalid int value: 'many'",
         ),
         (["train", "m.onnx"], "invalid choice: 'train'"),
+        (["compress", "m.onnx", "-o", "o.onnx", "--size", "2 apples"], "argument --size: '2 apples' is no size."),
+        (
+            ["compress", "m.onnx", "-o", "o.onnx", "--max-drop", "half"],
+            "argument --max-drop: 'half' is no share.",
+        ),
+        (["compress", "m.onnx", "-o", "o.onnx", "--ratio", "many"], "argument --ratio: invalid float value: 'many'"),
     ],
 )
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxpq.config import AUTO_STEPS, Config, PQConfig, TrainingConfig
+from onnxpq.config import Config, LayerConfig, PQConfig, TrainingConfig
 from onnxpq.errors import ConfigError
+from onnxpq.targetconfig import TargetConfig
 
 INTEGERS = {
     (PQConfig, "sub_vector"): (1, 64),
     (PQConfig, "codewords"): (2, 256),
     (PQConfig, "codebooks"): (1, 2**20),
     (TrainingConfig, "epochs"): (0, 100_000),
+    (TrainingConfig, "steps"): (0, 10**9),
     (TrainingConfig, "batch_size"): (1, 2**20),
     (TrainingConfig, "patience"): (1, 100_000),
     (Config, "min_weights"): (1, 2**40),
@@ -30,6 +32,8 @@ REALS = {
     (TrainingConfig, "learning_rate"): (1e-9, 10),
     (TrainingConfig, "latent_rate"): (0, 1e6),
     (TrainingConfig, "mixup"): (0, 100),
+    (TrainingConfig, "minutes"): (0.001, 1e6),
+    (TrainingConfig, "features"): (0, 1e6),
     (TrainingConfig, "validation"): (0.001, 0.9),
     (Config, "held_out"): (0.001, 0.9),
 }
@@ -43,6 +47,8 @@ OTHERS = {
     (Config, "conv1x1"),
     (Config, "pq"),
     (Config, "training"),
+    (Config, "target"),
+    (Config, "layer"),
     (Config, "include"),
     (Config, "exclude"),
     (Config, "output"),
@@ -122,8 +128,49 @@ def test_nested_settings_and_output_have_types() -> None:
         Config(pq={})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=sentence(Config, "training", "a TrainingConfig", None)):
         Config(training=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=sentence(Config, "target", "a TargetConfig", 16)):
+        Config(target=16)  # type: ignore[arg-type]
+    for bad in ([LayerConfig("fc*")], ("fc*",)):
+        with pytest.raises(ConfigError, match=sentence(Config, "layer", "a tuple of LayerConfig", bad)):
+            Config(layer=bad)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=sentence(Config, "output", "a string", 3)):
         Config(output=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "bad"),
+    [
+        ("match", "a glob over node names", ""),
+        ("match", "a glob over node names", 3),
+        ("sub_vector", "an integer in [1, 64]", 65),
+        ("codewords", "an integer in [2, 256]", 1),
+        ("codebooks", "one of 'auto', 'layer', 'position'", "foo"),
+        ("codebooks", "an integer in [1, 1048576]", 0),
+    ],
+)
+def test_settings_of_single_layers_have_bounds(name: str, wanted: str, bad: Any) -> None:
+    with pytest.raises(ConfigError, match=sentence(LayerConfig, name, wanted, bad)):
+        LayerConfig(**{"match": "fc*", name: bad})
+
+
+def test_fast_tables_are_for_few_codewords_in_single_layers_too() -> None:
+    message = "needs at most 16 codewords; the layer table with match = 'a*' asks for 17."
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Config(pq=PQConfig(fast=True), layer=(LayerConfig("a*", codewords=17),))
+
+
+def test_a_target_chooses_what_the_layers_get() -> None:
+    target = TargetConfig(ratio=16)
+    assert Config(pq=PQConfig(fast=True), target=target, layer=(LayerConfig("a*", 4),)).target.is_set
+    for name, value in (("sub_vector", 4), ("codewords", 4), ("codebooks", "layer")):
+        message = f"A target chooses '{name}' of each layer by itself; {value!r} was set for all of them too."
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            Config(pq=PQConfig(**{name: value}), target=target)
+
+
+def test_sizes_and_shares_with_units() -> None:
+    config = Config.from_dict({"target": {"size": "2MB", "max_drop": "0.5%"}})
+    assert config.target == TargetConfig(size=2_000_000, max_drop=0.005)
 
 
 def test_settings_are_frozen() -> None:
@@ -134,11 +181,16 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sed": 1}, "Config has no setting 'sed'. Its settings are: pq, training, include,"),
+        ({"sed": 1}, "Config has no setting 'sed'. Its settings are: pq, training, target, layer,"),
         ({"pq": {"codeword": 4}}, "PQConfig has no setting 'codeword'. Its settings are: sub_vector, codewords,"),
         ({"training": {"lr": 1}}, "TrainingConfig has no setting 'lr'. Its settings are: epochs,"),
         ({"pq": 3}, "PQConfig must be a table of settings. Got 3 instead."),
         ({"training": ["x"]}, "TrainingConfig must be a table of settings. Got ['x'] instead."),
+        ({"layer": [{"match": "a", "d": 4}]}, "LayerConfig has no setting 'd'. Its settings are: match, sub_vector,"),
+        ({"layer": [{"codewords": 4}]}, "LayerConfig needs the setting 'match'. Found codewords."),
+        ({"layer": ["fc*"]}, "LayerConfig must be a table of settings. Got 'fc*' instead."),
+        ({"layer": {"match": "a"}}, "The 'layer' parameter of Config must be a tuple of LayerConfig."),
+        ({"target": {"size": "2 apples"}}, "'2 apples' is no size."),
         (["seed"], "Config must be a table of settings. Got ['seed'] instead."),
         ({"pq": {"codewords": 1}}, "The 'codewords' parameter of PQConfig must be an integer in [2, 256]. Got 1"),
     ],
@@ -154,7 +206,7 @@ def test_absent_values_keep_their_defaults() -> None:
     assert Config.from_dict({}) == Config()
 
 
-def configs() -> st.SearchStrategy[Config]:
+def configs(targeted: bool = False) -> st.SearchStrategy[Config]:
     def fields(kind: type) -> dict[str, st.SearchStrategy[Any]]:
         found: dict[str, st.SearchStrategy[Any]] = {}
         for (owner, name), (low, high) in REALS.items():
@@ -168,25 +220,32 @@ def configs() -> st.SearchStrategy[Config]:
                 found[name] = found.get(name, st.nothing()) | st.sampled_from(choices)
         return found
 
+    names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+    layers = st.lists(st.builds(LayerConfig, names, codewords=st.none() | st.integers(2, 256)), max_size=3).map(tuple)
     globs = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3).map(tuple)
     others = {
         "include": globs,
         "exclude": globs,
         "output": st.none() | st.text(st.characters(exclude_categories=["Cs"])),
     }
+    training = fields(TrainingConfig)
+    del training["steps"]  # not beside epochs
     parts = {
         "pq": st.builds(PQConfig, **fields(PQConfig)),
-        "training": st.builds(TrainingConfig, **fields(TrainingConfig)),
+        "training": st.builds(TrainingConfig, **training),
     }
+    if targeted:
+        targets = st.builds(TargetConfig, ratio=st.floats(1, 100), max_drop=st.none() | st.floats(0, 1))
+        parts = {"target": targets, "layer": layers}
     return st.builds(Config, **parts, **others, **fields(Config))
 
 
-@given(configs())
+@given(configs() | configs(targeted=True))
 def test_plain_values_round_trip(config: Config) -> None:
     assert Config.from_dict(config.to_dict()) == config
 
 
-@given(config=configs())
+@given(config=configs() | configs(targeted=True))
 def test_toml_round_trips(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
     path = tmp_path_factory.getbasetemp() / "settings.toml"
     path.write_text(config.to_toml(), encoding="utf-8", newline="")
@@ -210,7 +269,15 @@ def test_toml_that_cannot_be_read(tmp_path: Path, content: bytes | None, reason:
         Config.from_toml(path)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, 500), (10, AUTO_STEPS // 10), (AUTO_STEPS, 4), (10**6, 4)])
-def test_automatic_epochs_make_about_as_many_steps(steps: int, expected: int) -> None:
-    assert TrainingConfig().epochs_for(steps) == expected
-    assert TrainingConfig(epochs=7).epochs_for(steps) == 7
+def test_epochs_or_steps() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^The training is given both epochs and steps. Give one of them, or minutes"
+    ):
+        TrainingConfig(epochs=3, steps=100)
+
+
+def test_training_is_off_without_epochs_or_without_steps() -> None:
+    assert TrainingConfig(epochs=0).is_off
+    assert TrainingConfig(steps=0).is_off
+    assert not TrainingConfig().is_off
+    assert not TrainingConfig(epochs=1).is_off

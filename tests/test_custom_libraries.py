@@ -253,7 +253,7 @@ def test_the_example_in_the_documentation(leaky_library: Path, tmp_path: Path, m
     save_model(tmp_path / "m.onnx", leaky_mlp())
     save_data(tmp_path / "d.npz", x=correlated(60))
     shutil.copy(leaky_library, tmp_path / "leaky.so")
-    monkeypatch.setattr("onnxpq.config.AUTO_STEPS", 4)
+    monkeypatch.setattr("onnxpq.schedule.MANY_STEPS", 4)
     assert cli.main(command.split()) == 0
     variables: dict[str, object] = {}
     exec(code, variables)  # noqa: S102 -- our own document

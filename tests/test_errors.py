@@ -84,6 +84,14 @@ def not_smaller(scratch: Path) -> None:
     )
 
 
+def no_work_folder(scratch: Path) -> None:
+    onnxpq.compress(mlp(), restart=True)
+
+
+def out_of_reach(scratch: Path) -> None:
+    onnxpq.compress(mlp(), config=onnxpq.Config(target=onnxpq.TargetConfig(ratio=1000)))
+
+
 def no_library(scratch: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxpq, "__path__", [str(scratch)])
@@ -129,6 +137,15 @@ TRIGGERS: dict[type[OnnxpqError], tuple[Callable[[Path], None], str]] = {
     errors.VerificationError: (
         not_smaller,
         r"^The compressed file would have 7 bytes, the original has 7: .*; try a larger --sub-vector\.$",
+    ),
+    errors.WorkspaceError: (
+        no_work_folder,
+        r"^A restart deletes what is in a work folder, and none was given\. Add --work-dir\.$",
+    ),
+    errors.TargetError: (
+        out_of_reach,
+        r"^Out of reach: a file at least 1000 times smaller\. With the smallest codes for every layer the file has "
+        r"[\d,]+ bytes, [\d.]+ times smaller, of which [\d,]+ are all that is not a compressed layer\. Ask for less",
     ),
     errors.RuntimeLibraryError: (
         no_library,

@@ -14,6 +14,8 @@ from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
 from onnxpq.network import Network
 from onnxpq.pq.quantized import Quantized
+from onnxpq.student import Student
+from onnxpq.workspace import Piece
 
 SAMPLES, WIDTH, HIDDEN, CLASSES = 600, 16, 48, 4
 
@@ -21,6 +23,7 @@ LAYERS = [
     Layer("first", "Gemm", "w1", HIDDEN, WIDTH, False, "b1"),
     Layer("second", "MatMul", "w2", CLASSES, HIDDEN, True, None),
 ]
+VECTORS = ["b1"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def start(network: Network, seed: int = 0) -> dict[str, Quantized]:
 
 def tune(network: Network, data: tuple[Samples, Samples], seed: int = 0, **settings: object) -> finetuning.Finetuned:
     chosen = TrainingConfig(**{"epochs": 30, "batch_size": 64, **settings})
-    return finetuning.finetune(Problem(network, LAYERS, "scores"), start(network), data, chosen, seed=seed)
+    return finetuning.finetune(Problem(network, LAYERS, "scores", VECTORS), start(network), data, chosen, seed=seed)
 
 
 def gap_closed(tuned: finetuning.Finetuned) -> float:
@@ -118,10 +121,11 @@ def test_alpha_grows_geometrically(network: Network, data: tuple[Samples, Sample
 def test_the_term_pulls_weights_to_the_codewords(network: Network, data: tuple[Samples, Samples]) -> None:
     def distance(alpha: float) -> float:
         chosen = TrainingConfig(epochs=60, batch_size=64, regularized=1.0, alpha=alpha, mixup=0.0)
-        student = finetuning._Student(Problem(network, LAYERS, "scores"), start(network))
+        student = Student(network, LAYERS, start(network), VECTORS)
         objective = finetuning.objectives.choose(chosen, data[0].teacher, data[0].labels)
-        trainer = finetuning._Trainer(Problem(network, LAYERS, "scores"), student, objective, chosen, 0)
-        list(trainer.epochs(*data, None))
+        trainer = finetuning._Trainer(Problem(network, LAYERS, "scores", VECTORS), student, objective, chosen, 0)
+        trainer.plan(*data)
+        list(trainer.epochs(*data, None, Piece()))
         return float(student.term("codebook").detach())
 
     assert distance(100.0) < 0.3 * distance(0.0)
@@ -170,7 +174,9 @@ def test_a_fixed_batch_is_kept(network: Network, data: tuple[Samples, Samples]) 
     recorder = Recorder.__new__(Recorder)
     recorder.__dict__ = network.__dict__
     chosen = TrainingConfig(epochs=2)
-    finetuning.finetune(Problem(recorder, LAYERS, "scores", fixed_batch=7), start(network), data, chosen, seed=0)
+    finetuning.finetune(
+        Problem(recorder, LAYERS, "scores", VECTORS, fixed_batch=7), start(network), data, chosen, seed=0
+    )
     assert sizes == {7}
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from onnxpq.errors import ConfigError, DataError, ForwardMismatchError, ModelError, UnsupportedOperatorError
+from onnxpq.graphs import node_label
 from onnxpq.importing import import_model, normalise
-from onnxpq.network import Network, _on_one_device, node_label
+from onnxpq.network import Network, _on_one_device
 from onnxpq.ops import registry
 
 ODD_NAME = 'encoder/layers.0::W:{"dtype": "f4"}'
@@ -245,6 +246,22 @@ def test_inputs_of_an_operator_meet_on_the_accelerator():
         "meta",
     ]
     assert _on_one_device([shape, shape])[0] is shape
+
+
+def test_vectors_are_what_shifts_and_scales():
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h"], "product"),
+        onnx.helper.make_node("Add", ["shift", "h"], ["s"], "sum"),
+        onnx.helper.make_node("Mul", ["s", "one"], ["m"]),
+        onnx.helper.make_node("Div", ["m", "divisor"], ["d"]),
+        onnx.helper.make_node("BatchNormalization", ["d", "scale", "bias", "mean", "variance"], ["y"]),
+    ]
+    shapes = {"w": [3, 2], "shift": [1, 2], "one": [1], "divisor": [2]}
+    shapes |= {name: [2] for name in ("scale", "bias", "mean", "variance")}
+    constants = [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    network = import_model(make(nodes, {"x": [4, 3]}, ["y"], constants))
+    assert network.vectors() == ["shift", "scale", "bias"]
+    assert network.outputs_of({"sum", "product", "elsewhere"}) == ["h", "s"]
 
 
 def test_node_label():

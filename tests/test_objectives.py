@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onnxpq.config import TrainingConfig
 from onnxpq.errors import ConfigError, DataError, OnnxpqError
-from onnxpq.objectives import choose
+from onnxpq.objectives import choose, relative_error
 
 ROUNDING = 1e-5
 """Relative, of float32 logarithms and sums."""
@@ -201,3 +201,11 @@ def test_columns_of_unknown_kind_are_distilled_both_ways() -> None:
     assert both == pytest.approx(divergence + squared, rel=ROUNDING)
     column = loss(settings, OTHER[:, :1], LOGITS[:, :1], None)
     assert column == pytest.approx(float(np.square(OTHER - LOGITS)[:, :1].mean() / LOGITS[:, :1].var()), rel=ROUNDING)
+
+
+def test_relative_error_by_hand() -> None:
+    wanted = torch.tensor([[[1.0, 10.0]], [[3.0, 10.0]]])  # variances 1 and 0: 0.5 on average
+    found = wanted + torch.tensor([1.0, 3.0])  # squares 1 and 9: 5 on average
+    assert relative_error(found, wanted) == pytest.approx(10.0)
+    assert relative_error(wanted, wanted) == 0
+    assert torch.isfinite(relative_error(found, torch.ones_like(wanted)))

@@ -15,7 +15,7 @@ from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOper
 from onnxpq.importing import check_forward, import_model, normalise
 from onnxpq.partition import cut
 
-FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+FLOAT, INT64, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
 rng = np.random.default_rng(0)
 
 
@@ -151,6 +151,40 @@ def test_what_is_computed_from_initializers_belongs_to_the_suffix():
     assert parts.boundary == ["h"]
     assert ops(parts.suffix) == ["Transpose", "Exp", "MatMul", "Mul"]
     assert_parts_equal_the_whole(model, parts, {"x": normal(7, 4)})
+
+
+def test_integers_are_spread_out_to_classes_in_the_suffix():
+    model = make(
+        [
+            node("Unsqueeze", ["ids", "last"], ["column"]),
+            node("Equal", ["column", "classes"], ["hits"]),
+            node("Cast", ["hits"], ["hot"], to=FLOAT),
+            node("MatMul", ["hot", "w"], ["y"]),
+        ],
+        {"ids": (INT64, ["N", 6])},
+        {"y": ["N", 6, 5]},
+        {"last": np.array([2]), "classes": np.arange(40), "w": normal(40, 5)},
+    )
+    parts = cut(model, ["w"])
+    assert parts.boundary == ["ids"]
+    assert parts.prefix is None
+    assert_parts_equal_the_whole(model, parts, {"ids": rng.integers(0, 40, (7, 6))})
+
+
+def test_a_picture_of_integers_becomes_numbers_in_the_prefix():
+    model = make(
+        [
+            node("Cast", ["picture"], ["numbers"], to=FLOAT),
+            node("Flatten", ["numbers"], ["flat"]),
+            node("MatMul", ["flat", "w"], ["y"]),
+        ],
+        {"picture": (UINT8, ["N", 2, 3])},
+        {"y": ["N", 5]},
+        {"w": normal(6, 5)},
+    )
+    parts = cut(model, ["w"])
+    assert parts.boundary == ["flat"]
+    assert_parts_equal_the_whole(model, parts, {"picture": rng.integers(0, 255, (7, 2, 3)).astype(np.uint8)})
 
 
 def test_two_paths_into_the_suffix_and_an_input_used_on_both_sides():

@@ -9,10 +9,12 @@ import onnxpq
 PUBLIC = [
     "Config",
     "Dataset",
+    "LayerConfig",
     "OnnxpqError",
     "PQConfig",
     "Report",
     "Result",
+    "TargetConfig",
     "TrainingConfig",
     "compress",
     "library_available",

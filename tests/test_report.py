@@ -17,7 +17,6 @@ from onnxpq.report import (
     SquaredError,
     Training,
     Verification,
-    table,
 )
 
 LAYERS = (
@@ -36,6 +35,8 @@ TRAINING = Training(
     before=0.1,
     quantized=2.5,
     best=0.125,
+    batch=32,
+    steps=84,
     epochs=tuple(Epoch(phase, 1.0, 1.0, 0.0) for phase in ("regularized", "tuned", "tuned")),
 )
 VERIFICATION = Verification(
@@ -100,7 +101,8 @@ def test_text_names_everything() -> None:
         " fc1_again W1 96 x 64 8 16 2 0 0 - 0.512",
         " fc2 W2 10 x 96 8 16 1 3840 488 7.9 0.250",
         " conv (Conv): its constant 'K' is a convolution kernel.",
-        "Fine-tuned on 900 samples by cross-entropy; epochs: 1 regularized, 2 tuned",
+        "Fine-tuned on 900 samples by cross-entropy, in 84 steps of 32 samples (--steps 84 --batch-size 32); "
+        "validations: 1 regularized, 2 tuned",
         " torch against onnxruntime before training: relative difference 1.5e-07 (node fc1); "
         "3 nodes run once and cached",
         " loss on 100 validation samples: original 0.1, product quantization alone 2.5, fine-tuned 0.125",
@@ -132,12 +134,6 @@ def test_output_of_one_column_has_no_top_1() -> None:
     outputs = (OutputReport("y", 0.5, 0.25, None),)
     text = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs)))
     assert " output y: relative error 0.2500, largest difference 0.5" in text.splitlines()
-
-
-def test_table_aligns_numbers_on_the_right() -> None:
-    assert table([("name", "n"), ("a", "5"), ("long name", "123"), ("b", "-")]) == (
-        "  name         n\n  a            5\n  long name  123\n  b            -"
-    )
 
 
 def test_layers_trained_by_themselves_and_not_at_all() -> None:

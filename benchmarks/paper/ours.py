@@ -3,52 +3,46 @@
 from benchmarks import datasets
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.tuning import Effort
-from onnxpq import Config, PQConfig, TrainingConfig, allocation, compress, modelio
+from onnxpq import Config, TrainingConfig, compress, modelio
+from onnxpq.errors import TargetError
+from onnxpq.targetconfig import TargetConfig
 
 VERIFIED = 256
 """onnxpq verifies on so many test images; the error in the tables is measured on all, as for every method."""
-
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 28, 32, 40, 48, 64)
-
-
-def layout(task: Task, factor: float) -> PQConfig | None:
-    """The shortest sub-vectors at which all layers together are smaller by the factor; None if none are."""
-    for width in WIDTHS:
-        config = PQConfig(sub_vector=width)
-        total = sum(allocation.layout_of(layer, config).nbytes for layer in task.layers)
-        if total * factor <= task.weight_bytes:
-            return config
-    return None
 
 
 def onnxpq(
     task: Task, factor: float, seed: int, effort: Effort, *, regularizer: str | None = None
 ) -> tuple[bytes, str] | None:
-    """`onnxpq.compress` with labels at its default settings but for the size.
+    """`onnxpq compress --fc-ratio FACTOR` with labels, and all else at its default.
 
     Args:
         task: the network.
         factor: of the layers.
         seed: of the run.
-        effort: `Effort.epochs`; None is onnxpq's default.
+        effort: `Effort.ours`.
         regularizer: the term; None is onnxpq's default.
 
     Returns:
-        The file's content, and the settings in words; None where onnxpq cannot be so small.
+        The file's content, and the layers' settings in words; None where onnxpq cannot be so small.
     """
-    pq = layout(task, factor)
-    if pq is None:
-        return None
     chosen = {} if regularizer is None else {"regularizer": regularizer}
-    config = Config(pq=pq, training=TrainingConfig(epochs=effort.epochs, **chosen), seed=seed)
-    (images, labels), name = task.train, task.input
-    test = {name: task.test[0][:VERIFIED], "y": task.test[1][:VERIFIED]}
-    result = compress(
-        task.path,
-        {name: images, "y": labels},
-        test=test,
-        labels="y",
-        config=config,
-        cache_dir=datasets.cache_folder() / "activations",
+    config = Config(
+        target=TargetConfig(fc_ratio=factor), training=TrainingConfig(steps=effort.ours, **chosen), seed=seed
     )
-    return modelio.to_bytes(result.model), f"d={pq.sub_vector} K={pq.codewords}"
+    (images, labels), name = task.train, task.input
+    try:
+        result = compress(
+            task.path,
+            {name: images, "y": labels},
+            test={name: task.test[0][:VERIFIED], "y": task.test[1][:VERIFIED]},
+            labels="y",
+            config=config,
+            cache_dir=datasets.cache_folder() / "activations",
+        )
+    except TargetError as error:
+        if error.result is not None:
+            raise
+        return None
+    layers = "; ".join(f"d={r.sub_vector} K={r.codewords} G={r.groups}" for r in result.report.layers)
+    return modelio.to_bytes(result.model), layers

@@ -20,10 +20,10 @@ from onnxpq.config import TrainingConfig
 from onnxpq.layers import Layer
 from onnxpq.objectives import Objective
 
-TUNED_STEPS: Final = 3000
-"""Steps for what begins at the trained network: about what onnxpq takes by itself."""
+TUNED_STEPS: Final = 4000
+"""Steps for what begins at the trained network: what onnxpq takes by itself (`onnxpq.schedule.MANY_STEPS`)."""
 
-SCRATCH_STEPS: Final = 6000
+SCRATCH_STEPS: Final = 8000
 """Steps for what begins at random weights."""
 
 STORED_RATE: Final = 2e-3
@@ -48,17 +48,17 @@ class Effort:
     Attributes:
         tuned: steps from a trained network.
         scratch: steps from random weights.
-        epochs: of onnxpq; None for its default.
+        ours: steps of onnxpq; None for its default.
     """
 
     tuned: int = TUNED_STEPS
     scratch: int = SCRATCH_STEPS
-    epochs: int | None = None
+    ours: int | None = None
 
 
 FULL: Final = Effort()
-QUICK: Final = Effort(tuned=60, scratch=120, epochs=2)
-NONE: Final = Effort(tuned=0, scratch=0, epochs=0)
+QUICK: Final = Effort(tuned=60, scratch=120, ours=60)
+NONE: Final = Effort(tuned=0, scratch=0, ours=0)
 
 
 @dataclass(eq=False)
@@ -189,7 +189,7 @@ def held_out_loss(student: Student) -> float:
 
 
 def _objective(task: Task) -> Objective:
-    """onnxpq's default where there are labels."""
+    """Onnxpq's default where there are labels."""
     return objectives.choose(TrainingConfig(), task.teacher, task.train[1])
 
 

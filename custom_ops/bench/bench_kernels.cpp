@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <utility>
@@ -103,6 +104,18 @@ class Layer {
   std::vector<float> x, y;
 };
 
+// As pq_matmul has it: a register that lies across two lines of the cache takes twice as long.
+template <typename T>
+struct Aligned {
+  using value_type = T;
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(64)); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+template <typename T>
+using AlignedVector = std::vector<T, Aligned<T>>;
+
 struct Parts {
   double tables, scan;
 };
@@ -111,28 +124,27 @@ struct Parts {
 Parts time_nibbles(const Kernels& kernels, Layer& layer) {
   const Weight weight = layer.weight(0);
   const size_t groups = (layer.M - 1) / kGroupUnits + 1;
-  std::vector<uint8_t> planes((layer.M + 1) / 2 * pair_bytes(false) + 64);
+  AlignedVector<uint8_t> planes(plane_bytes(layer.M, false));
   std::vector<float> steps(groups), centres(groups);
-  uint8_t* aligned = planes.data() + (64 - reinterpret_cast<uintptr_t>(planes.data()) % 64) % 64;
-  const NibbleTables tables = {aligned, steps.data(), centres.data()};
+  const NibbleTables tables = {planes.data(), steps.data(), centres.data()};
   const std::vector<NibbleTables> same(kernels.scan_rows, tables);
   std::vector<float> y(kernels.scan_rows * weight.out);
   const size_t rows = std::min(kernels.scan_rows, layer.x.size() / weight.in);
   const double build = decile_ns([&](size_t) {
     for (size_t group = 0; group < groups; ++group) {
-      kernels.build_nibble_tables(weight, layer.x.data(), group, tables);
+      kernels.build_nibble_tables(weight, layer.x.data(), rows, group, same.data());
     }
   });
   const double scan = decile_ns([&](size_t) {
     for (size_t b = 0; b < layer.blocks; ++b) kernels.scan_nibbles(weight, same.data(), rows, {0, groups}, b, y.data());
   });
-  return {build, scan / static_cast<double>(rows)};
+  return {build / static_cast<double>(rows), scan / static_cast<double>(rows)};
 }
 
 // Tables and scan of one row, K > 16.
 Parts time_bytes(const Kernels& kernels, Layer& layer) {
   const Weight weight = layer.weight(0);
-  std::vector<float> tables(layer.M * weight.codebook_width);
+  AlignedVector<float> tables(layer.M * weight.codebook_width);
   const double build =
       decile_ns([&](size_t) { kernels.build_byte_tables(weight, layer.x.data(), 0, layer.M, tables.data()); });
   const double scan =
@@ -145,14 +157,15 @@ Parts time_batch(const Kernels& kernels, Layer& layer) {
   constexpr size_t kUnits = 16;
   const Weight weight = layer.weight(0);
   const size_t units = std::min(kUnits, layer.M);
-  std::vector<float> tables(units * weight.codebook_width * kBatchRows), x(weight.in * kBatchRows, 0.5f);
-  std::vector<float> sums(layer.blocks * kByteOutputs * kBatchRows);
-  const double rows_and_tiles = static_cast<double>(kBatchRows * units) / static_cast<double>(layer.M);
+  AlignedVector<float> tables(units * weight.codebook_width * kernels.batch_rows);
+  AlignedVector<float> x(weight.in * kernels.batch_rows, 0.5f);
+  AlignedVector<float> sums(layer.blocks * kByteOutputs * kernels.batch_rows);
+  const double rows_and_tiles = static_cast<double>(kernels.batch_rows * units) / static_cast<double>(layer.M);
   const double build =
       decile_ns([&](size_t) { kernels.build_batch_tables(weight, x.data(), 0, units, tables.data()); });
   const double scan = decile_ns([&](size_t) {
     for (size_t b = 0; b < layer.blocks; ++b) {
-      kernels.scan_batch(weight, tables.data(), {0, units}, b, sums.data() + b * kByteOutputs * kBatchRows);
+      kernels.scan_batch(weight, tables.data(), {0, units}, b, sums.data() + b * kByteOutputs * kernels.batch_rows);
     }
   });
   return {build / rows_and_tiles, scan / rows_and_tiles};
@@ -160,9 +173,9 @@ Parts time_batch(const Kernels& kernels, Layer& layer) {
 
 void report(const Kernels& kernels, const Case& c) {
   Layer layer(c);
-  const Parts parts = c.K <= kNibbleCodewords ? time_nibbles(kernels, layer)
-                      : c.rows < kBatchRows   ? time_bytes(kernels, layer)
-                                              : time_batch(kernels, layer);
+  const Parts parts = c.K <= kNibbleCodewords       ? time_nibbles(kernels, layer)
+                      : c.rows < kernels.batch_rows ? time_bytes(kernels, layer)
+                                                    : time_batch(kernels, layer);
   const auto whole = [&](bool cold) {
     return decile_ns([&](size_t i) {
              const Weight weight = layer.weight(cold ? i : 0);

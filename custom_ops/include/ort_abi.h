@@ -55,7 +55,9 @@ using UnusedFunction = void (*)();
 
 struct OrtApi {
   OrtStatus*(ONNXPQ_ORT_CALL* CreateStatus)(OrtErrorCode code, const char* message);
-  UnusedFunction unused_1[25];
+  UnusedFunction unused_1[1];
+  const char*(ONNXPQ_ORT_CALL* GetErrorMessage)(const OrtStatus* status);
+  UnusedFunction unused_3[23];
   OrtStatus*(ONNXPQ_ORT_CALL* CreateCustomOpDomain)(const char* domain, OrtCustomOpDomain** out);
   OrtStatus*(ONNXPQ_ORT_CALL* CustomOpDomain_Add)(OrtCustomOpDomain* domain, const OrtCustomOp* op);
   OrtStatus*(ONNXPQ_ORT_CALL* AddCustomOpDomain)(OrtSessionOptions* options, OrtCustomOpDomain* domain);
@@ -131,6 +133,7 @@ struct OrtCustomOp {
 #define ONNXPQ_CHECK_POSITION(function, position) \
   static_assert(offsetof(OrtApi, function) == (position) * sizeof(UnusedFunction), #function)
 ONNXPQ_CHECK_POSITION(CreateStatus, 0);
+ONNXPQ_CHECK_POSITION(GetErrorMessage, 2);
 ONNXPQ_CHECK_POSITION(CreateCustomOpDomain, 26);
 ONNXPQ_CHECK_POSITION(CustomOpDomain_Add, 27);
 ONNXPQ_CHECK_POSITION(AddCustomOpDomain, 28);

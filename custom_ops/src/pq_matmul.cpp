@@ -2,22 +2,26 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <vector>
 
 namespace onnxpq {
 namespace {
 
-// A task should take a few microseconds: handing one over costs about 0.2 us. In units of one lookup for one output.
+// A task should take a few microseconds: handing one over costs about 0.2 us, until another thread has begun some
+// microseconds pass. In units of one lookup for one output.
 constexpr size_t kNibbleTaskLookups = 128 * 1024;
 constexpr size_t kByteTaskLookups = 8 * 1024;
-// A product of the table building costs about as much as a lookup of K <= 16, an eighth of one of K > 16.
+// A product of the table building costs about as much as four lookups of K <= 16, an eighth of one of K > 16.
+constexpr size_t kNibbleLookupsPerProduct = 4;
 constexpr size_t kProductsPerByteLookup = 8;
-constexpr size_t kMaxTasks = 64;
+constexpr size_t kMinTasks = 4, kMaxTasks = 64;
 
 // Rows that share a panel.
 constexpr size_t kPanelRows = 64;
 
-// So many rows are as fast as kBatchRows together as one by one.
+// So many rows are as fast together, in a batch, as one by one.
 constexpr size_t kMinBatchRows = 4;
 
 // Tables of so many bytes stay in the second cache while all codes pass by.
@@ -40,7 +44,7 @@ template <typename Body>
 void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_t task_cost, const Body& body) {
   const size_t items = std::max(ceil_div(task_cost, std::max<size_t>(item_cost, 1)), ceil_div(total, kMaxTasks));
   const size_t tasks = ceil_div(total, items);
-  if (tasks <= 1) {
+  if (tasks < kMinTasks || threads.run == nullptr) {
     body(size_t{0}, total);
     return;
   }
@@ -57,79 +61,118 @@ void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_
       tasks, &job);
 }
 
-// Blocks of codes that the rows of a tile pass over one after the other: the codes stay in the second cache. A single
-// row reads them once; small chunks are then easier to share out.
-size_t chunk_blocks(size_t S, size_t bundles) {
-  constexpr size_t kChunkBytes = 256 * 1024, kMinBlocks = 4, kMaxBlocks = 16;
-  if (bundles == 1) return kMinBlocks;
-  return std::min(std::max(kChunkBytes / (S * kUnitBytes), kMinBlocks), kMaxBlocks);
-}
+// Tiles of rows are multiplied one after the other, all threads on each, or, where there are so many, each by the
+// thread that takes it: then nothing is handed from one thread to another.
+constexpr size_t kSeparateTiles = 8;
 
-// The scan of up to scan_rows rows over a chunk of blocks. Where their tables do not fit into the second cache, those
-// of some groups pass over the whole chunk before the next ones.
-struct NibbleScan {
-  const Kernels& kernels;
-  const Weight& weight;
-  const NibbleTables* tables;  // [rows]
-  size_t rows;
-  float* y;  // [rows, out]
+constexpr ThreadPool kThisThread = {nullptr, nullptr};
 
-  void run(size_t row, const Range& blocks) const {
-    const size_t groups = ceil_div(weight.R * weight.M, kGroupUnits);
-    const size_t count = std::min(kernels.scan_rows, rows - row);
-    const size_t group_bytes = kGroupUnits / 2 * pair_bytes(weight.fast) * count;
-    const size_t step = std::max<size_t>(kTileBytes / group_bytes, 1);
-    for (size_t group = 0; group < groups; group += step) {
-      for (size_t block = blocks.begin; block < blocks.end; ++block) {
-        kernels.scan_nibbles(weight, tables + row, count, {group, std::min(group + step, groups)}, block,
-                             y + row * weight.out);
-      }
-    }
+// Scratch memory for each task that runs at the same time. A thread gets the memory that was used last, which is in its
+// cache or the next.
+class Lanes {
+ public:
+  Lanes(size_t count, size_t bytes) : bytes_(bytes), memory_(allocate(count * bytes)) {
+    for (size_t i = count; i-- > 0;) idle_.push_back(i);
   }
+
+  template <typename Body>
+  void borrow(const Body& body) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const size_t lane = idle_.back();
+    idle_.pop_back();
+    lock.unlock();
+    body(static_cast<unsigned char*>(memory_.get()) + lane * bytes_);
+    lock.lock();
+    idle_.push_back(lane);  // has room: it was there before
+  }
+
+ private:
+  size_t bytes_;
+  Scratch memory_;
+  std::mutex mutex_;
+  std::vector<size_t> idle_;
 };
 
-void nibble_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
-                   const ThreadPool& threads) {
-  const size_t S = weight.R * weight.M;
-  const size_t groups = ceil_div(S, kGroupUnits);
-  const size_t blocks = ceil_div(weight.out, kNibbleOutputs);
-  const size_t plane_bytes = ceil_div(S, 2) * pair_bytes(weight.fast);
-  const size_t row_bytes = plane_bytes + ceil_div(2 * groups * sizeof(float), kAlignment) * kAlignment;
-  // A multiple of scan_rows, so that only the last tile has rows that share no codes.
-  const size_t wanted_rows =
-      ceil_div(std::max<size_t>(kTileBytes / row_bytes, 1), kernels.scan_rows) * kernels.scan_rows;
-  const size_t tile_rows = std::min(wanted_rows, rows);
-  const Scratch scratch = allocate(tile_rows * row_bytes + tile_rows * sizeof(NibbleTables));
-  auto* bytes = static_cast<uint8_t*>(scratch.get());
-  auto* tables = reinterpret_cast<NibbleTables*>(bytes + tile_rows * row_bytes);
-  for (size_t row = 0; row < tile_rows; ++row) {
-    uint8_t* planes = bytes + row * row_bytes;
-    auto* steps = reinterpret_cast<float*>(planes + plane_bytes);
-    new (tables + row) NibbleTables{planes, steps, steps + groups};
+// x [rows, in], y [rows, out], in tiles of Matmul's.
+template <typename Matmul>
+void multiply_tiles(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
+                    const ThreadPool& threads) {
+  const Matmul matmul(kernels, weight);
+  const size_t tile_rows = std::min(matmul.tile_rows(), rows);
+  const size_t tiles = ceil_div(rows, tile_rows);
+  const size_t bytes = ceil_div(matmul.scratch_bytes(tile_rows), kAlignment) * kAlignment;
+  const auto multiply = [&](size_t tile, unsigned char* scratch, const ThreadPool& pool) {
+    const size_t row = tile * tile_rows;
+    matmul.multiply(x + row * weight.in, std::min(tile_rows, rows - row), y + row * weight.out, scratch, pool);
+  };
+  if (tiles < kSeparateTiles) {
+    const Scratch scratch = allocate(bytes);
+    for (size_t tile = 0; tile < tiles; ++tile) multiply(tile, static_cast<unsigned char*>(scratch.get()), threads);
+    return;
   }
-
-  for (size_t tile = 0; tile < rows; tile += tile_rows) {
-    const size_t count = std::min(tile_rows, rows - tile);
-    const size_t products = std::min(kGroupUnits, S) * weight.d * kNibbleCodewords;
-    for_ranges(threads, count * groups, products, kNibbleTaskLookups, [&](size_t begin, size_t end) {
-      for (size_t i = begin; i < end; ++i) {
-        const size_t row = i / groups;
-        kernels.build_nibble_tables(weight, x + (tile + row) * weight.in, i % groups, tables[row]);
-      }
-    });
-    const NibbleScan scan = {kernels, weight, tables, count, y + tile * weight.out};
-    const size_t bundles = ceil_div(count, kernels.scan_rows);
-    const size_t chunk = chunk_blocks(S, bundles);
-    for_ranges(threads, ceil_div(blocks, chunk) * bundles,
-               std::min(chunk, blocks) * kNibbleOutputs * S * kernels.scan_rows, kNibbleTaskLookups,
+  Lanes lanes(std::min(tiles, kMaxTasks), bytes);
+  for (size_t first = 0; first < tiles; first += kMaxTasks) {
+    for_ranges(threads, std::min(kMaxTasks, tiles - first), matmul.row_lookups() * tile_rows, kNibbleTaskLookups,
                [&](size_t begin, size_t end) {
-                 for (size_t i = begin; i < end; ++i) {
-                   const size_t first = i / bundles * chunk;
-                   scan.run(i % bundles * kernels.scan_rows, {first, std::min(first + chunk, blocks)});
-                 }
+                 lanes.borrow([&](unsigned char* scratch) {
+                   for (size_t i = begin; i < end; ++i) multiply(first + i, scratch, kThisThread);
+                 });
                });
   }
 }
+
+// K <= 16. A tile is the rows that share the codes.
+class NibbleMatmul {
+ public:
+  NibbleMatmul(const Kernels& kernels, const Weight& weight)
+      : kernels_(kernels),
+        weight_(weight),
+        units_(weight.R * weight.M),
+        groups_(ceil_div(units_, kGroupUnits)),
+        blocks_(ceil_div(weight.out, kNibbleOutputs)),
+        plane_size_(plane_bytes(units_, weight.fast)),
+        row_bytes_(plane_size_ + ceil_div(2 * groups_ * sizeof(float), kAlignment) * kAlignment) {}
+
+  size_t tile_rows() const { return kernels_.scan_rows; }
+  size_t scratch_bytes(size_t rows) const { return rows * (row_bytes_ + sizeof(NibbleTables)); }
+  size_t row_lookups() const { return blocks_ * kNibbleOutputs * units_; }
+
+  void multiply(const float* x, size_t rows, float* y, unsigned char* scratch, const ThreadPool& threads) const {
+    auto* const tables = reinterpret_cast<NibbleTables*>(scratch + rows * row_bytes_);
+    for (size_t row = 0; row < rows; ++row) {
+      uint8_t* const planes = scratch + row * row_bytes_;
+      auto* const steps = reinterpret_cast<float*>(planes + plane_size_);
+      new (tables + row) NibbleTables{planes, steps, steps + groups_};
+    }
+    const size_t products = rows * std::min(kGroupUnits, units_) * weight_.d * kNibbleCodewords;
+    for_ranges(threads, groups_, kNibbleLookupsPerProduct * products, kNibbleTaskLookups,
+               [&](size_t begin, size_t end) {
+                 for (size_t group = begin; group < end; ++group) {
+                   kernels_.build_nibble_tables(weight_, x, rows, group, tables);
+                 }
+               });
+    const size_t lookups = rows * kNibbleOutputs * units_;
+    for_ranges(threads, blocks_, lookups, kNibbleTaskLookups,
+               [&](size_t begin, size_t end) { scan(tables, rows, {begin, end}, y); });
+  }
+
+ private:
+  // Where the tables do not fit into the second cache, those of some groups pass over all the blocks before the next.
+  void scan(const NibbleTables* tables, size_t rows, const Range& blocks, float* y) const {
+    const size_t group_bytes = rows * (kGroupUnits / 2) * pair_bytes(weight_.fast);
+    const size_t step = std::max<size_t>(kTileBytes / group_bytes, 1);
+    for (size_t group = 0; group < groups_; group += step) {
+      const Range groups = {group, std::min(group + step, groups_)};
+      for (size_t block = blocks.begin; block < blocks.end; ++block) {
+        kernels_.scan_nibbles(weight_, tables, rows, groups, block, y);
+      }
+    }
+  }
+
+  const Kernels& kernels_;
+  const Weight& weight_;
+  size_t units_, groups_, blocks_, plane_size_, row_bytes_;
+};
 
 void byte_matmul(const Kernels& kernels, const Weight& weight, const float* x, size_t rows, float* y,
                  const ThreadPool& threads) {
@@ -162,66 +205,72 @@ void byte_matmul(const Kernels& kernels, const Weight& weight, const float* x, s
   }
 }
 
-// Interleaved tables of so many units stay in the second cache; so many at a time in the first.
+// Interleaved tables of so many units stay in the second cache.
 constexpr size_t kBatchTileUnits = 32;
 
-// kBatchRows rows, `count` of them wanted; `sums` [blocks * kByteOutputs][kBatchRows].
+// K > 16. A tile is the rows whose tables are interleaved; where fewer are wanted, the others are zero.
 class BatchMatmul {
  public:
-  BatchMatmul(const Kernels& kernels, const Weight& weight, const ThreadPool& threads)
+  BatchMatmul(const Kernels& kernels, const Weight& weight)
       : kernels_(kernels),
         weight_(weight),
-        threads_(threads),
         units_(weight.R * weight.M),
         blocks_(ceil_div(weight.out, kByteOutputs)),
-        table_size_(weight.codebook_width * kBatchRows),
-        x_(allocate_floats(weight.in * kBatchRows)),
-        tables_(allocate_floats(std::min(kBatchTileUnits, units_) * table_size_)),
-        sums_(allocate_floats(blocks_ * kBlockSums)) {}
+        table_size_(weight.codebook_width * kernels.batch_rows),
+        block_sums_(kByteOutputs * kernels.batch_rows) {}
 
-  // x [count, in], y [count, out], count <= kBatchRows.
-  void multiply(const float* x, size_t count, float* y) {
-    for (size_t i = 0; i < weight_.in; ++i) {
-      for (size_t row = 0; row < kBatchRows; ++row) {
-        floats(x_)[i * kBatchRows + row] = row < count ? x[row * weight_.in + i] : 0.0f;
+  size_t tile_rows() const { return kernels_.batch_rows; }
+  size_t scratch_bytes(size_t) const { return (x_size() + tables_size() + blocks_ * block_sums_) * sizeof(float); }
+  size_t row_lookups() const { return blocks_ * kByteOutputs * units_; }
+
+  void multiply(const float* x, size_t rows, float* y, unsigned char* scratch, const ThreadPool& threads) const {
+    const size_t width = kernels_.batch_rows;
+    auto* const tables = reinterpret_cast<float*>(scratch);
+    float* const interleaved = tables + tables_size();
+    float* const sums = interleaved + x_size();
+    for_ranges(threads, weight_.in, width, kByteTaskLookups, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) {
+        for (size_t row = 0; row < width; ++row) {
+          interleaved[i * width + row] = row < rows ? x[row * weight_.in + i] : 0.0f;
+        }
       }
-    }
-    std::fill_n(floats(sums_), blocks_ * kBlockSums, 0.0f);
+    });
     for (size_t begin = 0; begin < units_; begin += kBatchTileUnits) {
-      add_tile({begin, std::min(units_, begin + kBatchTileUnits)});
-    }
-    for (size_t row = 0; row < count; ++row) {
-      for (size_t o = 0; o < weight_.out; ++o) {
-        y[row * weight_.out + o] = floats(sums_)[o * kBatchRows + row] * weight_.scales[o] + weight_.bias[o];
-      }
+      const Range tile = {begin, std::min(units_, begin + kBatchTileUnits)};
+      const size_t count = tile.end - tile.begin;
+      const size_t products = weight_.d * weight_.codebook_width;
+      for_ranges(threads, count, products, kByteTaskLookups, [&](size_t first, size_t last) {
+        kernels_.build_batch_tables(weight_, interleaved, tile.begin + first, tile.begin + last,
+                                    tables + first * table_size_);
+      });
+      for_ranges(threads, blocks_, kByteOutputs * count, kByteTaskLookups, [&](size_t first, size_t last) {
+        for (size_t block = first; block < last; ++block) {
+          float* const block_sums = sums + block * block_sums_;
+          if (tile.begin == 0) std::fill_n(block_sums, block_sums_, 0.0f);
+          kernels_.scan_batch(weight_, tables, tile, block, block_sums);
+          if (tile.end == units_) write_outputs(block_sums, block, rows, y);
+        }
+      });
     }
   }
 
  private:
-  static constexpr size_t kBlockSums = kByteOutputs * kBatchRows;
+  size_t x_size() const { return weight_.in * kernels_.batch_rows; }
+  size_t tables_size() const { return std::min(kBatchTileUnits, units_) * table_size_; }
 
-  static Scratch allocate_floats(size_t count) { return allocate(count * sizeof(float)); }
-  static float* floats(const Scratch& scratch) { return static_cast<float*>(scratch.get()); }
-
-  void add_tile(const Range& tile) {
-    const size_t count = tile.end - tile.begin;
-    const size_t products = weight_.d * weight_.codebook_width;
-    for_ranges(threads_, count, products, kByteTaskLookups, [&](size_t begin, size_t end) {
-      kernels_.build_batch_tables(weight_, floats(x_), tile.begin + begin, tile.begin + end,
-                                  floats(tables_) + begin * table_size_);
-    });
-    for_ranges(threads_, blocks_, kByteOutputs * count, kByteTaskLookups, [&](size_t begin, size_t end) {
-      for (size_t block = begin; block < end; ++block) {
-        kernels_.scan_batch(weight_, floats(tables_), tile, block, floats(sums_) + block * kBlockSums);
+  void write_outputs(const float* block_sums, size_t block, size_t rows, float* y) const {
+    const size_t first = block * kByteOutputs, end = std::min(first + kByteOutputs, weight_.out);
+    for (size_t row = 0; row < rows; ++row) {
+      for (size_t o = first; o < end; ++o) {
+        const float sum = block_sums[(o - first) * kernels_.batch_rows + row];
+        y[row * weight_.out + o] = sum * weight_.scales[o] + weight_.bias[o];
       }
-    });
+    }
   }
 
   const Kernels& kernels_;
   const Weight& weight_;
-  const ThreadPool& threads_;
-  size_t units_, blocks_, table_size_;
-  Scratch x_, tables_, sums_;
+  size_t units_, blocks_, table_size_, block_sums_;
 };
 
 // Whether copying the codewords that occur and multiplying them is faster than tables of all codewords. Measured: a
@@ -280,21 +329,18 @@ void pq_matmul(const Kernels& kernels, const Weight& weight, const float* x, siz
                const ThreadPool& threads) {
   if (rows == 0) return;
   if (weight.codewords <= kNibbleCodewords) {
-    nibble_matmul(kernels, weight, x, rows, y, threads);
+    multiply_tiles<NibbleMatmul>(kernels, weight, x, rows, y, threads);
     return;
   }
   if (few_outputs(weight, rows)) {
     panel_matmul(kernels, weight, x, rows, y, threads);
     return;
   }
-  size_t done = 0;
-  if (rows >= kMinBatchRows) {
-    BatchMatmul batch(kernels, weight, threads);
-    for (; rows - done >= kMinBatchRows; done += std::min(rows - done, kBatchRows)) {
-      batch.multiply(x + done * weight.in, std::min(rows - done, kBatchRows), y + done * weight.out);
-    }
-  }
-  if (done < rows) byte_matmul(kernels, weight, x + done * weight.in, rows - done, y + done * weight.out, threads);
+  // The last rows of a batch may be too few for a tile.
+  const size_t rest = rows % kernels.batch_rows < kMinBatchRows ? rows % kernels.batch_rows : 0;
+  const size_t done = rows - rest;
+  if (done > 0) multiply_tiles<BatchMatmul>(kernels, weight, x, done, y, threads);
+  if (rest > 0) byte_matmul(kernels, weight, x + done * weight.in, rest, y + done * weight.out, threads);
 }
 
 }  // namespace onnxpq

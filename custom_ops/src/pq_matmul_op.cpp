@@ -119,12 +119,15 @@ TensorView constant_input(const OrtApi& api, const OrtKernelInfo* info, const st
   return view(api, value);
 }
 
-// The attribute `fast`, 0 where the node has none.
+// The attribute `fast`, 0 where the node has none. onnxruntime says with the same code that there is none and that
+// there is one of another type, and only in the second sentence speaks of types.
 bool fast_attribute(const OrtApi& api, const OrtKernelInfo* info, const std::string& node) {
   int64_t value = 0;
-  if (OrtStatus* absent = api.KernelInfoGetAttribute_int64(info, "fast", &value)) {
-    api.ReleaseStatus(absent);
-    return false;
+  if (OrtStatus* failure = api.KernelInfoGetAttribute_int64(info, "fast", &value)) {
+    const std::string message = api.GetErrorMessage(failure);
+    api.ReleaseStatus(failure);
+    if (message.find("type") == std::string::npos) return false;
+    throw Refusal("onnxpq::PQMatMul node '" + node + "': attribute 'fast' is no integer; expected 0 or 1.");
   }
   if (value != 0 && value != 1) {
     throw Refusal("onnxpq::PQMatMul node '" + node + "': attribute 'fast' is " + std::to_string(value) +

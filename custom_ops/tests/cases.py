@@ -3,7 +3,8 @@
     python custom_ops/tests/cases.py FOLDER       # then, anywhere: python custom_ops/tests/run_cases.py FOLDER
 
 A case is a model and an .npz file with, for each batch i: `X_i`; `exact_i`, what it means; `bits_i`, what the operator
-library gives on this machine, which every other one must give bit for bit; and two budgets of relative error.
+library gives on this machine, which every other one must give bit for bit; and two budgets of relative error. Or it has
+only `refusal`, the sentence with which the library must refuse the model.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pq_layers import IR_VERSION, PQLayer, model_of, normal_rows, random_layer  
 
 import onnxpq  # noqa: E402 -- from the checkout where it is not installed
 from onnxpq import modelio  # noqa: E402
-from onnxpq.opschema import MAX_NIBBLE_CODEWORDS  # noqa: E402
+from onnxpq.opschema import ATTR_FAST, MAX_NIBBLE_CODEWORDS  # noqa: E402
 from onnxpq.pq.reference import pq_matmul  # noqa: E402
 
 TABLE_BUDGET = 4e-3
@@ -101,6 +102,7 @@ def write(folder: Path) -> None:
     batches = [normal_rows(i, rows, NETWORK_INPUTS) for i, rows in enumerate([1, 6])]
     exact = [session.run(None, {"X": x})[0] for x in batches]
     _write(folder / "compressed-network", model, batches, exact, budgets)
+    _write_refused(folder / "mistyped-fast")
 
 
 def _write(
@@ -112,6 +114,15 @@ def _write(
         arrays |= {f"X_{i}": x, f"exact_{i}": y, f"bits_{i}": session.run(None, {"X": x})[0]}
     onnx.save(model, f"{path}.onnx")
     np.savez(f"{path}.npz", **arrays)
+
+
+def _write_refused(path: Path) -> None:
+    """Each onnxruntime has its own words for an attribute of the wrong type; the library must understand them."""
+    model = model_of(LAYERS[FAST][0], with_body=False)
+    model.graph.node[0].ClearField("attribute")
+    model.graph.node[0].attribute.append(helper.make_attribute(ATTR_FAST, 1.0))
+    onnx.save(model, f"{path}.onnx")
+    np.savez(f"{path}.npz", refusal="attribute 'fast' is no integer; expected 0 or 1.")
 
 
 if __name__ == "__main__":

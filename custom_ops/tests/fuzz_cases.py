@@ -51,6 +51,7 @@ class Case:
     nested: str = ""  # in a branch of an If, with the constants "inside" or "outside"
     inputs: str = "all"
     fast: int = 0  # the attribute
+    fast_kind: str = "int"
     attributes: tuple[tuple[str, str], ...] = ()
     specials: tuple[tuple[str, int, int], ...] = ()  # tensor (or X), index into SPECIALS, how many
     flips: tuple[tuple[str, int], ...] = ()  # tensor, bit
@@ -138,6 +139,7 @@ _TWISTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         3,
     ).map(lambda v: {"attributes": v}),
     "fast": st.sampled_from([1, 1, 1, 2, -1, 2**62]).map(lambda v: {"fast": v}),
+    "fast_kind": st.sampled_from(["float", "string", "ints", "tensor"]).map(lambda v: {"fast_kind": v}),
     "level": st.sampled_from(["off", "basic"]).map(lambda v: {"level": v}),
     "threads": st.just({"threads": 2}),
     "body": st.just({"body": True}),
@@ -172,7 +174,7 @@ def _reconciled(values: dict[str, Any]) -> dict[str, Any]:
     """Twists that would hide one another, or that onnxruntime's checker of functions sees first, give way."""
     if values.get("x_scalar"):
         values["leading"] = ()
-    if values.keys() & {"attributes", "inputs", "types", "x_type", "damages"}:
+    if values.keys() & {"attributes", "inputs", "types", "x_type", "damages", "fast_kind"}:
         values.pop("body", None)
     if "damages" in values:
         ((name, damage),) = values["damages"]

@@ -202,7 +202,9 @@ def _node(case: Case) -> onnx.NodeProto:
     if case.body:
         attributes = node_attributes(case.in_features, case.codewords)
         node.attribute.extend(ir.to_proto(a) for a in attributes if a.name != ATTR_FAST)
-    if case.fast or case.body:
+    if case.fast_kind != "int":
+        node.attribute.append(_attribute(ATTR_FAST, case.fast_kind))
+    elif case.fast or case.body:
         node.attribute.append(helper.make_attribute(ATTR_FAST, case.fast))
     node.attribute.extend(_attribute(name, kind) for name, kind in case.attributes)
     return node

@@ -48,7 +48,9 @@ def _of_operator(case: Case, tensors: Tensors) -> Iterator[str]:
         place = places.get(name)
         if place in {"overridable", "graph input", "computed"} or (place == "identity" and case.level == "off"):
             yield f"input '{name}' is computed when the model runs, or may be replaced by a graph input"
-    if case.fast not in {0, 1}:
+    if case.fast_kind != "int":
+        yield "attribute 'fast' is no integer; expected 0 or 1."
+    elif case.fast not in {0, 1}:
         yield f"attribute 'fast' is {case.fast}; expected 0 or 1."
     problems = list(_of_constants(case, tensors))
     yield from problems
@@ -70,7 +72,7 @@ def _of_constants(case: Case, tensors: Tensors) -> Iterator[str]:
     codewords = shapes["codebooks"][-1] if "codebooks" not in wrong else 2
     if not 2 <= codewords <= 256:
         yield f"input 'codebooks' has shape {shapes['codebooks']}, {codewords} codewords; expected 2 to 256."
-    if case.fast == 1 and 16 < codewords <= 256:
+    if case.fast == 1 and case.fast_kind == "int" and 16 < codewords <= 256:
         yield f"attribute 'fast' is 1 with {codewords} codewords; expected 0 where"
     if 2 <= codewords <= 256 and not wrong:
         yield from _of_codes(tensors.constants["codes"], shapes, codewords)

@@ -9,6 +9,7 @@
 SAME_POSITION(OrtApiBase, GetApi);
 SAME_POSITION(OrtApiBase, GetVersionString);
 SAME_POSITION(OrtApi, CreateStatus);
+SAME_POSITION(OrtApi, GetErrorMessage);
 SAME_POSITION(OrtApi, CreateCustomOpDomain);
 SAME_POSITION(OrtApi, CustomOpDomain_Add);
 SAME_POSITION(OrtApi, AddCustomOpDomain);
@@ -21,6 +22,7 @@ SAME_POSITION(OrtApi, GetDimensionsCount);
 SAME_POSITION(OrtApi, GetDimensions);
 SAME_POSITION(OrtApi, GetSymbolicDimensions);
 SAME_POSITION(OrtApi, GetTensorTypeAndShape);
+SAME_POSITION(OrtApi, KernelInfoGetAttribute_int64);
 SAME_POSITION(OrtApi, KernelContext_GetInput);
 SAME_POSITION(OrtApi, KernelContext_GetOutput);
 SAME_POSITION(OrtApi, ReleaseStatus);

@@ -1,13 +1,20 @@
 """Operations on the bits of integers.
 
-The network holds unsigned integers of more than 8 bits in wider signed ones: bits shifted out of these stay.
+The network holds unsigned integers of more than 8 bits in wider signed ones, whose further bits have to stay zero: the
+type that the model has tells how many there are.
 """
 
+from typing import Final
+
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from onnxpq.errors import UnsupportedOperatorError
 from onnxpq.ops.registry import register
+
+_BITS: Final = {ir.DataType.UINT16: 16, ir.DataType.UINT32: 32}
+"""The types that are held in wider ones. (uint64 is held in int64, which has as many bits.)"""
 
 
 @register("BitwiseAnd", 18)
@@ -29,16 +36,22 @@ def bitwise_xor(a: Tensor, b: Tensor) -> Tensor:
 
 
 @register("BitwiseNot", 18)
-def bitwise_not(x: Tensor) -> Tensor:
-    """All bits reversed; of signed integers and uint8, as others are not held in their own type."""
-    return torch.bitwise_not(x)
+def bitwise_not(x: Tensor, *, input_type: int | None = None) -> Tensor:
+    """All bits reversed."""
+    return _cut_off(torch.bitwise_not(x), input_type)
 
 
 @register("BitShift", 11, 28)
-def bit_shift(x: Tensor, y: Tensor, *, direction: str) -> Tensor:
+def bit_shift(x: Tensor, y: Tensor, *, direction: str, input_type: int | None = None) -> Tensor:
     """X shifted by y bits, direction LEFT or RIGHT."""
     if direction == "LEFT":
-        return torch.bitwise_left_shift(x, y)
+        return _cut_off(torch.bitwise_left_shift(x, y), input_type)
     if direction == "RIGHT":
         return torch.bitwise_right_shift(x, y)
     raise UnsupportedOperatorError(f"BitShift in direction '{direction}'; expected LEFT or RIGHT.")
+
+
+def _cut_off(x: Tensor, input_type: int | None) -> Tensor:
+    """Without the bits that the model's type does not have."""
+    bits = None if input_type is None else _BITS.get(ir.DataType(input_type))
+    return x if bits is None else x & (2**bits - 1)

@@ -12,7 +12,8 @@ The contract of such a function (a *handler*):
 * The node's inputs are its positional parameters, an omitted one is None; the attributes are keyword-only parameters
   with ONNX's names and defaults (a test compares them with the schemas). Attributes arrive as int, float, str, list,
   tensor; a graph arrives as a function of tensors that returns a list of values.
-* It returns the output, or a tuple of the outputs. If it has a keyword ``n_outputs`` it is told how many the node has.
+* It returns the output, or a tuple of the outputs. If it has a keyword ``n_outputs`` it is told how many the node has;
+  if it has one ``input_type``, the ONNX element type of the first input, None where the model does not tell.
 * It computes what ONNX's *inference* semantics say, differentiably, and never changes its inputs.
 * What it cannot do it refuses with an `UnsupportedOperatorError`; the caller adds the node's name.
 * Values of type string are numpy arrays of objects, as torch has no such tensors.
@@ -30,6 +31,9 @@ from onnxpq.errors import ConfigError, OnnxpqError, UnsupportedOperatorError
 
 Handler = Callable[..., Any]
 _F = TypeVar("_F", bound=Handler)
+
+_TOLD = frozenset({"n_outputs", "input_type"})
+"""Keywords of handlers that are no attributes of ONNX."""
 
 _built_in: dict[tuple[str, str], dict[int, Handler]] = {}
 _users: dict[tuple[str, str], dict[int, Handler]] = {}
@@ -154,7 +158,9 @@ def registered() -> dict[tuple[str, str, int], Handler]:
 def attributes_of(handler: Handler) -> dict[str, Any]:
     """Names and defaults of the attributes that a handler takes (`inspect.Parameter.empty`: it is required)."""
     parameters = inspect.signature(handler).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "n_outputs"}
+    return {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("n_outputs", "input_type")
+    }
 
 
 def _add(

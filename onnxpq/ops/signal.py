@@ -1,4 +1,4 @@
-"""Fourier transforms and windows."""
+"""Fourier transforms, and the windows and weights that go with them."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from onnxpq.errors import UnsupportedOperatorError
 from onnxpq.ops.registry import register
 from onnxpq.ops.tensors import ints, torch_dtype
 
@@ -42,6 +43,52 @@ def _dft(x: Tensor, dft_length: Tensor | None, axis: int, inverse: int, onesided
         return samples.unsqueeze(-1)
     y: Tensor = torch.fft.ifft(values, length, axis) if inverse else torch.fft.fft(values, length, axis)
     return torch.view_as_real(y.narrow(axis, 0, length // 2 + 1) if onesided else y)
+
+
+@register("STFT", 17)
+def stft(
+    signal: Tensor,
+    frame_step: Tensor,
+    window: Tensor | None = None,
+    frame_length: Tensor | None = None,
+    *,
+    onesided: int = 1,
+) -> Tensor:
+    """DFT of each frame of signals [N, length, 1 or 2], times the window: [N, frames, bins, 2]."""
+    (step,) = ints(frame_step)
+    length = ints(frame_length)[0] if frame_length is not None else 0 if window is None else len(window)
+    if length == 0:
+        raise UnsupportedOperatorError("STFT has neither a window nor a frame length.")
+    frames = signal.unsqueeze(-1) if signal.ndim == 2 else signal
+    frames = frames.unfold(1, length, step).movedim(-1, 2)  # [N, frames, length, 1 or 2]
+    if window is not None:
+        frames = frames * window.unsqueeze(-1)
+    return _dft(frames, None, 2, 0, onesided)
+
+
+@register("MelWeightMatrix", 17)
+def mel_weight_matrix(
+    num_mel_bins: Tensor,
+    dft_length: Tensor,
+    sample_rate: Tensor,
+    lower_edge_hertz: Tensor,
+    upper_edge_hertz: Tensor,
+    *,
+    output_datatype: int = 1,
+) -> Tensor:
+    """[dft_length // 2 + 1, num_mel_bins]: triangles between frequencies that are equally far apart in mel."""
+    (count,), (length,), (rate,) = ints(num_mel_bins), ints(dft_length), ints(sample_rate)
+    low, high = (2595 * math.log10(1 + float(hertz.detach()) / 700) for hertz in (lower_edge_hertz, upper_edge_hertz))
+    mel = low + torch.arange(count + 2, dtype=torch.float64) * ((high - low) / (count + 2))
+    hertz = 700 * (10 ** (mel / 2595) - 1)
+    edges = torch.div((length + 1) * hertz, rate, rounding_mode="floor")
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    bins = torch.arange(length // 2 + 1, dtype=torch.float64).unsqueeze(1)
+    rising = torch.where(centre > left, (bins - left) / (centre - left).clamp(min=1), (bins == centre).to(bins.dtype))
+    falling = (right - bins) / (right - centre).clamp(min=1)
+    triangles = torch.where((bins > centre) & (right > centre), falling, rising)
+    inside = (bins >= left) & ((bins < right) | (bins == centre))
+    return (triangles * inside).to(torch_dtype(output_datatype))
 
 
 @register("HannWindow", 17)

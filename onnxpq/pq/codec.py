@@ -126,9 +126,9 @@ def _fitted_scales(matrix: Tensor, centroids: Tensor, codes: Tensor, layout: Lay
     return torch.where(scales > 0, scales, fallback)
 
 
-def assign(matrix: Tensor, centroids: Tensor, scales: Tensor, layout: Layout) -> Tensor:
-    """Codes [out, M] int64 of the nearest codewords of a matrix [out, in] for given codebooks and scales."""
-    index, _ = kmeans.nearest(split(matrix / scales.unsqueeze(1), layout), centroids)
+def assign(units: Tensor, centroids: Tensor, layout: Layout) -> Tensor:
+    """Codes [out, M] int64 of the nearest codewords of a matrix [out, in] with rows of unit size."""
+    index, _ = kmeans.nearest(split(units, layout), centroids)
     return to_codes(index, layout)
 
 

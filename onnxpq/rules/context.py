@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxpq.constants import constant
+from onnxpq.graphs import graphs_of
 from onnxpq.modelproto import structure
 
 Shape: TypeAlias = tuple[int | str | None, ...]
@@ -95,7 +96,7 @@ class Context:
 
 
 def describe(model: ir.Model) -> Context:
-    """Gathers the facts about a model in which names of values are unique (`onnxpq.forms.prepare`).
+    """Gathers the facts about a model in which names of values are unique (`onnxpq.preparing.prepare`).
 
     The model is not changed, and must keep its values while they are used.
     """
@@ -125,15 +126,9 @@ def _places(graph: ir.Graph, place: str, labels: Mapping[ir.Node, str]) -> Itera
         if place:
             yield node, place
         for attribute in node.attributes.values():
-            for number, subgraph in enumerate(_subgraphs(attribute)):
+            for number, subgraph in enumerate(graphs_of(attribute)):
                 inner = f"{labels[node]}.{attribute.name}" + (f"[{number}]" if number else "")
                 yield from _places(subgraph, f"{place}/{inner}" if place else inner, labels)
-
-
-def _subgraphs(attribute: ir.Attr) -> Iterable[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _shapes(model: ir.Model) -> dict[str, Shape]:

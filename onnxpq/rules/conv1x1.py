@@ -1,6 +1,6 @@
 """A convolution with a kernel of one point and one group is a fully-connected layer over the channels.
 
-``X [N, C, *sizes]`` -> (Slice, for strides) -> Transpose to [N, *sizes, C] -> PQMatMul -> Transpose back.
+``X [N, C, *sizes]`` -> (Pad) -> (Slice, for strides) -> Transpose to [N, *sizes, C] -> PQMatMul -> Transpose back.
 """
 
 from typing import Final
@@ -14,6 +14,7 @@ from onnxpq.rules.base import Context, Editor, Rule
 from onnxpq.rules.weights import constant_bias, is_operator, required_input, weight_of
 
 SLICE_WITH_STEPS_OPSET: Final = 10
+PAD_BY_INPUT_OPSET: Final = 11
 
 
 class Conv1x1Rule(Rule):
@@ -28,13 +29,10 @@ class Conv1x1Rule(Rule):
         return one_point and node.attributes.get_int("group", 1) == 1
 
     def check(self, node: ir.Node, context: Context) -> Layer | Skipped:
-        """A layer where nothing is padded; what auto_pad would add to a kernel of one point is nothing."""
+        """A layer where the bias is constant; what auto_pad would add to a kernel of one point is nothing."""
         weight = weight_of(node, 1, context)
         if isinstance(weight, Skipped):
             return weight
-        if any(node.attributes.get_ints("pads", [])):
-            reason = "The 1x1 convolution pads its input: not supported."
-            return Skipped(context.labels[node], node.op_type, weight.name, reason)
         bias = constant_bias(_bias(node), context, weight.shape[0])
         if _bias(node) is not None and bias is None:
             reason = "The bias of the 1x1 convolution is not constant: not supported."
@@ -52,12 +50,16 @@ class Conv1x1Rule(Rule):
         )
 
     def rewrite(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
-        """[Slice ->] Transpose -> PQMatMul -> Transpose."""
+        """[Pad ->] [Slice ->] Transpose -> PQMatMul -> Transpose."""
         weight = weight_of(node, 1, context)
         if isinstance(weight, Skipped):
             return
         x, rank = required_input(node, 0), len(weight.shape)
         chain: list[ir.Node] = []
+        pads = list(node.attributes.get_ints("pads", []))
+        if any(pads):
+            chain.append(_padded(editor, x, pads, layer, weight.dtype))
+            x = chain[-1].outputs[0]
         strides = _strides(node)
         if strides:
             chain.append(_subsample(editor, x, strides, layer))
@@ -78,6 +80,16 @@ def _strides(node: ir.Node) -> list[int]:
     """The strides; empty where all are 1."""
     strides = list(node.attributes.get_ints("strides", []))
     return strides if any(stride != 1 for stride in strides) else []
+
+
+def _padded(editor: Editor, x: ir.Value, pads: list[int], layer: Layer, dtype: ir.DataType) -> ir.Node:
+    """Zeros around the points; the pads are those of a Conv: of all axes before, then of all behind."""
+    half, name = len(pads) // 2, f"{layer.node}.pad"
+    sizes = [0, 0, *pads[:half], 0, 0, *pads[half:]]
+    if editor.opset < PAD_BY_INPUT_OPSET:
+        return editor.node("Pad", [x], name, [ir.AttrInt64s("pads", sizes)])
+    zero = editor.constant(f"{name}.value", np.zeros((), dtype.numpy()))
+    return editor.node("Pad", [x, editor.integers(sizes, f"{name}s"), zero], name)
 
 
 def _subsample(editor: Editor, x: ir.Value, strides: list[int], layer: Layer) -> ir.Node:

@@ -101,6 +101,10 @@ def test_fast_attribute_is_checked() -> None:
     fast.i = 2
     with pytest.raises(ModelError, match="node 'fc': attribute 'fast' is 2; expected 0 or 1"):
         onnxpq.session(model)
+    for value in (1.0, "1", [1]):
+        fast.CopyFrom(helper.make_attribute("fast", value))
+        with pytest.raises(ModelError, match="node 'fc': attribute 'fast' is no integer; expected 0 or 1"):
+            onnxpq.session(model)
     model.graph.node[0].attribute.remove(fast)
     x = normal_rows(0, 2, 33)
     np.testing.assert_array_equal(kernel(model, x), pq_matmul_tables(x, *layer.arguments))

@@ -31,11 +31,19 @@ def run_cases(folder: Path, library: bool) -> subprocess.CompletedProcess[str]:
     return run("run_cases.py", folder, *(["--library", onnxpq.library_path()] if library else []))
 
 
-@pytest.mark.parametrize("library", [False, True], ids=["body", "library"])
-def test_all_cases_pass_here(folder: Path, library: bool) -> None:
+@pytest.mark.parametrize(("library", "count"), [(False, 10), (True, 11)], ids=["body", "library"])
+def test_all_cases_pass_here(folder: Path, library: bool, count: int) -> None:
     result = run_cases(folder, library)
     assert result.returncode == 0, result.stdout
-    assert "10 of 10 cases passed" in result.stdout
+    assert f"{count} of {count} cases passed" in result.stdout
+
+
+def test_model_that_is_wrongly_accepted_is_noticed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "K16.onnx").write_bytes((folder / "K16.onnx").read_bytes())
+    np.savez(tmp_path / "K16.npz", refusal="attribute")
+    result = run_cases(tmp_path, library=True)
+    assert result.returncode == 1
+    assert "K16: not refused, expected 'attribute'" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,15 @@ def test_level_that_is_there_is_accepted(level: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_every_level_that_the_refusal_names_is_accepted() -> None:
+    named = register("none").stderr.split("this library on this processor has: ")[1].splitlines()[0]
+    levels = [level.strip(" .") for level in named.split(",")]
+    assert levels[0] == "scalar"
+    for level in levels:
+        result = register(level)
+        assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("level", [ABSENT, "sse9", "SCALAR", "scalar ", "x" * 1000])
 def test_absent_and_unknown_levels_are_refused_with_a_sentence(level: str) -> None:
     result = register(level)

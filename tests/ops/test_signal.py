@@ -3,8 +3,9 @@ import pytest
 import torch
 from node_check import Case, assert_all_covered, cases_of_versions, check, normal
 
+from onnxpq.errors import UnsupportedOperatorError
 from onnxpq.ops import signal
-from onnxpq.ops.signal import dft, hann_window
+from onnxpq.ops.signal import dft, hann_window, stft
 
 TOLERANCE = 1e-5
 WINDOWS = ("HannWindow", "HammingWindow", "BlackmanWindow")
@@ -15,6 +16,17 @@ CASES = [
     Case("DFT", [normal(2, 6, 1)], {"onesided": 1}),
     Case("DFT", [normal(2, 6, 2)], {"inverse": 1}),
     Case("DFT", [normal(2, 6, 2), np.int64(8), np.int64(0)], versions=(20,)),
+    Case("STFT", [normal(2, 20, 1), np.int64(4), normal(8)]),
+    Case("STFT", [normal(2, 20, 1), np.int64(3), None, np.int64(8)]),
+    Case("STFT", [normal(2, 20, 2), np.int64(5), normal(8), np.int64(8)], {"onesided": 0}),
+    *[
+        Case(
+            "MelWeightMatrix",
+            [np.int64(bins), np.int64(size), np.int64(8000), np.float32(low), np.float32(high)],
+            differentiable=False,
+        )
+        for bins, size, low, high in ((8, 16, 0, 4000), (20, 16, 100, 3000), (5, 256, 60, 3800))
+    ],
     *[Case(op, [np.int64(8)], {"periodic": p}) for op in WINDOWS for p in (0, 1)],
 ]
 
@@ -37,3 +49,8 @@ def test_there_and_back():
 
 def test_a_window_by_hand():
     assert hann_window(torch.tensor(4)).tolist() == pytest.approx([0, 0.5, 1, 0.5])
+
+
+def test_a_transform_of_no_known_length_is_refused():
+    with pytest.raises(UnsupportedOperatorError, match="neither a window nor a frame length"):
+        stft(torch.zeros(1, 8, 1), torch.tensor(2))

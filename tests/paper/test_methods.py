@@ -9,7 +9,7 @@ from benchmarks.paper.methods import METHODS
 from benchmarks.paper.tuning import Effort
 from onnxpq import runtime
 
-BRIEF = Effort(tuned=2, scratch=2, epochs=1)
+BRIEF = Effort(tuned=2, scratch=2, ours=2)
 OVERHEAD = 500
 """Bytes of the small constants that decode; onnxpq's padding to 32 outputs is within them here."""
 

@@ -7,7 +7,7 @@ from benchmarks.paper.methods import METHODS
 from benchmarks.paper.store import Key, Store
 from benchmarks.paper.tuning import Effort
 
-BRIEF = Effort(tuned=1, scratch=1, epochs=1)
+BRIEF = Effort(tuned=1, scratch=1, ours=1)
 
 
 def test_every_method_is_run_on_every_network_with_its_seeds_and_factors():

@@ -52,7 +52,8 @@ def test_by_hand() -> None:
     codes = torch.tensor([[0, 1], [1, 0]])
     matrix = codec.decode(codebooks, codes, torch.tensor([1.0, 10.0]), layout)
     assert matrix.tolist() == [[1.0, 2.0, 3.0], [30.0, 40.0, 10.0]]
-    assert torch.equal(codec.assign(matrix[:, :3], codebooks, torch.tensor([1.0, 10.0]), layout)[:, 0], codes[:, 0])
+    units = matrix[:, :3] / torch.tensor([[1.0], [10.0]])
+    assert torch.equal(codec.assign(units, codebooks, layout)[:, 0], codes[:, 0])
 
 
 def test_gradients_reach_codebooks_and_scales() -> None:

@@ -66,21 +66,24 @@ def test_they_are_left_alone_unless_asked_for():
     assert reasons(model) == {"fc": CONV1X1_REASON}
 
 
-@pytest.mark.parametrize(
-    ("attributes", "channels", "size", "reason"),
-    [
-        ("<pads = [1, 1, 1, 1]>", 6, 7, "The 1x1 convolution pads its input: not supported."),
-        ("<group = 2>", 3, 5, None),
-    ],
-)
-def test_refusals(attributes, channels, size, reason):
-    text = f"(float[1,6,5,5] x) => (float[1,1600,{size},{size}] y) {{ [fc] y = Conv{attributes}(x, w) }}"
-    layers, skipped = find(parse(text, initializer("w", 1600, channels, 1, 1)), min_weights=0, conv1x1=True)
+@pytest.mark.parametrize("opset", [9, 10, 11, 17])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padded_convolutions(opset, stride):
+    size = (5 + 3 - 1) // stride + 1, (5 + 2 - 1) // stride + 1
+    text = f"(float[2,6,5,5] x) => (float[2,9,{size[0]},{size[1]}] y) {{ [fc] y = Conv<@>(x, w, b) }}"
+    attributes = f"pads = [1, 0, 2, 2], strides = [{stride}, {stride}]"
+    tensors = initializer("w", 9, 6, 1, 1), initializer("b", 9, seed=2)
+    model = parse(text.replace("@", attributes), *tensors, opset=opset)
+    inputs = {"x": np.random.default_rng(0).standard_normal((2, 6, 5, 5)).astype(np.float32)}
+    _, rewritten = check_rewrite(model, inputs, conv1x1=True)
+    assert operators(rewritten)[0] == "Pad"
+
+
+def test_groups_are_refused():
+    text = "(float[1,6,5,5] x) => (float[1,1600,5,5] y) { [fc] y = Conv<group = 2>(x, w) }"
+    layers, skipped = find(parse(text, initializer("w", 1600, 3, 1, 1)), min_weights=0, conv1x1=True)
     assert not layers
-    if reason is None:
-        assert "is a convolution kernel; only fully-connected layers are compressed" in skipped[0].reason
-    else:
-        assert [entry.reason for entry in skipped] == [reason]
+    assert "is a convolution kernel; only fully-connected layers are compressed" in skipped[0].reason
 
 
 def test_a_computed_bias_is_refused():

@@ -158,7 +158,7 @@ void clear_tables(size_t count, bool fast, uint8_t* planes) {
   if (fast) memset(planes, static_cast<int>(kFastOffset), count * kNibbleCodewords);
 }
 
-void build_nibble_tables(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
+void build_group(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
   const size_t S = weight.R * weight.M;
   const size_t begin = group * kGroupUnits;
   const size_t count = S - begin < kGroupUnits ? S - begin : kGroupUnits;
@@ -189,6 +189,10 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
     store_pair(values + j, centres + j, factor, weight.fast, planes + j / 2 * bytes);
   }
   if (count % 2 != 0 && weight.fast) memset(planes + count * kNibbleCodewords, 0, kNibbleCodewords);
+}
+
+void build_nibble_tables(const Weight& weight, const float* x, size_t rows, size_t group, const NibbleTables* tables) {
+  for (size_t row = 0; row < rows; ++row) build_group(weight, x + row * weight.in, group, tables[row]);
 }
 
 // Sums of table entries of the 32 outputs of a block for one row: element i of [half] is output 16 * half + i. One
@@ -493,7 +497,7 @@ void build_byte_tables(const Weight& weight, const float* x, size_t begin, size_
 
 // ---- K > 16, kBatchRows rows: a register holds one entry for all of them ----
 
-static_assert(kBatchRows == 8, "one register of 8 floats");
+constexpr size_t kBatchRows = 8;
 
 template <typename T>
 void build_row_tables(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t end,
@@ -640,8 +644,18 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel,
-                              widen,      narrow};
+const Kernels kAvx2Kernels = {"avx2",
+                              build_nibble_tables,
+                              scan_nibbles,
+                              kScanRows,
+                              build_byte_tables,
+                              scan_bytes,
+                              build_batch_tables,
+                              scan_batch,
+                              kBatchRows,
+                              decode_panel,
+                              multiply_panel,
+                              widen,
+                              narrow};
 
 }  // namespace onnxpq

@@ -49,13 +49,25 @@ unsigned enabled_register_state() {
 #endif
 }
 
+bool all(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
+
 bool has_avx2() {
   constexpr unsigned kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29, kAvx2 = 1u << 5;
   constexpr unsigned kXmmAndYmm = 6;
-  const unsigned needed = kOsxsave | kAvx | kF16c;
   // The processor may have the registers while the operating system does not save them.
-  return (cpuid(1).ecx & needed) == needed && (enabled_register_state() & kXmmAndYmm) == kXmmAndYmm &&
-         (cpuid(7).ebx & kAvx2) != 0;
+  return all(cpuid(1).ecx, kOsxsave | kAvx | kF16c) && all(enabled_register_state(), kXmmAndYmm) &&
+         all(cpuid(7).ebx, kAvx2);
+}
+
+#endif
+
+#if defined(ONNXPQ_COMPILE_AVX512)
+
+bool has_avx512() {
+  constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31, kVbmi = 1u << 1, kVnni = 1u << 11;
+  constexpr unsigned kMasksAndZmm = 7u << 5;
+  return has_avx2() && all(enabled_register_state(), kMasksAndZmm) && all(cpuid(7).ebx, kF | kDq | kBw | kVl) &&
+         all(cpuid(7).ecx, kVbmi | kVnni);
 }
 
 #endif
@@ -66,6 +78,9 @@ KernelList available_kernels() {
   KernelList list = {{&kScalarKernels}, 1};
 #if defined(ONNXPQ_COMPILE_AVX2)
   if (has_avx2()) list.levels[list.count++] = &kAvx2Kernels;
+#endif
+#if defined(ONNXPQ_COMPILE_AVX512)
+  if (has_avx512()) list.levels[list.count++] = &kAvx512Kernels;
 #endif
 #if defined(ONNXPQ_COMPILE_NEON)
   list.levels[list.count++] = &kNeonKernels;  // every 64-bit Arm processor that runs an operating system has it

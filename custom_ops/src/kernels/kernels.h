@@ -57,7 +57,7 @@ struct Weight {
 // cannot overflow. It is stored in two planes, q mod 2^7 and floor(q / 2^7). The low ones of two units can be summed in
 // a byte before they are widened, and the sum of the high ones is needed modulo 2^8 only: a byte holds it. Planes of
 // two whole bytes would halve the error and cost a quarter more time (measured, AVX2).
-// Fast tables have one plane of q + 128, |q| <= 127: 1.1 to 1.2 times as fast, about five times the error.
+// Fast tables have one plane of q + 128, |q| <= 127: 1.1 to 1.6 times as fast, about five times the error.
 //
 // A group with span < 1e-30 counts as constant (q = 0, step = 0); one with a NaN or an infinity has q = 0 and
 // step = NaN, so that its row becomes NaN, never a finite wrong number.
@@ -75,9 +75,16 @@ constexpr size_t kPlaneBytes = 32;  // of two units: 2 x 16 entries
 // Bytes of two units: their low plane and their high plane, or their one plane.
 constexpr size_t pair_bytes(bool fast) { return fast ? kPlaneBytes : 2 * kPlaneBytes; }
 
-// The tables of one row of X.
+// A level that takes four units at a time pads them to such.
+constexpr size_t kPaddedUnits = 4;
+constexpr size_t plane_bytes(size_t S, bool fast) {
+  return (S + kPaddedUnits - 1) / kPaddedUnits * (kPaddedUnits / 2) * pair_bytes(fast);
+}
+
+// The tables of one row of X. Where S is no multiple of a level's units, the rest of the last ones is zero. How the
+// planes of several units are arranged is the level's own affair.
 struct NibbleTables {
-  uint8_t* planes;  // [ceil(S/2)][pair_bytes], 64-byte aligned; where S is odd, the last half is zero
+  uint8_t* planes;  // [plane_bytes(S, fast)], 64-byte aligned
   float* steps;     // [ceil(S/kGroupUnits)]
   float* centres;   // [ceil(S/kGroupUnits)]
 };
@@ -86,11 +93,9 @@ struct NibbleTables {
 //
 // T as above, [S][codebook_width] float32. y[o] = (sum over units in order of T[s][code[o, s]]) * scales[o] + bias[o].
 //
-// A processor does one or two lookups a cycle whatever they fetch. So where there are several rows, kBatchRows of them
-// share a lookup: their tables are interleaved, [units][codebook_width][kBatchRows], and each entry is a vector. Each
-// row's sums and their order are the same.
-
-constexpr size_t kBatchRows = 8;
+// A processor does one or two lookups a cycle whatever they fetch. So where there are several rows, `batch_rows` of
+// them share a lookup: their tables are interleaved, [units][codebook_width][batch_rows], and each entry is a vector.
+// Each row's sums and their order are the same.
 
 // Where a layer has fewer outputs than a table has entries, most entries are never looked up. The codewords themselves
 // are then copied to a panel, [elements][kByteOutputs] of a block, and multiplied: T[s][code] is summed in the same
@@ -99,8 +104,9 @@ constexpr size_t kBatchRows = 8;
 struct Kernels {
   const char* name;
 
-  // Tables of one group of units. `x` is a row of X [in].
-  void (*build_nibble_tables)(const Weight& weight, const float* x, size_t group, const NibbleTables& tables);
+  // Tables of one group of units for some rows of X [rows, in], as many of them as there are `tables`.
+  void (*build_nibble_tables)(const Weight& weight, const float* x, size_t rows, size_t group,
+                              const NibbleTables* tables);
 
   // Adds some groups of units to one block for `rows` rows, 1 to `scan_rows`. `y` is the first row's output [out], next
   // row `out` further: it holds the sums so far, and the outputs once the last group is in. Nothing of it is read for
@@ -115,12 +121,13 @@ struct Kernels {
   // Outputs of the blocks [begin, end) of one row; `y` is the row's output [out].
   void (*scan_bytes)(const Weight& weight, const float* tables, size_t begin, size_t end, float* y);
 
-  // Interleaved tables of units [begin, end), the first one at `tables`; `x` is [in][kBatchRows].
+  // Interleaved tables of units [begin, end), the first one at `tables`; `x` is [in][batch_rows].
   void (*build_batch_tables)(const Weight& weight, const float* x, size_t begin, size_t end, float* tables);
 
   // Adds the entries of some units, the first one's table at `tables`, to the sums of one block,
-  // [kByteOutputs][kBatchRows].
+  // [kByteOutputs][batch_rows].
   void (*scan_batch)(const Weight& weight, const float* tables, const Range& units, size_t block, float* sums);
+  size_t batch_rows;
 
   // Panel of some units of a block; element i of unit s in row (s - units.begin) * d + i.
   void (*decode_panel)(const Weight& weight, const Range& units, size_t block, float* panel);
@@ -137,6 +144,9 @@ struct Kernels {
 extern const Kernels kScalarKernels;
 #if defined(ONNXPQ_COMPILE_AVX2)
 extern const Kernels kAvx2Kernels;
+#endif
+#if defined(ONNXPQ_COMPILE_AVX512)
+extern const Kernels kAvx512Kernels;
 #endif
 #if defined(ONNXPQ_COMPILE_NEON)
 extern const Kernels kNeonKernels;

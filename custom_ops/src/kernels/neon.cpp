@@ -100,7 +100,7 @@ void clear_tables(size_t count, bool fast, uint8_t* planes) {
   if (fast) memset(planes, static_cast<int>(kFastOffset), count * kNibbleCodewords);
 }
 
-void build_nibble_tables(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
+void build_group(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
   const size_t S = weight.R * weight.M;
   const size_t begin = group * kGroupUnits;
   const size_t count = S - begin < kGroupUnits ? S - begin : kGroupUnits;
@@ -125,6 +125,10 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
   for (size_t j = 0; j < count; ++j) {
     quantize_table(values[j], centres[j], scale, weight.fast, planes + j / 2 * bytes + j % 2 * kNibbleCodewords);
   }
+}
+
+void build_nibble_tables(const Weight& weight, const float* x, size_t rows, size_t group, const NibbleTables* tables) {
+  for (size_t row = 0; row < rows; ++row) build_group(weight, x + row * weight.in, group, tables[row]);
 }
 
 // Sums of table entries of the 32 outputs of a block for one row: of the low planes or the only ones in 16 bits, of the
@@ -340,7 +344,7 @@ void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t 
 
 // ---- K > 16, kBatchRows rows: two registers hold one entry for all of them ----
 
-static_assert(kBatchRows == 8, "two registers of 4 floats");
+constexpr size_t kBatchRows = 8;
 
 template <typename T>
 void build_row_tables(const Weight& weight, const T* codebooks, const float* x, size_t begin, size_t end,
@@ -496,8 +500,18 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 
 }  // namespace
 
-const Kernels kNeonKernels = {"neon",     build_nibble_tables, scan_nibbles, kScanRows,    build_byte_tables,
-                              scan_bytes, build_batch_tables,  scan_batch,   decode_panel, multiply_panel,
-                              widen,      narrow};
+const Kernels kNeonKernels = {"neon",
+                              build_nibble_tables,
+                              scan_nibbles,
+                              kScanRows,
+                              build_byte_tables,
+                              scan_bytes,
+                              build_batch_tables,
+                              scan_batch,
+                              kBatchRows,
+                              decode_panel,
+                              multiply_panel,
+                              widen,
+                              narrow};
 
 }  // namespace onnxpq

@@ -36,7 +36,7 @@ void build_table(const Weight& weight, const float* x, size_t s, float* table) {
   }
 }
 
-void build_nibble_tables(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
+void build_group(const Weight& weight, const float* x, size_t group, const NibbleTables& tables) {
   const size_t S = weight.R * weight.M;
   const size_t begin = group * kGroupUnits;
   const size_t count = S - begin < kGroupUnits ? S - begin : kGroupUnits;
@@ -80,6 +80,10 @@ void build_nibble_tables(const Weight& weight, const float* x, size_t group, con
       }
     }
   }
+}
+
+void build_nibble_tables(const Weight& weight, const float* x, size_t rows, size_t group, const NibbleTables* tables) {
+  for (size_t row = 0; row < rows; ++row) build_group(weight, x + row * weight.in, group, tables[row]);
 }
 
 int table_entry(const uint8_t* planes, bool fast, size_t s, unsigned code) {
@@ -132,6 +136,8 @@ void scan_bytes(const Weight& weight, const float* tables, size_t begin, size_t 
     }
   }
 }
+
+constexpr size_t kBatchRows = 8;
 
 void build_batch_tables(const Weight& weight, const float* x, size_t begin, size_t end, float* tables) {
   const size_t width = weight.codebook_width;
@@ -206,6 +212,7 @@ void narrow(const float* floats, size_t count, uint16_t* halves) {
 
 const Kernels kScalarKernels = {"scalar",          build_nibble_tables, scan_nibbles,       1,
                                 build_byte_tables, scan_bytes,          build_batch_tables, scan_batch,
-                                decode_panel,      multiply_panel, widen, narrow};
+                                kBatchRows,        decode_panel,        multiply_panel,     widen,
+                                narrow};
 
 }  // namespace onnxpq

@@ -1,0 +1,106 @@
+"""Peak memory of compressing models of more and more layers: what it takes beyond the model itself must not grow.
+
+    python benchmarks/compress_memory.py [--layers 8 24 48] [--width 512] [--epochs 0]
+
+A model is loaded and run once in onnxruntime first: what that takes grows with the model and is the least that any
+compression of it takes. Each run is a process of its own; its peak is the resident set that the system counted. The
+model is a chain of square layers in float32 with random weights, the data are random; with --epochs 0 the layers are
+clustered for the smallest error of their outputs and not trained. Printed are MB (10^6 bytes) above the start.
+Stored in results/compress_memory.json.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+RESULTS = Path(__file__).parent / "results" / "compress_memory.json"
+SAMPLES = 2048
+KIB = 1024
+PASS_BYTES = 2**24
+"""Moments of the layers' inputs that are collected in one pass: less than usual, so that small models need several."""
+
+
+def build(path: Path, layers: int, width: int) -> None:
+    random = np.random.default_rng(0)
+    nodes, weights = [], []
+    for i in range(layers):
+        values = (random.standard_normal((width, width)) * (2 / width) ** 0.5).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [f"a{i}" if i else "x", f"w{i}"], [f"m{i}"], name=f"fc{i}"))
+        nodes.append(helper.make_node("Relu", [f"m{i}"], [f"a{i + 1}" if i < layers - 1 else "y"], name=f"act{i}"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width])
+    graph = helper.make_graph(nodes, "chain", [x], [y], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def peak() -> int:
+    """The largest resident set so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+
+
+def child(model: str, epochs: int, width: int) -> None:
+    """Compress, and print the peak up to each moment."""
+    import onnxpq  # noqa: PLC0415 -- the parent needs neither
+    from onnxpq import calibration, modelio, pipeline, runtime  # noqa: PLC0415
+
+    peaks = {"start": peak()}
+    data = {"x": np.random.default_rng(1).standard_normal((SAMPLES, width)).astype(np.float32)}
+    runtime.run(runtime.session(modelio.load(model), use_library=False), {"x": data["x"][:8]})
+    peaks["loaded and run"] = peak()
+    calibration.MOMENT_BYTES = PASS_BYTES
+    config = onnxpq.Config(training=onnxpq.TrainingConfig(epochs=epochs))
+
+    def tell(stage: str, _done: int, _of: int) -> None:
+        peaks.setdefault(f"{stage} begun", peak())
+        peaks[f"{stage} done"] = peak()
+
+    pipeline.compress(model, data, config=config, progress=tell)
+    print(json.dumps(peaks | {"end": peak()}))
+
+
+def measure(layers: int, width: int, epochs: int) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "m.onnx")
+        build(model, layers, width)
+        command = [sys.executable, __file__, "--child", str(model), "--epochs", str(epochs), "--width", str(width)]
+        peaks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        size = model.stat().st_size
+    return {"layers": layers, "model": size} | {name: value - peaks["start"] for name, value in peaks.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, nargs="+", default=[8, 24, 48])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.epochs, options.width)
+        return
+    rows = []
+    for layers in options.layers:
+        row = measure(layers, options.width, options.epochs)
+        rows.append(row)
+        print(
+            ", ".join(f"{name} {value / (1 if name == 'layers' else 1e6):g}" for name, value in row.items()), flush=True
+        )
+    first, last = rows[0], rows[-1]
+    slope = {name: (last[name] - first[name]) / (last["model"] - first["model"]) for name in last}
+    print("bytes more for each byte of model more:", {name: round(value, 2) for name, value in slope.items()})
+    RESULTS.write_text(
+        json.dumps({"width": options.width, "epochs": options.epochs, "rows": rows, "slope": slope}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What one run compresses: the model in its forms, its layers, and its data."""
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxpq import modelio
+from onnxpq.data import Dataset, InputSpec
+from onnxpq.layers import Layer, Skipped
+from onnxpq.sampling import Evidence
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is compressed.
+
+    Attributes:
+        source: what the user passed.
+        original: the model as it was loaded.
+        runnable: as onnxruntime runs it.
+        prepared: as it is rewritten.
+        normal: as it is trained.
+        layers: to be compressed.
+        skipped: left alone.
+        inputs: of the model.
+        train: samples to train on, or None.
+        evidence: samples to verify on.
+        output: that loss and metrics look at.
+        scores: the original's output for some samples.
+        made_from: the manifest (`onnxpq.manifest`).
+    """
+
+    source: modelio.Source
+    original: ir.Model
+    runnable: ir.Model
+    prepared: ir.Model
+    normal: ir.Model
+    layers: list[Layer]
+    skipped: list[Skipped]
+    inputs: list[InputSpec]
+    train: Dataset | None
+    evidence: Evidence
+    output: str
+    scores: NDArray[Any]
+    made_from: dict[str, Any]
+
+    @property
+    def file(self) -> str | PathLike[str] | None:
+        """The user's file, where a path was passed."""
+        return self.source if isinstance(self.source, str | PathLike) else None
+
+    @property
+    def bytes_before(self) -> int:
+        """Of the original file."""
+        return len(modelio.to_bytes(self.original)) if self.file is None else modelio.file_bytes(self.file)
+
+    @property
+    def layers_before(self) -> int:
+        """Of the weights that are compressed."""
+        return sum({layer.weight: layer.weight_bytes for layer in self.layers}.values())

@@ -1,0 +1,244 @@
+"""A target as a step of the pipeline: measure the layers, let the search make models, and say what was reached."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpq import allocation, calibration, modelio, quantization, rewriting, runtime, scoring, sensitivity, targets
+from onnxpq.config import Config
+from onnxpq.data import Dataset, fixed_batch, validation_rows
+from onnxpq.errors import ConfigError, TargetError
+from onnxpq.layers import Layer
+from onnxpq.opschema import MAX_NIBBLE_CODEWORDS
+from onnxpq.pq.layout import Layout
+from onnxpq.pq.statistics import InputStatistics
+from onnxpq.pq.tensor import PQTensor
+from onnxpq.report import Report
+from onnxpq.scoring import Drop, Metric
+from onnxpq.sensitivity import Curve, Influence
+from onnxpq.subject import Subject
+from onnxpq.targetreport import TargetReport, drop_of, percent
+from onnxpq.targets import Found, Layouts, Plan, Planner, Work
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What is to be compressed, and what for.
+
+    Attributes:
+        subject: the model, its layers and its data.
+        config: of the run; it has a target.
+        libraries: custom-operator libraries that the model needs.
+        progress: is told the weights that are measured and their number.
+    """
+
+    subject: Subject
+    config: Config
+    libraries: runtime.Libraries
+    progress: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """The target, made concrete.
+
+    Attributes:
+        planner: of the model.
+        top: the best layouts of the bytes that are allowed.
+        metric: to judge by; None without data.
+        judged: samples to judge by; likewise.
+    """
+
+    planner: Planner
+    top: Plan
+    metric: Metric | None
+    judged: Dataset | None
+
+
+class HasModel(Protocol):
+    """What the pipeline makes."""
+
+    @property
+    def model(self) -> ir.Model:
+        """The compressed model."""
+        ...
+
+
+Made = TypeVar("Made", bound=HasModel)
+Result = TypeVar("Result")
+
+
+def prepare(case: Case) -> Aim:
+    """Choose the metric, measure the layers, and refuse what cannot be reached.
+
+    Raises:
+        ConfigError: the metric does not fit, or a drop is limited where nothing can be judged by.
+        TargetError: the size is out of reach.
+    """
+    target, metric, judged = case.config.target, None, None
+    if case.subject.train is None and target.max_drop is not None:
+        raise ConfigError("A limit for the drop needs data to judge by: give --data. A size needs none.")
+    if case.subject.train is not None:
+        metric = scoring.choose(target.metric, case.subject.output, case.subject.scores, case.subject.train.labels)
+        # The rows that training chooses its best epoch by: those it does not learn from.
+        rows = validation_rows(len(case.subject.train), case.config.training.validation, case.config.seed)[1]
+        judged = case.subject.train.take(rows)
+    planner = Planner(_curves(case), lambda layouts: _weigh(case, layouts))
+    return Aim(
+        planner, targets.limit(target, planner, case.subject.bytes_before, case.subject.layers_before), metric, judged
+    )
+
+
+def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
+    """Make models until one is what was asked for.
+
+    Args:
+        case: what is compressed.
+        aim: from `prepare`.
+        make: a model with given layouts (by weight name) and ``trained=`` or not.
+
+    Raises:
+        TargetError: the drop is out of reach.
+    """
+    judged = aim.judged
+    judge = None if judged is None else lambda made: _drop(case, aim, made.model, judged)
+    trains = case.subject.train is not None and not case.config.training.is_off
+    work = Work(lambda layouts, trained: make(layouts, trained=trained), judge, trains)
+    return targets.search(case.config.target, aim.planner, aim.top, work)
+
+
+def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> TargetReport:
+    """What was reached, by the verified file and on the samples that it was verified on."""
+    target, trial, checked = case.config.target, found.trials[found.chosen], report.verification
+    proof = None
+    if aim.metric is not None:
+        proof = _drop(case, aim, found.made.model, case.subject.evidence.dataset).drop
+    kept = [
+        (target.ratio is None or report.ratio >= target.ratio),
+        (target.fc_ratio is None or report.layer_ratio >= target.fc_ratio),
+        (target.size is None or checked.bytes_after <= target.size),
+        trial.met,
+        (target.max_drop is None or (proof is not None and proof.value <= target.max_drop)),
+    ]
+    outcome = (
+        f"a file of {checked.bytes_after:,} bytes, {report.ratio:.2f} times smaller, layers {report.layer_ratio:.2f} "
+        "times smaller"
+    )
+    if aim.metric is not None and trial.drop is not None:
+        outcome += f"; {drop_of(aim.metric.name)} {percent(trial.drop)} on the samples that decided"
+    if target.max_drop is not None and all(kept) and proof is not None and proof.high > target.max_drop:
+        outcome += "; there are too few samples to rule out that it is more"
+    return TargetReport(
+        asked=targets.asked(target, None if aim.metric is None else aim.metric.name),
+        reached=all(kept),
+        outcome=outcome,
+        metric=None if aim.metric is None else aim.metric.name,
+        decided_on=None if aim.judged is None else f"{len(aim.judged)} validation samples, not learned from",
+        trials=tuple(found.trials),
+        chosen=found.chosen,
+        proof=proof,
+        expected=aim.planner.expected(),
+    )
+
+
+def delivered(result: Result, reached: TargetReport) -> Result:
+    """The result, if it is what was asked for.
+
+    Raises:
+        TargetError: it is not; the error has the result.
+    """
+    if reached.reached:
+        return result
+    proof = ""
+    if reached.proof is not None and reached.metric is not None:
+        proof = f"; {drop_of(reached.metric)} {percent(reached.proof)} on the samples that it was verified on"
+    raise TargetError(f"Missed: {reached.asked}. Reached: {reached.outcome}{proof}.", result=result)
+
+
+def _drop(case: Case, aim: Aim, model: ir.Model, samples: Dataset) -> Drop:
+    if aim.metric is None:
+        raise AssertionError("a metric is chosen where there are samples")
+    models = (case.subject.runnable, model)
+    return scoring.measure(
+        aim.metric, models, samples, fixed_batch=fixed_batch(case.subject.inputs), libraries=case.libraries
+    )
+
+
+def _curves(case: Case) -> list[Curve]:
+    """The sensitivity of every weight; a weight with settings of its own has no choice and is not measured."""
+    config = case.config
+    pinned = allocation.pinned(case.subject.layers, config)
+    free = [layer for layer in case.subject.layers if layer.weight not in pinned]
+    curves = [
+        Curve(name, (layout,), (_copies(case, name) * layout.nbytes,), (0.0,), 1.0) for name, layout in pinned.items()
+    ]
+    probe = None
+    if case.subject.train is not None and free:
+        order = np.random.default_rng(config.seed).permutation(len(case.subject.train))
+        some = case.subject.train.take(np.sort(order[: sensitivity.PROBED_SAMPLES]))
+        probe = Influence(case.subject.normal, free, case.subject.output, some, libraries=case.libraries)
+    measured: dict[str, Curve] = {}
+    for layer, statistics in _statistics(case, free):
+        if layer.weight not in measured:
+            measured[layer.weight] = _curve(case, layer, statistics, probe)
+            if case.progress is not None:
+                case.progress(len(measured), len({layer.weight for layer in free}))
+    return curves + sensitivity.filled(list(measured.values()))
+
+
+def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, InputStatistics | None]]:
+    if case.subject.train is None:
+        yield from ((layer, None) for layer in layers)
+        return
+    of_weight = {layer.weight: layer for layer in reversed(layers)}
+    for weight, found in calibration.collect(
+        case.subject.normal, layers, case.subject.train, seed=case.config.seed, libraries=case.libraries
+    ):
+        yield of_weight[weight], None if isinstance(found, str) else found
+
+
+def _curve(case: Case, layer: Layer, statistics: InputStatistics | None, probe: Influence | None) -> Curve:
+    config = case.config
+    most = MAX_NIBBLE_CODEWORDS if config.pq.fast else config.target.max_codewords
+    matrix = quantization.weight(case.subject.normal, layer)
+    layouts: list[Layout] = []
+    errors: list[float] = []
+    for family in allocation.options(layer, most):
+        layouts += family
+        errors += sensitivity.curve(matrix, family, statistics, seed=config.seed)
+    copies = _copies(case, layer.weight)
+    sizes = tuple(copies * layout.nbytes for layout in layouts)
+    curve = Curve(layer.weight, tuple(layouts), sizes, tuple(errors), 1.0)
+    if probe is None:
+        return curve
+    influence = sensitivity.influence(probe, layer, matrix, curve, statistics)
+    return Curve(curve.weight, curve.layouts, curve.sizes, curve.errors, influence)
+
+
+def _copies(case: Case, weight: str) -> int:
+    """How often a weight is stored: each subgraph that uses it has a copy."""
+    return len({layer.place for layer in case.subject.layers if layer.weight == weight})
+
+
+def _weigh(case: Case, layouts: Layouts) -> int:
+    """Bytes of the file with given layouts, by writing it with zeros."""
+    tensors = {name: _zeros(layout) for name, layout in layouts.items()}
+    model = rewriting.rewrite(case.subject.prepared, case.subject.layers, tensors)
+    with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
+        path = Path(scratch) / "weighed.onnx"
+        modelio.save(model, path)
+        return modelio.file_bytes(path)
+
+
+def _zeros(layout: Layout) -> PQTensor:
+    return PQTensor(
+        codebooks=np.zeros((1, layout.groups, layout.sub_vector, layout.codewords), np.float16),
+        codes=np.zeros((layout.out_features, 1, layout.sub_vectors), np.uint8),
+        scales=np.zeros(layout.out_features, np.float32),
+        in_features=layout.in_features,
+    )

@@ -1,0 +1,322 @@
+"""From a target to layouts: how large the result may be, what is tried in which order, and when it is good enough.
+
+Nothing is compressed here: what makes a model and what judges it are passed in.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from onnxpq.errors import TargetError
+from onnxpq.knapsack import Frontier
+from onnxpq.pq.layout import Layout
+from onnxpq.scoring import Drop
+from onnxpq.sensitivity import Curve
+from onnxpq.targetconfig import TargetConfig
+from onnxpq.targetreport import Trial
+
+Layouts: TypeAlias = Mapping[str, Layout]
+Made = TypeVar("Made")
+
+CLOSE: Final = 1.1
+"""The search for the smallest file ends once layers of this times fewer bytes were seen to lose too much."""
+
+SCANS: Final = 4
+"""Models that are made and judged without training before the first one is trained; without training, twice as many."""
+
+TRAINING_GAIN: Final = 4.0
+"""By what factor training is expected to lower the squared error of the output; sets where the search begins."""
+
+AIM: Final = 0.7
+"""Share of the allowed drop that the next trial aims at."""
+
+SLOPE: Final = 0.75
+"""The drop is taken to grow like this power of the squared error of the output: between 1/2 (each error as large as the
+distance to the nearest other class counts) and 1 (errors in both directions cancel). Only guesses rest on it."""
+
+EXPECTED_POINTS: Final = 12
+"""Points of the curve of what is expected."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice of layouts.
+
+    Attributes:
+        layouts: by weight name.
+        layer_bytes: of all layers.
+        cost: squared relative error of the output that is expected without training.
+    """
+
+    layouts: Layouts
+    layer_bytes: int
+    cost: float
+
+
+class Planner:
+    """The best layouts for any number of bytes."""
+
+    def __init__(self, curves: Sequence[Curve], weigh: Callable[[Layouts], int]) -> None:
+        """Work out the best choices.
+
+        Args:
+            curves: of all weights.
+            weigh: bytes of the file with given layouts.
+        """
+        self._curves = curves
+        self._frontier = Frontier([(curve.sizes, curve.costs) for curve in curves])
+        self._weigh = weigh
+        self.smallest, self.largest = self._plan(0), self._plan(len(self._frontier.bytes) - 1)
+        self.overhead = weigh(self.smallest.layouts) - self.smallest.layer_bytes
+
+    def file_bytes(self, plan: Plan) -> int:
+        """Bytes of the file, exactly."""
+        return self._weigh(plan.layouts)
+
+    def within_layers(self, layer_bytes: float) -> Plan | None:
+        """The least cost whose layers take at most so many bytes; None where there is nothing so small."""
+        state = self._frontier.within(layer_bytes)
+        return None if state is None else self._plan(state)
+
+    def within_file(self, file_bytes: int) -> Plan | None:
+        """The same for the whole file."""
+        budget = file_bytes - self.overhead
+        while (plan := self.within_layers(budget)) is not None:
+            # Apart from the layers' bytes a file differs by the digits of their sizes: a few bytes.
+            excess = self.file_bytes(plan) - file_bytes
+            if excess <= 0:
+                return plan
+            budget = plan.layer_bytes - excess
+        return None
+
+    def with_cost(self, cost: float) -> Plan:
+        """The fewest bytes that cost at most so much; the largest choice where none does."""
+        state = int(np.searchsorted(-self._frontier.costs, -cost))
+        return self._plan(min(state, len(self._frontier.costs) - 1))
+
+    def expected(self) -> tuple[tuple[int, float], ...]:
+        """Bytes of the file (up to a few) and relative error of the output, from the smallest choice to the largest."""
+        sizes = np.geomspace(self.smallest.layer_bytes, self.largest.layer_bytes, EXPECTED_POINTS)
+        states = {state for size in sizes if (state := self._frontier.within(round(float(size)))) is not None}
+        plans = [self._plan(state) for state in sorted(states)]
+        return tuple((self.overhead + plan.layer_bytes, math.sqrt(plan.cost)) for plan in plans)
+
+    def _plan(self, state: int) -> Plan:
+        options = self._frontier.choice(state)
+        layouts = {curve.weight: curve.layouts[i] for curve, i in zip(self._curves, options, strict=True)}
+        return Plan(layouts, int(self._frontier.bytes[state]), float(self._frontier.costs[state]))
+
+
+@dataclass(frozen=True, eq=False)
+class Work(Generic[Made]):
+    """What the search can do.
+
+    Attributes:
+        make: a model with given layouts, trained or not.
+        judge: what it loses; None where there are no data to judge by.
+        trains: whether there is training at all.
+    """
+
+    make: Callable[[Layouts, bool], Made]
+    judge: Callable[[Made], Drop] | None
+    trains: bool
+
+
+@dataclass
+class Found(Generic[Made]):
+    """What the search found.
+
+    Attributes:
+        made: the result.
+        trials: all that was tried.
+        chosen: index of the trial that gave the result.
+    """
+
+    made: Made
+    trials: list[Trial] = field(default_factory=list)
+    chosen: int = 0
+
+
+def asked(target: TargetConfig, metric: str | None) -> str:
+    """What a target asks for, in words."""
+    parts = []
+    if target.ratio is not None:
+        parts.append(f"a file at least {target.ratio:g} times smaller")
+    if target.fc_ratio is not None:
+        parts.append(f"layers at least {target.fc_ratio:g} times smaller")
+    if target.size is not None:
+        parts.append(f"a file of at most {target.size:,} bytes")
+    if target.max_drop is not None:
+        what = "a squared error" if metric == "mse" else f"{metric}"
+        parts.append(f"{what} at most {100 * target.max_drop:g} % {'higher' if metric == 'mse' else 'lower'}")
+    return " and ".join(parts)
+
+
+def limit(target: TargetConfig, planner: Planner, file_before: int, layers_before: int) -> Plan:
+    """The best layouts of the bytes that a target allows; all bytes where it names none.
+
+    Args:
+        target: the target.
+        planner: of the model.
+        file_before: bytes of the original file.
+        layers_before: bytes of its weights that are compressed.
+
+    Raises:
+        TargetError: it is out of reach; the message says what is possible.
+    """
+    if target.fc_ratio is not None:
+        plan = planner.within_layers(layers_before / target.fc_ratio)
+        best = f"the layers have {planner.smallest.layer_bytes:,} bytes, " + _times(
+            layers_before, planner.smallest.layer_bytes
+        )
+    elif target.ratio is not None or target.size is not None:
+        allowed = int(file_before / target.ratio) if target.ratio is not None else target.size or 0
+        plan = planner.within_file(allowed)
+        smallest = planner.file_bytes(planner.smallest)
+        best = (
+            f"the file has {smallest:,} bytes, {_times(file_before, smallest)}, of which {planner.overhead:,} are all "
+            "that is not a compressed layer"
+        )
+    else:
+        return planner.largest
+    if plan is None:
+        raise TargetError(
+            f"Out of reach: {asked(TargetConfig(target.ratio, target.fc_ratio, target.size), None)}. With the smallest "
+            f"codes for every layer {best}. Ask for less, or let more layers be compressed (--include, --exclude, "
+            "--min-weights, --conv1x1)."
+        )
+    return plan
+
+
+def search(target: TargetConfig, planner: Planner, top: Plan, work: Work[Made]) -> Found[Made]:
+    """Make models until one is what the target asks for.
+
+    Where bytes are limited that is one model of all the bytes allowed. For `max_drop` alone some are made without
+    training first: that tells whether the target can be reached, and a size at which it surely is. Then at most
+    `attempts` are trained, each with as many bytes as the one before lets expect to suffice, and the smallest that kept
+    to the limit is taken.
+
+    Args:
+        target: the target.
+        planner: of the model.
+        top: the best layouts of the bytes allowed, from `limit`.
+        work: what can be done.
+
+    Raises:
+        TargetError: even with the most accurate codes for each layer the metric drops by more than allowed.
+    """
+    hunt = _Hunt(target, planner, work)
+    if target.limits_bytes or work.judge is None:
+        hunt.trial(top, trained=work.trains)
+    elif hunt.trial(top, trained=False):
+        hunt.scan(SCANS if work.trains else 2 * SCANS)
+        if work.trains:
+            hunt.train()
+    else:
+        raise TargetError(_impossible(target, hunt.trials[-1], hunt.last))
+    return hunt.found()
+
+
+def _impossible(target: TargetConfig, trial: Trial, drop: Drop | None) -> str:
+    if drop is None:
+        raise AssertionError("a drop is limited only where it can be judged")
+    return (
+        f"Out of reach: {asked(target, drop.metric)}. With the most accurate codes for every layer, in a file of "
+        f"{trial.file_bytes:,} bytes, it loses {100 * drop.drop.value:.3g} % ({100 * drop.cautious:.3g} % with one "
+        f"standard error) on {drop.samples} samples. Allow more, or leave layers alone with --exclude."
+    )
+
+
+class _Hunt(Generic[Made]):
+    """The models tried so far, and what they say of the size that is needed."""
+
+    def __init__(self, target: TargetConfig, planner: Planner, work: Work[Made]) -> None:
+        self.target, self.planner, self.work = target, planner, work
+        self.trials: list[Trial] = []
+        self.last: Drop | None = None
+        self.low = float(planner.smallest.layer_bytes) / CLOSE
+        """Layers of so many bytes were too small, or are smaller than any."""
+        self.kept: tuple[Plan, int, Made] | None = None
+        """The smallest that kept to the target, its trial and its model; before that, the last one tried."""
+
+    def trial(self, plan: Plan, *, trained: bool) -> bool:
+        """Make a model and judge it; whether it keeps to the target."""
+        made = self.work.make(plan.layouts, trained)
+        self.last = None if self.work.judge is None else self.work.judge(made)
+        met = self.target.max_drop is None or (self.last is not None and self.last.cautious <= self.target.max_drop)
+        self.trials.append(
+            Trial(
+                self.planner.file_bytes(plan),
+                plan.layer_bytes,
+                trained,
+                math.sqrt(plan.cost),
+                None if self.last is None else self.last.relative_error,
+                None if self.last is None else self.last.drop,
+                met,
+            )
+        )
+        if met or self.kept is None or not self.trials[self.kept[1]].met:
+            self.kept = plan, len(self.trials) - 1, made
+        return met
+
+    def scan(self, count: int) -> None:
+        """Halve the range of sizes, without training; the largest is known to do."""
+        for _ in range(count):
+            plan = self._between()
+            if plan is None:
+                return
+            if not self.trial(plan, trained=False):
+                self.low = plan.layer_bytes
+
+    def train(self) -> None:
+        """Train models, beginning below the smallest that did without training, whose place they take."""
+        self.low = float(self.planner.smallest.layer_bytes) / CLOSE
+        safe = self._high()
+        plan = self.planner.with_cost(TRAINING_GAIN * safe.cost)
+        trained = False
+        for left in range(self.target.attempts - 1, -1, -1):
+            # The last one is where product quantization alone did.
+            plan = safe if left == 0 and not trained else plan
+            met = self.trial(plan, trained=True)
+            trained |= met
+            if not met:
+                self.low = max(self.low, plan.layer_bytes)
+            following = self._next(plan)
+            if following is None:
+                return
+            plan = following
+
+    def found(self) -> Found[Made]:
+        """The result."""
+        if self.kept is None:
+            raise AssertionError("search() makes at least one model")
+        return Found(self.kept[2], self.trials, self.kept[1])
+
+    def _high(self) -> Plan:
+        return self.planner.largest if self.kept is None else self.kept[0]
+
+    def _between(self) -> Plan | None:
+        """Half way between what was too small and what did; None where they are close."""
+        high = self._high().layer_bytes
+        if high / self.low < CLOSE:
+            return None
+        # Where there is nothing right below the middle, what there is above it.
+        plans = (self.planner.within_layers(size) for size in (math.sqrt(high * self.low), high - 1))
+        return next((plan for plan in plans if plan is not None and self.low < plan.layer_bytes < high), None)
+
+    def _next(self, plan: Plan) -> Plan | None:
+        """Where the last drop says that the limit is met with some room; inside of what is known."""
+        middle = self._between()
+        if middle is None or self.last is None or self.target.max_drop is None:
+            return None
+        factor = (AIM * self.target.max_drop / max(self.last.cautious, 1e-6)) ** (1 / SLOPE)
+        guess = self.planner.with_cost(plan.cost * min(16.0, max(1 / 16, factor)))
+        inside = CLOSE * self.low < guess.layer_bytes < self._high().layer_bytes / CLOSE
+        return guess if inside else middle
+
+
+def _times(before: int, after: int) -> str:
+    return f"{before / after:.2f} times smaller"

@@ -1,0 +1,66 @@
+"""Training on an accelerator, of which there need be none: torch's device "meta" stands for it.
+
+Its tensors have a shape and a type but no values, and refuse to be computed with tensors of the CPU, as those of a GPU
+do. So this shows that a training step leaves nothing on the CPU, not that its numbers are right.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from test_finetuning import LAYERS, data, network, start
+
+from onnxpq import device, objectives
+from onnxpq.config import DEFAULT_ALPHA, TrainingConfig
+from onnxpq.finetuning import REGULARIZED, TUNED, Problem, Samples, _Trainer
+from onnxpq.network import Network
+from onnxpq.pq import kmeans
+from onnxpq.schedule import Schedule
+from onnxpq.student import Student
+
+__all__ = ["data", "network"]  # fixtures
+
+
+def test_it_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.best() == torch.device("cpu")
+    assert device.describe().startswith("CPU with ")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    assert device.best() == torch.device("cuda")
+    assert device.describe() == "A GPU"
+
+
+@pytest.mark.parametrize("phase", [REGULARIZED, TUNED])
+@pytest.mark.parametrize("regularizer", [name for name in DEFAULT_ALPHA if name != "none"])
+def test_a_training_step_happens_on_one_device(
+    network: Network, data: tuple[Samples, Samples], monkeypatch: pytest.MonkeyPatch, phase: str, regularizer: str
+) -> None:
+    meta = torch.device("meta")
+    elsewhere = copy.deepcopy(network).to(meta)
+    quantized = start(network)
+    monkeypatch.setattr(device, "best", lambda: meta)
+    monkeypatch.setitem(kmeans._CHUNK_ELEMENTS, "meta", 2**20)
+    settings = TrainingConfig(regularizer=regularizer)
+    problem = Problem(elsewhere, LAYERS, "scores")
+    student = Student(elsewhere, LAYERS, quantized, ())
+    trainer = _Trainer(problem, student, objectives.choose(settings, data[0].teacher, data[0].labels), settings, 0)
+    inputs, teacher, labels = data[0].batch(np.arange(32))
+    trainer.schedule = Schedule(batch=32, steps=2, round=1, regularized=1)
+    student.reassign(0)
+    loss, task = trainer.loss((inputs, teacher, labels), phase, features=1.0)
+    loss = loss + student.term(regularizer)
+    loss.backward()
+    trainer.stored.step()
+    trainer.latent.step()
+    made = [task, teacher, loss, *inputs.values(), *student.stored(), *student.latent.values()]
+    made += [part.codes for part in student.quantized.values()]
+    assert {tensor.device.type for tensor in made} == {"meta"}
+    assert all(value.grad is not None for value in student.stored())
+
+
+def test_a_tensor_left_behind_is_noticed() -> None:
+    """The stand-in can fail: it refuses what a GPU refuses."""
+    with pytest.raises(RuntimeError, match="not on the expected device meta"):
+        _ = torch.ones(3, device="meta") + torch.ones(3)

@@ -1,0 +1,45 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tiny_models import CLASSES, FEATURES, HIDDEN, mlp, samples, save_model
+
+from onnxpq import modelio, rewriting
+from onnxpq.data import Dataset, input_specs
+from onnxpq.sampling import Evidence
+from onnxpq.subject import Subject
+
+
+def subject(source: modelio.Source) -> Subject:
+    model = modelio.load(source)
+    layers, skipped = rewriting.find(model)
+    evidence = Evidence(Dataset({"x": samples()}), "", True)
+    return Subject(
+        source,
+        model,
+        model,
+        model,
+        model,
+        layers,
+        skipped,
+        input_specs(model),
+        None,
+        evidence,
+        "logits",
+        np.zeros((1, CLASSES)),
+        {},
+    )
+
+
+def test_bytes_of_a_file_and_of_a_model_in_memory(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m.onnx", mlp())
+    assert subject(path).file == path
+    assert subject(path).bytes_before == path.stat().st_size
+    assert subject(mlp()).file is None
+    assert subject(mlp()).bytes_before == len(modelio.to_bytes(modelio.load(mlp())))
+
+
+def test_a_weight_that_layers_share_counts_once() -> None:
+    found = subject(mlp())
+    assert found.layers_before == 4 * (HIDDEN * FEATURES + CLASSES * HIDDEN)
+    assert replace(found, layers=[*found.layers, found.layers[0]]).layers_before == found.layers_before

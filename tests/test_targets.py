@@ -1,0 +1,274 @@
+"""The planner on curves worked by hand, and the search against a model that only exists as a formula."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxpq import targets
+from onnxpq.errors import TargetError
+from onnxpq.figures import Interval
+from onnxpq.pq.layout import Layout
+from onnxpq.scoring import Drop
+from onnxpq.sensitivity import Curve
+from onnxpq.targetconfig import TargetConfig
+from onnxpq.targets import Found, Layouts, Planner, Work
+
+OVERHEAD = 1000
+SIZES = (100, 200, 400, 800, 1600, 3200)
+
+
+def layout(size: int) -> Layout:
+    """A layout that stands for a number of bytes (its `in_features`)."""
+    return Layout(1, size, 1, 16, 1)
+
+
+def curve(name: str, influence: float = 1.0) -> Curve:
+    """A weight whose error falls with the square of its bytes."""
+    errors = tuple((SIZES[0] / size) ** 2 for size in SIZES)
+    return Curve(name, tuple(map(layout, SIZES)), SIZES, errors, influence)
+
+
+def layer_bytes(layouts: Layouts) -> int:
+    return sum(entry.in_features for entry in layouts.values())
+
+
+def weigh(layouts: Layouts) -> int:
+    # The digits of the sizes differ by a few bytes.
+    return OVERHEAD + layer_bytes(layouts) + sum(len(str(entry.in_features)) - 3 for entry in layouts.values())
+
+
+def planner(*influences: float) -> Planner:
+    return Planner([curve(f"W{i}", influence) for i, influence in enumerate(influences or (0.01, 0.01))], weigh)
+
+
+# The planner
+
+
+def test_bytes_go_where_the_influence_is() -> None:
+    plan = planner(0.5, 0.001).within_layers(3400)
+    assert plan is not None
+    assert {name: entry.in_features for name, entry in plan.layouts.items()} == {"W0": 3200, "W1": 200}
+    assert plan.layer_bytes == 3400
+    assert plan.cost == pytest.approx(0.5 / 32**2 + 0.001 / 4)
+
+
+@given(st.integers(1, 9000))
+def test_a_limit_of_the_file_is_kept_to_the_byte(limit: int) -> None:
+    plans = planner(0.5, 0.1)
+    plan = plans.within_file(limit)
+    if plan is None:
+        assert plans.file_bytes(plans.smallest) > limit
+        return
+    assert plans.file_bytes(plan) <= limit
+    # A better one would not fit.
+    better = plans.with_cost(plan.cost * 0.999)
+    assert better is plan or better.cost >= plan.cost or plans.file_bytes(better) > limit
+
+
+def test_the_fewest_bytes_of_a_cost() -> None:
+    plans = planner(1.0)
+    assert plans.with_cost(1 / 16).layer_bytes == 400
+    assert plans.with_cost(1 / 17).layer_bytes == 800
+    assert plans.with_cost(10).layer_bytes == 100
+    assert plans.with_cost(0).layer_bytes == plans.largest.layer_bytes == 3200
+
+
+def test_what_is_expected_falls_with_the_bytes() -> None:
+    points = planner(1.0, 0.1).expected()
+    assert [size for size, _ in points] == sorted({size for size, _ in points})
+    assert [error for _, error in points] == sorted({error for _, error in points}, reverse=True)
+    assert points[0] == (OVERHEAD + 200, pytest.approx(math.sqrt(1.1)))
+    assert points[-1] == (OVERHEAD + 6400, pytest.approx(math.sqrt(1.1) / 32))
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (TargetConfig(ratio=5), 800),  # 2000 bytes, of them 1000 not in the layers
+        (TargetConfig(size=2000), 800),
+        (TargetConfig(size=1800), 800),
+        (TargetConfig(size=1799), 400),
+        (TargetConfig(fc_ratio=10), 800),  # 8000 / 10
+        (TargetConfig(max_drop=0.1), 3200),
+    ],
+)
+def test_the_bytes_that_a_target_allows(target: TargetConfig, expected: int) -> None:
+    assert targets.limit(target, planner(1.0), 10_000, 8000).layer_bytes == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            TargetConfig(ratio=20),
+            r"^Out of reach: a file at least 20 times smaller\. .* the file has 1,100 bytes, 9\.09",
+        ),
+        (
+            TargetConfig(size=900),
+            r"^Out of reach: a file of at most 900 bytes\. .* of which 1,000 are all that",
+        ),
+        (
+            TargetConfig(fc_ratio=81, max_drop=0.1),
+            r"^Out of reach: layers at least 81 times smaller\. .* the layers have 100 bytes, 80\.00 times smaller",
+        ),
+    ],
+)
+def test_impossible_sizes_are_refused_with_what_is_possible(target: TargetConfig, message: str) -> None:
+    with pytest.raises(TargetError, match=message) as caught:
+        targets.limit(target, planner(1.0), 10_000, 8000)
+    assert caught.value.result is None
+
+
+def test_what_is_asked_for_in_words() -> None:
+    assert targets.asked(TargetConfig(ratio=16, max_drop=0.005), "accuracy") == (
+        "a file at least 16 times smaller and accuracy at most 0.5 % lower"
+    )
+    assert targets.asked(TargetConfig(fc_ratio=32), None) == "layers at least 32 times smaller"
+    assert targets.asked(TargetConfig(size=2_000_000, max_drop=0.1), "mse") == (
+        "a file of at most 2,000,000 bytes and a squared error at most 10 % higher"
+    )
+
+
+# The search
+
+
+def run(
+    target: TargetConfig, drop: Callable[[int, bool], float], *, trains: bool = True, error: float = 0.0
+) -> tuple[Found[tuple[int, bool]], list[tuple[int, bool]]]:
+    """Search where layers of so many bytes lose ``drop(bytes, trained)``, with so large a standard error."""
+    plans, made = planner(), []
+
+    def make(layouts: Layouts, trained: bool) -> tuple[int, bool]:
+        made.append((layer_bytes(layouts), trained))
+        return made[-1]
+
+    def judge(model: tuple[int, bool]) -> Drop:
+        value = drop(*model)
+        return Drop("accuracy", Interval(value, value, value + 1.959963984540054 * error), 0.1, 100)
+
+    top = targets.limit(target, plans, 10_000, 8000)
+    return targets.search(target, plans, top, Work(make, judge, trains)), made
+
+
+def falling(scale: float) -> Callable[[int, bool], float]:
+    """A drop that falls with the bytes, a third as large once trained."""
+    return lambda size, trained: scale / size / (3 if trained else 1)
+
+
+def test_a_size_takes_one_model() -> None:
+    found, made = run(TargetConfig(ratio=5), falling(1e6))
+    assert made == [(800, True)]
+    assert found.made == (800, True)
+    assert found.trials[0].met
+    assert found.trials[0].file_bytes <= 2000
+    assert run(TargetConfig(ratio=5), falling(1e6), trains=False)[1] == [(800, False)]
+
+
+def test_without_data_a_size_is_all_that_is_checked() -> None:
+    plans = planner()
+    target = TargetConfig(size=3000)
+    work: Work[Layouts] = Work(lambda layouts, _trained: layouts, None, False)
+    found = targets.search(target, plans, targets.limit(target, plans, 10_000, 8000), work)
+    assert len(found.trials) == 1
+    assert (found.trials[0].drop, found.trials[0].relative_error, found.trials[0].met) == (None, None, True)
+    assert weigh(found.made) <= 3000
+
+
+@pytest.mark.parametrize("scale", [1, 5, 20, 60])
+def test_the_smallest_that_keeps_to_the_drop_is_found(scale: float) -> None:
+    limit = 0.01
+    found, made = run(TargetConfig(max_drop=limit, attempts=6), falling(scale))
+    size, trained = found.made
+    assert trained
+    assert falling(scale)(size, True) <= limit
+    needed = next(s for s in sorted({a + b for a in SIZES for b in SIZES}) if falling(scale)(s, True) <= limit)
+    assert size <= 2 * needed
+    assert sum(is_trained for _, is_trained in made) <= 6
+    assert found.trials[found.chosen].layer_bytes == size
+    # All that was tried is there, in order.
+    assert [(trial.layer_bytes, trial.trained) for trial in found.trials] == made
+
+
+def test_without_training_the_smallest_is_found_too() -> None:
+    found, made = run(TargetConfig(max_drop=0.01), falling(10), trains=False)
+    assert found.made[0] == 1200
+    assert not any(trained for _, trained in made)
+    assert len(made) <= 1 + 2 * targets.SCANS
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_training_that_helps_nothing_ends_where_quantization_alone_did(attempts: int) -> None:
+    found, made = run(TargetConfig(max_drop=0.01, attempts=attempts), lambda size, _trained: 20 / size)
+    assert sum(trained for _, trained in made) <= attempts
+    assert 20 / found.made[0] <= 0.01
+    assert found.trials[found.chosen].met
+
+
+def test_training_that_harms_leaves_quantization_alone() -> None:
+    found, _ = run(TargetConfig(max_drop=0.01), lambda size, trained: 1.0 if trained else 20 / size)
+    assert not found.made[1]
+    assert found.trials[found.chosen].met
+    assert any(trial.trained and not trial.met for trial in found.trials)
+
+
+def test_a_standard_error_counts() -> None:
+    found, _ = run(TargetConfig(max_drop=0.01, attempts=6), falling(20), error=0.004)
+    assert falling(20)(found.made[0], True) <= 0.006
+
+
+def test_a_drop_that_nothing_reaches_is_refused_before_training() -> None:
+    made: list[int] = []
+
+    def drop(size: int, trained: bool) -> float:
+        made.append(size)
+        assert not trained
+        return 0.5
+
+    message = (
+        r"^Out of reach: accuracy at most 1 % lower\. With the most accurate codes for every layer, in a file of 7,402 "
+        r"bytes, it loses 50 % \(50 % with one standard error\) on 100 samples\. Allow more, or leave layers alone"
+    )
+    with pytest.raises(TargetError, match=message):
+        run(TargetConfig(max_drop=0.01), drop)
+    assert made == [6400]
+
+
+@pytest.mark.parametrize("limit", [0.001, 0.01])
+def test_a_size_and_a_drop_take_one_model_that_keeps_to_both_or_misses(limit: float) -> None:
+    found, made = run(TargetConfig(size=2000, max_drop=limit), falling(20))
+    assert made == [(800, True)]
+    assert found.made == (800, True)
+    assert found.trials[found.chosen].met == (limit == 0.01)
+
+
+@given(
+    limit=st.floats(0.0001, 0.2),
+    scale=st.floats(0.01, 100),
+    gain=st.floats(0.3, 10),
+    attempts=st.integers(1, 6),
+    seed=st.integers(0, 100),
+)
+def test_whatever_the_curve_the_result_is_the_smallest_seen_that_kept(
+    limit: float, scale: float, gain: float, attempts: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+
+    def drop(size: int, trained: bool) -> float:
+        return scale / size / (gain if trained else 1) * float(random.uniform(0.7, 1.4))
+
+    try:
+        found, made = run(TargetConfig(max_drop=limit, attempts=attempts), drop)
+    except TargetError:
+        return
+    assert sum(trained for _, trained in made) <= attempts
+    chosen = found.trials[found.chosen]
+    assert chosen.met
+    kept = [trial for trial in found.trials if trial.met and trial.trained == chosen.trained]
+    assert chosen.layer_bytes == min(trial.layer_bytes for trial in kept)
