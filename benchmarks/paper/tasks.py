@@ -28,8 +28,8 @@ MODELS: Final = Path(__file__).resolve().parent.parent.parent / "models"
 NETWORKS: Final[dict[str, tuple[str, bool]]] = {
     "mnist_mlp": ("mnist", True),
     "mnist_lenet": ("mnist", False),
-    "cifar_quick": ("cifar10", False),
     "cifar_vgg": ("cifar10", False),
+    "cifar_quick": ("cifar10", False),
 }
 """By name of the file in models/: its data set, and whether it takes an image as one row of numbers."""
 
@@ -99,13 +99,16 @@ class Task:
 def load(name: str, *, quick: bool = False) -> Task:
     """A network of `NETWORKS` with its data; `quick`: few images."""
     dataset, flatten = NETWORKS[name]
+    path = MODELS / f"{name}.onnx"
+    if not path.exists():
+        raise SystemExit(f"models/{name}.onnx is not there. Make it: python -m models.make_models {name}")
     train_images, train_labels, test_images, test_labels = _arrays(dataset)
     if flatten:
         train_images, test_images = (part.reshape(len(part), -1) for part in (train_images, test_images))
     if quick:
         train_images, train_labels = train_images[:QUICK_TRAIN], train_labels[:QUICK_TRAIN]
         test_images, test_labels = test_images[:QUICK_TEST], test_labels[:QUICK_TEST]
-    return of_file(MODELS / f"{name}.onnx", (train_images, train_labels), (test_images, test_labels))
+    return of_file(path, (train_images, train_labels), (test_images, test_labels))
 
 
 @lru_cache(maxsize=1)

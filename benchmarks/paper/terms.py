@@ -21,7 +21,8 @@ from onnxpq.pq import kmeans
 from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 
 ALPHA: Final = {"none": 0.0, "murray-ng": 10.0, "l1": 10.0, "l2": 10.0, "quartic": 10.0, "codebook": 10.0}
-"""Weight of each term at the end (`python -m benchmarks.paper alphas`)."""
+"""Weight of each term at the end. Not chosen by measurement yet: run `python -m benchmarks.paper alphas` and put here
+what has the lowest loss, before the rows of the terms are run."""
 
 GROWTH: Final = 1000.0
 """alpha begins at its end divided by this."""

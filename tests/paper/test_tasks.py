@@ -1,7 +1,7 @@
 """The networks of the evaluation and their data."""
 
 import numpy as np
-import onnx
+import pytest
 import torch
 from onnx import numpy_helper
 
@@ -41,6 +41,7 @@ def test_error_counts_wrong_images(task):
     assert tasks.error_of(model.SerializeToString(), task) == 100 * wrong / len(task.test[1])
 
 
-def test_every_network_is_in_the_repository():
-    for name in tasks.NETWORKS:
-        assert onnx.load(tasks.MODELS / f"{name}.onnx").graph.node
+def test_a_network_that_is_not_there_says_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks, "MODELS", tmp_path)
+    with pytest.raises(SystemExit, match=r"models/cifar_quick\.onnx is not there\..*make_models cifar_quick"):
+        tasks.load("cifar_quick")
