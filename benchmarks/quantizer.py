@@ -4,6 +4,7 @@
     python benchmarks/quantizer.py --material FOLDER...          # also: folders with model.onnx, train.npz, test.npz
     python benchmarks/quantizer.py --quick                       # one layer of each model, two layouts; not the model
     python benchmarks/quantizer.py --rows                        # error by the number of rows that were looked at
+    python benchmarks/quantizer.py --orders                      # error by the order of the inputs
     python benchmarks/quantizer.py --speed --faiss-python PATH   # PATH: a Python with the package faiss-cpu
     python benchmarks/quantizer.py --table                       # only prints what is stored
 
@@ -162,6 +163,49 @@ def row_rows(folder: Path) -> Iterator[Row]:
         yield row
 
 
+def orders(matrix: Matrix, moment: Matrix) -> dict[str, Matrix]:
+    """Orders of a layer's inputs that might quantize better than the given one: permutations [in], by name."""
+    power, weight = moment.diagonal(), matrix.square().sum(0)
+    return {
+        "given": torch.arange(len(power)),
+        "random": torch.randperm(len(power), generator=torch.Generator().manual_seed(0)),
+        "power of the input": torch.argsort(power),
+        "squared weights": torch.argsort(weight),
+        "their product": torch.argsort(power * weight),
+        "correlated inputs together": _chain(moment),
+        "correlated weights together": _chain(matrix.T @ matrix),
+    }
+
+
+def _chain(products: Matrix) -> Matrix:
+    """From the largest on, always the one that is most correlated with the last, of those that are left."""
+    norm = products.diagonal().clamp_min(1e-30).sqrt()
+    likeness = (products / norm / norm.unsqueeze(1)).abs()
+    chain = [int(norm.argmax())]
+    for _ in range(len(norm) - 1):
+        likeness[:, chain[-1]] = -1
+        chain.append(int(likeness[chain[-1]].argmax()))
+    return torch.tensor(chain)
+
+
+def order_rows(folder: Path) -> Iterator[Row]:
+    """The error by the order of the inputs, for the first large layer."""
+    for layer, matrix, seen, new in _large_layers(folder, quick=True):
+        moment = torch.from_numpy(new.second_moment).float()
+        known = torch.from_numpy(seen.regularized()).float()
+        for name in QUICK:
+            layout = allocation.layout_of(layer, LAYOUTS[name])
+            row: Row = {"layer": layer.node, "shape": list(matrix.shape), "layout": name, "errors": {}}
+            for order, index in orders(matrix, known).items():
+                parts = calibrated.encode(
+                    matrix[:, index], layout, known[index][:, index], generator=torch.Generator().manual_seed(0)
+                )
+                found = torch.empty_like(matrix)
+                found[:, index] = codec.decode(*parts, layout)
+                row["errors"][order] = relative(matrix, found, moment)
+            yield row
+
+
 def _large_layers(folder: Path, *, quick: bool) -> Iterator[tuple[Layer, Matrix, InputStatistics, InputStatistics]]:
     model = importing.normalise(modelio.load(folder / "model.onnx"))
     layers = rewriting.find(model, min_weights=LARGE)[0][: 1 if quick else None]
@@ -194,8 +238,8 @@ def model_rows(folder: Path) -> Iterator[Row]:
 
 
 def speed_rows(faiss_python: str) -> Iterator[Row]:
-    """Ours and faiss's on the same matrix, each in a process of its own."""
-    for name, python in (("onnxpq", sys.executable), ("faiss", faiss_python)):
+    """Ours and faiss's on the same matrix, and ours with statistics of inputs, each in a process of its own."""
+    for name, python in (("onnxpq", sys.executable), ("faiss", faiss_python), ("weighted", sys.executable)):
         environment = {**os.environ, "OMP_NUM_THREADS": str(SPEED_THREADS), "MKL_NUM_THREADS": str(SPEED_THREADS)}
         command = [python, str(Path(__file__).with_name("quantizer_speed.py")), name]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -219,13 +263,23 @@ def table(results: dict[str, Any]) -> str:
         for row in kinds.get("model", []):
             wrong = " -> ".join(f"{100 * share:.2f} %" for share in row.get("wrong", []))
             lines.append(f"| {model} | {row['start']} | {row['bytes']} | {row['error']:.3f} | {wrong} |")
+    return "\n".join(["\n".join(lines), *sentences(results)])
+
+
+def sentences(results: dict[str, Any]) -> Iterator[str]:
+    """What is stored of rows, orders and times; an empty line before each."""
     for model, kinds in results.items():
         for row in kinds.get("rows", []):
             found = ", ".join(f"{count} rows {error:.3f}" for count, error in row["by rows"].items())
-            lines += ["", f"{model}, {row['layer']}: {found}"]
+            yield f"\n{model}, {row['layer']}: {found}"
+        for row in kinds.get("orders", []):
+            found = ", ".join(f"{order} {error:.4f}" for order, error in row["errors"].items())
+            yield f"\n{model}, {row['layer']}, {row['layout']}: {found}"
     for row in results.get("speed", {}).get("runs", []):
-        lines += ["", f"{row['quantizer']}: {row['seconds']:.1f} s, error {row['error']:.4f}, {row['MB']:.0f} MB"]
-    return "\n".join(lines)
+        found = f"{row['seconds']:.1f} s, error {row['error']:.4f}, {row['MB']:.0f} MB"
+        if "output error" in row:
+            found += f", of the outputs {row['output error']:.3f} ({row['output error of onnxpq']:.3f} by k-means)"
+        yield f"\n{row['quantizer']}: {found}"
 
 
 def main() -> None:
@@ -234,6 +288,7 @@ def main() -> None:
     parser.add_argument("--only-material", action="store_true", help="leave the MNIST models out")
     parser.add_argument("--quick", action="store_true", help="one layer of each model, two layouts")
     parser.add_argument("--rows", action="store_true", help="error by rows looked at, instead")
+    parser.add_argument("--orders", action="store_true", help="error by the order of the inputs, instead")
     parser.add_argument("--speed", action="store_true", help="time against faiss, instead")
     parser.add_argument("--faiss-python", help="an interpreter that has faiss-cpu")
     parser.add_argument("--table", action="store_true", help="only print the table of stored results")
@@ -249,6 +304,8 @@ def main() -> None:
             kinds = results.setdefault(folder.name, {})
             if options.rows:
                 kinds["rows"] = list(row_rows(folder))
+            elif options.orders:
+                kinds["orders"] = list(order_rows(folder))
             else:
                 kinds["layers"] = list(layer_rows(folder, quick=options.quick))
                 if not options.quick:

@@ -1,11 +1,11 @@
 """A run that is killed again and again, beside one that is left alone: the same file? What it costs, what it keeps.
 
     python benchmarks/resume.py digits
-    python benchmarks/resume.py mnist_mlp --every 60 --epochs 6
+    python benchmarks/resume.py mnist_mlp --after 20 --epochs 6
 
 Three runs of the command line with the same settings: without a work folder, with one, and with one while it is killed
-(SIGKILL) every so many seconds until it gets to its end. Printed: CPU seconds of each, whether the three files are the
-same, and the largest size of the work folder. Stored in results/resume.json.
+(SIGKILL) so many seconds after it has saved something, again and again. Printed: CPU seconds of each, whether the three
+files are the same, and the largest size of the work folder. Stored in results/resume.json.
 """
 
 import argparse
@@ -44,14 +44,23 @@ def size(folder: Path) -> int:
     return total
 
 
-def run(command: list[str], folder: Path, kill_after: float) -> tuple[bool, float, int]:
+def saved(folder: Path) -> set[tuple[str, int]]:
+    """The pieces that are there, and when they were written."""
+    pieces = folder / "pieces"
+    names = [name for name in os.listdir(pieces) if not name.startswith(".")] if pieces.is_dir() else []
+    return {(name, (pieces / name).stat().st_mtime_ns) for name in names}
+
+
+def run(command: list[str], folder: Path, kill_after: float | None) -> tuple[bool, float, int]:
     """Whether it got to its end, its CPU seconds, and the largest size of the folder."""
-    before, largest, started = os.times(), 0, time.monotonic()
+    before, largest, there, kill_at = os.times(), 0, saved(folder), float("inf")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
             largest = max(largest, size(folder))
-            if time.monotonic() - started > kill_after:
+            if kill_after is not None and kill_at == float("inf") and saved(folder) != there:
+                kill_at = time.monotonic() + kill_after
+            if time.monotonic() >= kill_at:
                 process.kill()
     if process.returncode not in (0, -9):
         raise SystemExit(f"{' '.join(command)} failed: {process.returncode}")
@@ -63,10 +72,11 @@ def run(command: list[str], folder: Path, kill_after: float) -> tuple[bool, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["digits", "mnist_mlp", "mnist_lenet"])
-    parser.add_argument("--every", type=float, default=45, help="seconds after which it is killed")
+    parser.add_argument("--after", type=float, default=4, help="seconds from a save to the kill")
+    parser.add_argument("--kills", type=int, default=6, help="after so many it is left alone")
     parser.add_argument("--epochs", type=int)
     options = parser.parse_args()
-    found: dict[str, object] = {"every": options.every, "epochs": options.epochs}
+    found: dict[str, object] = {"after": options.after, "epochs": options.epochs}
     digests = set()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -77,7 +87,8 @@ def main() -> None:
             command = [*program, "-o", str(target), *([] if name == "alone" else ["--work-dir", str(work)])]
             kills, spent, largest, done = 0, 0.0, 0, False
             while not done:
-                done, seconds, bytes_kept = run(command, work, options.every if name == "killed" else float("inf"))
+                kill_after = options.after if name == "killed" and kills < options.kills else None
+                done, seconds, bytes_kept = run(command, work, kill_after)
                 kills, spent, largest = kills + (not done), spent + seconds, max(largest, bytes_kept)
             digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
             found[name] = {"cpu_seconds": round(spent, 1), "kills": kills, "largest": largest, "left": size(work)}

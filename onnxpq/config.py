@@ -107,7 +107,8 @@ class TrainingConfig:
         distillation: share of the original model's outputs in the loss when there are labels too, in [0, 1].
         temperature: softens both distributions in the distillation of class scores (Hinton et al. 2015).
         learning_rate: AdamW's for codebooks, scales (their logarithms), biases and normalizations, at its peak.
-        latent_rate: that of the float weights, as a multiple of it.
+        latent_rate: that of the float weights of a layer, as a multiple of it and of the relative squared error of the
+            layer's weight when it was quantized.
         mixup: parameter of the Beta distribution by which training samples are mixed in pairs, the original model
             telling what a mixture should give (labels count in proportion); 0 for none. Only where all inputs of the
             trained part are floats.
@@ -129,9 +130,9 @@ class TrainingConfig:
     distillation: float = 0.7
     temperature: float = 2.0
     learning_rate: float = 3e-3
-    latent_rate: float = 6.0
+    latent_rate: float = 12.0
     mixup: float = 1.0
-    features: float = 1.0
+    features: float = 0.0
     batch_size: int | None = None
     validation: float = 0.1
     patience: int = 8

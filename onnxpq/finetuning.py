@@ -189,7 +189,9 @@ class _Trainer:
         self.problem, self.student, self.objective, self.settings = problem, student, objective, settings
         self.random = np.random.default_rng(seed)
         self.stored = torch.optim.AdamW(student.stored(), weight_decay=0.0)
-        self.latent = torch.optim.AdamW(student.latent.values(), weight_decay=0.0)
+        # Where the weights are far off, codes have a long way to go; where they are near, moves are noise.
+        groups = [{"params": [latent], "share": student.distances[name]} for name, latent in student.latent.items()]
+        self.latent = torch.optim.AdamW(groups, weight_decay=0.0)
         self.features = problem.network.outputs_of({layer.node for layer in problem.layers})
         self.course = Course()
         self.schedule = Schedule(1, 0, 1, 0)
@@ -203,7 +205,9 @@ class _Trainer:
         """Batch size and steps (`onnxpq.schedule.plan`); nothing is changed by it."""
 
         def work(batch: Batch) -> None:
-            loss, _ = _Trainer(self.problem, self.student, self.objective, self.settings, 0).loss(batch, REGULARIZED, 0)
+            loss, _ = _Trainer(self.problem, self.student, self.objective, self.settings, 0).loss(
+                batch, REGULARIZED, self.settings.features
+            )
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             self.student.nearest(0)
@@ -260,7 +264,7 @@ class _Trainer:
         peak = self.settings.learning_rate * factor
         for optimizer, rate in ((self.stored, peak), (self.latent, peak * self.settings.latent_rate)):
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("share", 1.0)
 
     def _step(self, step: int, batch: Batch, phase: str) -> float:
         """One update; the loss of the output alone."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from onnxpq import activations, partition, runtime
 from onnxpq.data import Dataset, batches
-from onnxpq.layers import Layer
 from onnxpq.graphs import used_values
+from onnxpq.layers import Layer
 from onnxpq.pq import calibrated, codec
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.matrix import from_matrix
@@ -113,7 +113,7 @@ def measure(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatisti
     errors = []
     for layout in layouts:
         wanted = POINTS * layout.codewords // layout.per_group
-        part = matrix[order[: min(ROWS, max(LEAST_ROWS, wanted))]]
+        part = matrix[order[: min(ROWS, max(LEAST_ROWS, wanted))].sort().values]
         groups = max(1, layout.groups * len(part) // layout.out_features)
         own = replace(layout, out_features=len(part), groups=-(-layout.sub_vectors // -(-layout.sub_vectors // groups)))
         missed, whole = part - approximate(part, own, moment, seed=seed), _size(part, moment)

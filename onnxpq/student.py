@@ -10,7 +10,7 @@ from onnxpq.course import Kept
 from onnxpq.layers import Layer
 from onnxpq.network import Network
 from onnxpq.pq import codec
-from onnxpq.pq.matrix import from_matrix
+from onnxpq.pq.matrix import from_matrix, to_matrix
 from onnxpq.pq.quantized import Quantized
 from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 
@@ -28,6 +28,7 @@ class Student:
         quantized: the layers by weight name; the codebooks are trained, the codes re-assigned in place.
         log_scales: logarithms of their row scales [out].
         latent: their float weights in units of the scales, [out, in].
+        distances: squared errors of the quantized weights that all begins with, relative to the weights' squares.
         vectors: initializers that are trained as they are, by name.
         kept: what `keep` kept last.
     """
@@ -47,13 +48,15 @@ class Student:
         self.quantized = dict(quantized)
         self.log_scales: dict[str, Tensor] = {}
         self.latent: dict[str, Tensor] = {}
+        self.distances: dict[str, float] = {}
         self.shapes: dict[str, torch.Size] = {}
         self.kept: Kept = ({}, {})
         names = dict(network.named_initializers())
         self.vectors = {name: names[name].detach().clone().requires_grad_() for name in sorted(vectors)}
         for name, part in self.quantized.items():
-            weight = names[name]
+            layer, weight = self.layers[name], names[name].detach()
             self.shapes[name] = weight.shape
+            exact = to_matrix(weight, layer.in_features, is_in_out=layer.weight_is_in_out)
             scales = part.scales.to(weight.device)
             codes = part.codes.to(weight.device, copy=True)  # they change in place
             self.log_scales[name] = scales.log().requires_grad_()
@@ -62,6 +65,7 @@ class Student:
             # Not the original weights: for the layers' outputs 40 % of the codes are not the nearest ones
             # (`onnxpq.pq.calibrated`), and those would be lost in the first step.
             self.latent[name] = self.units(name).detach().contiguous().requires_grad_()
+            self.distances[name] = float(codebook_term(self.latent[name].detach() * scales.unsqueeze(1), exact))
 
     def stored(self) -> list[Tensor]:
         """What the file will hold: codebooks, scales, vectors."""

@@ -20,7 +20,7 @@ from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
 from onnxpq.layers import Layer
 from onnxpq.ops import registry
 
-QUICK = Config(training=TrainingConfig(epochs=12, batch_size=64))
+QUICK = Config(training=TrainingConfig(epochs=40, batch_size=64))
 ROWS = 600
 PLAIN_SHARE = 0.6
 """Share of the error of plain product quantization that layer-wise training has to get under."""

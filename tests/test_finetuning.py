@@ -87,7 +87,9 @@ def test_every_term_improves_on_product_quantization_alone(
     assert {epoch.phase for epoch in tuned.epochs} == {"regularized", "tuned"}
 
 
-@pytest.mark.parametrize("settings", [{"loss": "distillation"}, {"mixup": 0.0}, {"distillation": 0.0, "mixup": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{"loss": "distillation"}, {"mixup": 0.0}, {"distillation": 0.0, "mixup": 0.0}, {"features": 1.0}]
+)
 def test_every_objective_improves(network: Network, data: tuple[Samples, Samples], settings: dict[str, object]) -> None:
     tuned = tune(network, data, **settings)
     assert gap_closed(tuned) > 0.5

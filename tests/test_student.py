@@ -98,6 +98,12 @@ def test_gradients_reach_everything_while_codes_move_and_what_is_stored_after(st
             tensor.grad = None
 
 
+def test_distances_by_hand(network: Network, student: Student) -> None:
+    exact, found = network.parameter("w").detach().T, student.quantized["w"].matrix().detach()
+    expected = (exact - found).square().sum() / exact.square().sum()
+    assert student.distances["w"] == pytest.approx(float(expected))
+
+
 def test_what_was_kept_comes_back(student: Student) -> None:
     student.keep()
     before = {name: tensor.detach().clone() for name, tensor in student.weights(TUNED).items()}

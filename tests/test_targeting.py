@@ -133,7 +133,7 @@ def test_a_drop_with_training(digits: tuple[Arrays, Arrays]) -> None:
 
 
 def test_agreement_where_there_are_no_labels(digits: tuple[Arrays, Arrays]) -> None:
-    config = Config(target=TargetConfig(max_drop=0.02), training=PLAIN)
+    config = Config(target=TargetConfig(max_drop=0.04), training=PLAIN)
     report = onnxpq.compress(DIGITS, {"X": digits[0]["X"]}, test={"X": digits[1]["X"]}, config=config).report
     assert report.target is not None
     assert report.target.metric == "agreement"
@@ -141,7 +141,7 @@ def test_agreement_where_there_are_no_labels(digits: tuple[Arrays, Arrays]) -> N
     assert agreement is not None
     assert report.target.proof is not None
     assert 1 - agreement == pytest.approx(report.target.proof.value)
-    assert agreement >= 0.98
+    assert agreement >= 0.96
 
 
 def test_a_miss_on_the_samples_that_prove_it_has_the_result(digits: tuple[Arrays, Arrays], tmp_path: Path) -> None:

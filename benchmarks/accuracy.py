@@ -1,0 +1,242 @@
+"""Accuracy at a size: onnxpq beside onnxruntime's low-bit layers, on five models and what each of them is for.
+
+    python benchmarks/accuracy.py                            # runs what is not yet in results/accuracy.json
+    python benchmarks/accuracy.py --only minilm --cases 'PQ*' --seeds 0 1 2
+    python benchmarks/accuracy.py --table                    # only prints the tables
+
+Cases are the original; `MatMulNBits` of 2 bits (block 128) and 4 bits (block 32) on the layers that onnxpq compresses;
+and onnxpq through its command line, in a process of its own: product quantization alone ("PQ", no training) and what
+a user gets who only says how small ("trained"), each at the size that the model is to reach, at the bytes of 2 bits,
+and at half of those. `benchmarks/tasks.py` tells what is measured. Models and reports stay in the cache folder, under
+accuracy/, so that an interrupted run does not compress again what it had.
+"""
+
+import argparse
+import collections
+import fnmatch
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from benchmarks import datasets  # noqa: E402 -- a script is run with its own folder on the path, not the root
+
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
+MODELS: Final = ("mnist_mlp", "mnist_lenet", "minilm", "magika", "rapidocr")
+
+SIZES: Final = {
+    "mnist_mlp": ("file 64x", ("--ratio", "64")),
+    "mnist_lenet": ("FC 100x", ("--fc-ratio", "100")),
+    "minilm": ("FC 16x", ("--fc-ratio", "16")),
+    "magika": ("FC 16x", ("--fc-ratio", "16")),
+    "rapidocr": ("FC 16x", ("--fc-ratio", "16")),
+}
+"""The size that each model is to reach, and how a user asks for it."""
+
+COMMON: Final = {"mnist_mlp": ("--labels", "y"), "mnist_lenet": ("--labels", "y"), "minilm": ("--output-name", "461")}
+"""What the command line cannot know: which labels, and which output is the sentence."""
+
+LAYOUTS: Final = {
+    "mnist_mlp": ((13, 16, 4), (4, 256, 1), (4, 16, 64)),
+    "mnist_lenet": ((20, 16, 2), (4, 256, 1), (4, 16, 32)),
+    "minilm": ((5, 256, 1), (4, 256, 1), (4, 16, 20)),
+    "magika": ((3, 16, 40), (2, 16, 30), (4, 16, 5)),
+    "rapidocr": ((6, 256, 1), (4, 256, 1), (5, 16, 12)),
+}
+"""d, K and codebooks of all layers with which product quantization alone is within each of the three sizes."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to make a model small.
+
+    Attributes:
+        name: of the row.
+        flags: of ``onnxpq compress``; None where onnxpq takes no part.
+        low_bit: bits and block of `MatMulNBits`, or None.
+    """
+
+    name: str
+    flags: tuple[str, ...] | None = None
+    low_bit: tuple[int, int] | None = None
+
+
+def cases(model: str, results: dict[str, Any]) -> Iterator[Case]:
+    """The cases of a model; those that need the bytes of 2 bits only once they are known."""
+    yield Case("original")
+    yield Case("MatMulNBits, 2 bits", low_bit=(2, 128))
+    yield Case("MatMulNBits, 4 bits", low_bit=(4, 32))
+    size, flags = SIZES[model]
+    names = (size, "bytes of 2 bits", "half of them")
+    for name, (d, codewords, codebooks) in zip(names, LAYOUTS[model], strict=True):
+        layout = ("--sub-vector", str(d), "--codewords", str(codewords), "--codebooks", str(codebooks))
+        yield Case(f"PQ, {name}", (*layout, "--epochs", "0"))
+    yield Case(f"trained, {size}", flags)
+    baseline = results.get(key_of(model, "MatMulNBits, 2 bits"))
+    if baseline is not None:
+        before, after = baseline["layer_bytes"]
+        for name, part in (("bytes of 2 bits", 1), ("half of them", 2)):
+            yield Case(f"trained, {name}", ("--fc-ratio", f"{part * before / after + 5e-4:.3f}"))
+
+
+def key_of(model: str, case: str, seed: int | None = None) -> str:
+    return f"{model}, {case}" + ("" if seed is None else f", seed {seed}")
+
+
+def folder_of(model: str) -> Path:
+    """The folder with a model, the data to train on and those that it is judged by; made where it is not there."""
+    if model.startswith("mnist"):
+        from benchmarks.quantizer import mnist_folder  # noqa: PLC0415 -- it loads torch
+
+        return mnist_folder(model)
+    from benchmarks.models import material_of  # noqa: PLC0415 -- for symmetry
+
+    return material_of(model)
+
+
+def run(model: str, case: Case, seed: int | None, *, refit: bool) -> dict[str, Any]:
+    """Make the model and measure it."""
+    from benchmarks import nbits, tasks  # noqa: PLC0415 -- they load onnxruntime, which --table has no need of
+
+    folder = folder_of(model)
+    kept = datasets.cache_folder() / "accuracy"
+    kept.mkdir(parents=True, exist_ok=True)
+    target = kept / f"{key_of(model, case.name, seed)}.onnx"
+    row: dict[str, Any] = {"model": model, "case": case.name, "seed": seed}
+    if case.flags is not None:
+        row |= _compressed(folder, target, case.flags + COMMON.get(model, ()), seed or 0)
+        if "error" in row:
+            return row
+    elif case.low_bit is not None:
+        bits, block = case.low_bit
+        found = nbits.quantize(folder / "model.onnx", target, bits=bits, block=block)
+        row |= {"layers": found.layers, "layer_bytes": [found.bytes_before, found.bytes_after], "block": block}
+    else:
+        target = folder / "model.onnx"
+    row["file_bytes"] = [file.stat().st_size for file in (folder / "model.onnx", target)]
+    source = folder / "source.json"
+    if source.exists():
+        row["data"] = {name: value for name, value in json.loads(source.read_text()).items() if "/" not in name}
+    return row | {"figures": tasks.measure(model, folder, target, refit=refit)}
+
+
+def _compressed(folder: Path, target: Path, flags: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """A run of the command line, or what is kept of an earlier one with the same flags."""
+    facts, report = target.with_suffix(".run.json"), target.with_suffix(".report.json")
+    row: dict[str, Any] = {"flags": list(flags)}
+    if not facts.exists() or json.loads(facts.read_text())["flags"] != row["flags"]:
+        command = [sys.executable, "-m", "onnxpq", "compress", str(folder / "model.onnx"), "-o", str(target)]
+        command += ["--data", str(folder / "train.npz"), "--test", str(folder / "test.npz")]
+        work = target.with_suffix(".work")
+        command += ["--report", str(report), "--work-dir", str(work), "--seed", str(seed), *flags]
+        started, used = time.perf_counter(), _processor_seconds()
+        # Not in the repository, whose sources have no operator library beside them.
+        done = subprocess.run(command, cwd=target.parent, stderr=subprocess.PIPE, text=True, check=False)
+        row |= {"seconds": time.perf_counter() - started, "processor_seconds": _processor_seconds() - used}
+        row["commit"] = _commit()
+        if done.returncode != 0:
+            return row | {"error": done.stderr.strip().splitlines()[-1]}
+        facts.write_text(json.dumps(row))
+        shutil.rmtree(work)
+    found = json.loads(report.read_text())
+    layers = found["layers"]
+    layouts = collections.Counter(f"d={layer['sub_vector']} K={layer['codewords']}" for layer in layers)
+    sizes = [sum(layer[side] for layer in layers) for side in ("bytes_before", "bytes_after")]
+    return json.loads(facts.read_text()) | {"layers": len(layers), "layer_bytes": sizes, "layouts": dict(layouts)}
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown: a line per case, the mean of its seeds with the lowest and highest."""
+    lines = ["| model | case | seeds | file | FC layers | relative error | figures |", "|---" * 7 + "|"]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = collections.defaultdict(list)
+    for row in results.values():
+        groups[row["model"], row["case"]].append(row)
+    for model in MODELS:
+        for (owner, case), rows in groups.items():
+            if owner == model:
+                lines.append(_line(model, case, rows))
+    return "\n".join(lines)
+
+
+def _line(model: str, case: str, rows: list[dict[str, Any]]) -> str:
+    errors = [row["error"] for row in rows if "error" in row]
+    if errors:
+        return f"| {model} | {case} | {len(rows)} | | | | {errors[0]} |"
+    file = _size([row["file_bytes"] for row in rows])
+    layers = _size([row["layer_bytes"] for row in rows]) if "layer_bytes" in rows[0] else ""
+    names = list(rows[0]["figures"])
+    found = {name: _spread([row["figures"][name] for row in rows], name) for name in names}
+    error = found.pop("relative_error")
+    figures = ", ".join(f"{name} {value}" for name, value in found.items())
+    seeds = "" if rows[0]["seed"] is None else str(len(rows))
+    return f"| {model} | {case} | {seeds} | {file} | {layers} | {error} | {figures} |"
+
+
+def _size(pairs: list[list[int]]) -> str:
+    before, after = pairs[0][0], max(pair[1] for pair in pairs)
+    return f"{after} ({before / after:.1f}x)"
+
+
+def _spread(values: list[float], name: str) -> str:
+    def written(value: float) -> str:
+        return f"{value:.3f}" if name in ("relative_error", "lee") else f"{100 * value:.2f} %"
+
+    mean = written(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} [{written(min(values))}, {written(max(values))}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="only print the tables of stored results")
+    parser.add_argument("--only", choices=MODELS, nargs="*", default=MODELS, help="run only these models")
+    parser.add_argument("--cases", default="*", help="run only the cases whose names match this glob")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of onnxpq (default: 0 1 2)")
+    parser.add_argument(
+        "--refit", action="store_true", help="MiniLM: also fit the regression to the model's embeddings"
+    )
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for model in () if options.table else options.only:
+        # A list of what is not stored, made anew after each case: the bytes of 2 bits are known then.
+        while missing := list(_missing(model, options, results)):
+            case, seed = missing[0]
+            row = run(model, case, seed, refit=options.refit)
+            # Read again: another process may have stored its rows meanwhile.
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            results[key_of(model, case.name, seed)] = row
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            print(_line(model, case.name, [row]), flush=True)
+    print(table(results))
+
+
+def _missing(model: str, options: argparse.Namespace, results: dict[str, Any]) -> Iterator[tuple[Case, int | None]]:
+    for case in cases(model, results):
+        for seed in options.seeds if case.flags is not None else [None]:
+            if fnmatch.fnmatch(case.name, options.cases) and key_of(model, case.name, seed) not in results:
+                yield case, seed
+
+
+if __name__ == "__main__":
+    main()
