@@ -127,7 +127,11 @@ def test_models_of_images_tell_their_preprocessing(name):
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_files_name_no_path_of_the_machine_that_made_them(name):
-    content = (MODELS / f"{name}.onnx").read_bytes()
+    model = onnx.load(MODELS / f"{name}.onnx")
+    for tensor in model.graph.initializer:  # weights may hold any bytes
+        tensor.ClearField("raw_data")
+        tensor.ClearField("float_data")
+    content = model.SerializeToString()
     assert not re.search(rb"site-packages|\.py\b|/home/|/root/|/work/", content)
 
 

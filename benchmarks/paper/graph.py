@@ -38,7 +38,8 @@ class Builder:
     def constant(self, array: NDArray[np.generic]) -> str:
         """A new initializer; its name."""
         name = self._name("constant")
-        self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        # Not `ascontiguousarray`, which makes a vector of a scalar.
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def integers(self, *numbers: int) -> str:
@@ -93,7 +94,7 @@ class Builder:
     def replace(self, name: str, array: NDArray[np.generic]) -> None:
         """Another value for an initializer."""
         self.remove(name)
-        self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
 
     def remove(self, name: str) -> None:
         """Take an initializer out."""

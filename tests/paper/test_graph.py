@@ -10,9 +10,9 @@ from onnxpq import runtime
 
 
 def value_of(builder: graph.Builder, name: str) -> np.ndarray:
-    """What onnxruntime computes for a value of the builder's nodes."""
+    """What onnxruntime computes for an int64 value of the builder's nodes."""
     model = builder.model
-    model.graph.output.append(helper.make_empty_tensor_value_info(name))
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, None))
     session = runtime.session(builder.finish())
     return session.run([name], {"x": np.zeros((1, 32), np.float32)})[0]
 
