@@ -9,15 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.paper import latency
+from benchmarks.paper import latency, tasks
 from benchmarks.paper.store import Row, Store
 
-NETWORKS: Final = {
-    "mnist_mlp": "MNIST, 784-1000-10",
-    "mnist_lenet": "MNIST, Caffe's LeNet",
-    "cifar_quick": "CIFAR-10, Caffe's cifar10_quick",
-    "cifar_vgg": "CIFAR-10, small VGG",
-}
+NETWORKS: Final = {name: title for name, (title, *_) in tasks.NETWORKS.items()}
 PAGE: Final = "evaluation.md"
 ALL_ROWS: Final = "evaluation_rows.md"
 MARK: Final = "<!-- {name}: python -m benchmarks.paper tables -->"

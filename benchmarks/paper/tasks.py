@@ -25,13 +25,16 @@ from onnxpq.network import Network
 from onnxpq.pq.matrix import to_matrix
 
 MODELS: Final = Path(__file__).resolve().parent.parent.parent / "models"
-NETWORKS: Final[dict[str, tuple[str, bool]]] = {
-    "mnist_mlp": ("mnist", True),
-    "mnist_lenet": ("mnist", False),
-    "cifar_vgg": ("cifar10", False),
-    "cifar_quick": ("cifar10", False),
+NETWORKS: Final[dict[str, tuple[str, str, bool]]] = {
+    "mnist_mlp": ("MNIST, 784-1000-10", "mnist", True),
+    "mnist_lenet": ("MNIST, Caffe's LeNet", "mnist", False),
+    "cifar_vgg": ("CIFAR-10, small VGG", "cifar10", False),
 }
-"""By name of the file in models/: its data set, and whether it takes an image as one row of numbers."""
+"""By name of the file in models/: its title, its data set, and whether it takes an image as one row of numbers.
+
+Caffe's cifar10_quick is a line more, once models/ has it: ``"cifar_quick": ("CIFAR-10, Caffe's cifar10_quick",
+"cifar10", False)``.
+"""
 
 HELD_OUT: Final = 0.1
 """Share of the training images by which the best epoch is chosen, as in onnxpq."""
@@ -98,7 +101,7 @@ class Task:
 
 def load(name: str, *, quick: bool = False) -> Task:
     """A network of `NETWORKS` with its data; `quick`: few images."""
-    dataset, flatten = NETWORKS[name]
+    _, dataset, flatten = NETWORKS[name]
     path = MODELS / f"{name}.onnx"
     if not path.exists():
         raise SystemExit(f"models/{name}.onnx is not there. Make it: python -m models.make_models {name}")

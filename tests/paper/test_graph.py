@@ -9,10 +9,10 @@ from benchmarks.paper import graph
 from onnxpq import runtime
 
 
-def value_of(builder: graph.Builder, name: str) -> np.ndarray:
+def value_of(builder: graph.Builder, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """What onnxruntime computes for an int64 value of the builder's nodes."""
     model = builder.model
-    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, None))
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
     session = runtime.session(builder.finish())
     return session.run([name], {"x": np.zeros((1, 32), np.float32)})[0]
 
@@ -35,12 +35,12 @@ def test_code_bits(codewords, bits):
 def test_codes_come_back(task, codewords, shape):
     codes = np.random.default_rng(0).integers(0, codewords, shape)
     builder = graph.Builder(task.proto())
-    np.testing.assert_array_equal(value_of(builder, builder.codes(codes, codewords)), codes)
+    np.testing.assert_array_equal(value_of(builder, builder.codes(codes, codewords), shape), codes)
 
 
 def test_range(task):
     builder = graph.Builder(task.proto())
-    np.testing.assert_array_equal(value_of(builder, builder.range_of(4)), [0, 1, 2, 3])
+    np.testing.assert_array_equal(value_of(builder, builder.range_of(4), (4,)), [0, 1, 2, 3])
 
 
 def test_redefined_weight_is_the_layers(task):

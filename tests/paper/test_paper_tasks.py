@@ -43,5 +43,5 @@ def test_error_counts_wrong_images(task):
 
 def test_a_network_that_is_not_there_says_how_to_make_it(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "MODELS", tmp_path)
-    with pytest.raises(SystemExit, match=r"models/cifar_quick\.onnx is not there\..*make_models cifar_quick"):
-        tasks.load("cifar_quick")
+    with pytest.raises(SystemExit, match=r"models/mnist_mlp\.onnx is not there\..*make_models mnist_mlp"):
+        tasks.load("mnist_mlp")
