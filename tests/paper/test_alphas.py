@@ -1,9 +1,12 @@
 """The weights of the terms."""
 
+import pytest
+
 from benchmarks.paper import alphas, tasks, terms
 from benchmarks.paper.store import Store
 
 
+@pytest.mark.parametrize("task", ["gemm"], indirect=True)
 def test_every_term_and_weight_is_stored_once(task, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "load", lambda *_, **__: task)
     monkeypatch.setattr(alphas, "FACTOR", 16.0)

@@ -35,6 +35,7 @@ def distance(task, matrices, term: str) -> float:
     return float((u.abs() - 1).abs().mean())
 
 
+@pytest.mark.parametrize("task", ["gemm"], indirect=True)
 @pytest.mark.parametrize("term", ["murray-ng", "l1", "l2", "quartic"])
 def test_binary_terms_pull_to_two_values(task, term):
     plain = terms.regularize(task, "none", steps=150, seed=0)
@@ -42,6 +43,7 @@ def test_binary_terms_pull_to_two_values(task, term):
     assert distance(task, pulled.matrices, term) < 0.7 * distance(task, plain.matrices, term)
 
 
+@pytest.mark.parametrize("task", ["gemm"], indirect=True)
 def test_codebook_term_pulls_to_codewords(task):
     def missed(term: str) -> float:
         coded = methods.codebooks_of(task, 16, 0)
