@@ -58,6 +58,8 @@ CHOICES: dict[str, dict[str, object]] = {
     "codes never move": {"regularized": 0.0},
     "codes move for 0.9 of the steps": {"regularized": 0.9},
     "no term (alpha = 0)": {"regularizer": "none"},
+    "alpha 0.1": {"alpha": 0.1},
+    "alpha 0.1, learning rate 1e-2": {"alpha": 0.1, "learning_rate": 1e-2},
     "term quartic": {"regularizer": "quartic"},
     "the layers' outputs in the loss": {"features": 1.0},
     "no mixup": {"mixup": 0.0},
