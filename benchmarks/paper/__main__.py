@@ -1,0 +1,98 @@
+"""The command line: `python -m benchmarks.paper run | latency | histograms | alphas | tables`, in the repository."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# `-m` puts the repository's root first, where the package lies without its operator library: the installed one is
+# meant.
+sys.path.append(sys.path.pop(0))
+
+from benchmarks import datasets
+from benchmarks.paper.store import Key, Store
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """See the module's description."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    command = commands.add_parser("run", help="measure every row that is not stored yet; stop it whenever you like")
+    command.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows NETWORK/METHOD/FACTOR/SEED")
+    command.add_argument("--quick", action="store_true", help="a smoke run on few images, stored in the cache folder")
+    command.add_argument("--threads", type=int, default=1, help="of torch; start the command twice for two cores")
+    command.set_defaults(run=_run)
+    command = commands.add_parser("latency", help="time a call of one image, of untrained files of the same form")
+    command.add_argument("--only", nargs="+", default=["*"], metavar="NETWORK", help="networks")
+    command.set_defaults(run=_latency)
+    command = commands.add_parser("histograms", help="weights before, during and after each term")
+    command.add_argument("--network", default="mnist_mlp")
+    command.set_defaults(run=_histograms)
+    command = commands.add_parser("alphas", help="how strong each term is to be, by held-out images")
+    command.set_defaults(run=_alphas)
+    command = commands.add_parser("tables", help="write tables and plots from what is stored")
+    command.set_defaults(run=_tables)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    import torch  # noqa: PLC0415 -- torch and onnxruntime take seconds to load
+
+    from benchmarks.paper import running, tables, tuning  # noqa: PLC0415
+
+    torch.set_num_threads(options.threads)
+    store = Store(datasets.cache_folder() / "paper_quick") if options.quick else Store()
+    wanted = running.keys(options.only, quick=options.quick)
+    with _progress() as progress:
+        effort = tuning.QUICK if options.quick else tuning.FULL
+        running.run(store, wanted, effort, quick=options.quick, progress=progress)
+    print(tables.text(store))
+
+
+def _latency(options: argparse.Namespace) -> None:
+    from benchmarks.paper import latency  # noqa: PLC0415
+
+    latency.run(options.only)
+
+
+def _histograms(options: argparse.Namespace) -> None:
+    from benchmarks.paper import histograms  # noqa: PLC0415
+
+    histograms.run(options.network)
+
+
+def _alphas(_options: argparse.Namespace) -> None:
+    from benchmarks.paper import alphas  # noqa: PLC0415
+
+    alphas.run()
+
+
+def _tables(_options: argparse.Namespace) -> None:
+    from benchmarks.paper import tables  # noqa: PLC0415
+
+    tables.write(Store(), Path(__file__).resolve().parent.parent.parent / "docs")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, Key | None], None]]:
+    """A progress bar on a terminal, else a line a row."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, key: print(f"{done}/{total} {key or 'done'}", file=sys.stderr, flush=True)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as bars:
+        task = bars.add_task("")
+        yield lambda done, total, key: bars.update(task, completed=done, total=total, description=str(key or "done"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Training of a network whose layers are in some form: the comparators' share of what onnxpq does.
+
+The loss (labels and distillation, as onnxpq's default), mixtures of samples, batch, optimizer, schedule and the choice
+of the best epoch by held-out images are onnxpq's own, so that what differs between methods is what they store.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.paper.forms import Form
+from benchmarks.paper.tasks import Task, batch
+from onnxpq import objectives
+from onnxpq.config import TrainingConfig
+from onnxpq.layers import Layer
+from onnxpq.objectives import Objective
+
+TUNED_STEPS: Final = 4000
+"""Steps for what begins at the trained network: what onnxpq takes by itself (`onnxpq.schedule.MANY_STEPS`)."""
+
+SCRATCH_STEPS: Final = 8000
+"""Steps for what begins at random weights."""
+
+STORED_RATE: Final = 2e-3
+"""Peak learning rate of stored numbers of unit size, that of onnxpq; biases have it, too."""
+
+LATENT_RATE: Final = 2e-2
+"""That of weights behind a quantized form, and of what begins at random."""
+
+BATCH: Final = 256
+MIXUP: Final = 1.0
+"""Parameter of the Beta distribution by which images are mixed in pairs."""
+
+WARM_UP: Final = 0.05
+Term = Callable[[float], Tensor]
+"""What is added to the loss, given the share of the steps that is done."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long is trained.
+
+    Attributes:
+        tuned: steps from a trained network.
+        scratch: steps from random weights.
+        ours: steps of onnxpq; None for its default.
+    """
+
+    tuned: int = TUNED_STEPS
+    scratch: int = SCRATCH_STEPS
+    ours: int | None = None
+
+
+FULL: Final = Effort()
+QUICK: Final = Effort(tuned=60, scratch=120, ours=60)
+NONE: Final = Effort(tuned=0, scratch=0, ours=0)
+
+
+@dataclass(eq=False)
+class Student:
+    """What is trained.
+
+    Attributes:
+        task: the network.
+        forms: of its layers, by weight name.
+        others: constants of the head that are trained as they are (biases), by name.
+    """
+
+    task: Task
+    forms: Mapping[str, Form]
+    others: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task: Task, forms: Mapping[str, Form]) -> "Student":
+        """With the biases of the layers."""
+        known = task.initializers()
+        names = [layer.bias for layer in task.chain if layer.bias is not None]
+        return cls(task, forms, {name: known[name].clone().requires_grad_() for name in names})
+
+    def weights(self) -> dict[str, Tensor]:
+        """The head's initializers."""
+        layers = {layer.weight: layer for layer in self.task.chain}
+        made = {name: _as_stored(form.matrix(), layers[name]) for name, form in self.forms.items()}
+        return {**made, **self.others}
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Class scores of some images."""
+        task = self.task
+        return task.head({task.feature: features}, weights=self.weights())[task.output]
+
+    def parameters(self) -> list[Tensor]:
+        """All that is trained."""
+        return [*(p for form in self.forms.values() for p in form.parameters), *self.others.values()]
+
+
+def _as_stored(matrix: Tensor, layer: Layer) -> Tensor:
+    # Not `from_matrix`: a smaller network has other sizes than the layer.
+    return matrix.T if layer.weight_is_in_out else matrix
+
+
+def tune(
+    student: Student, steps: int, *, rate: float, seed: int, term: Term | None = None, keep_best: bool = True
+) -> None:
+    """Train a student in place.
+
+    Args:
+        student: the network.
+        steps: updates; none at all for 0.
+        rate: peak learning rate of the forms' parameters.
+        seed: of the order and the mixing of the samples.
+        term: is added to the loss.
+        keep_best: end at the epoch with the lowest loss on the held-out images (or where it began), not at the last
+            one.
+    """
+    if steps == 0:
+        return
+    trainer = _Trainer(student, steps, rate, seed, term)
+    best, kept = trainer.validate(), [value.detach().clone() for value in student.parameters()]
+    for _ in trainer.epochs():
+        if not keep_best:
+            continue
+        loss = trainer.validate()
+        if loss < best:
+            best, kept = loss, [value.detach().clone() for value in student.parameters()]
+    if keep_best:
+        with torch.no_grad():
+            for value, own in zip(student.parameters(), kept, strict=True):
+                value.copy_(own)
+
+
+class _Trainer:
+    def __init__(self, student: Student, steps: int, rate: float, seed: int, term: Term | None) -> None:
+        self.student, self.steps, self.term = student, steps, term
+        self.objective = _objective(student.task)
+        self.random = np.random.default_rng(seed)
+        forms = [p for form in student.forms.values() for p in form.parameters]
+        self.rates = (rate, STORED_RATE)
+        groups = [{"params": forms, "lr": rate}, {"params": list(student.others.values()), "lr": STORED_RATE}]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+
+    def epochs(self) -> Iterator[None]:
+        """Train; yields after each pass over the data."""
+        rows = self.student.task.rows[0]
+        size = min(BATCH, len(rows))
+        step = 0
+        while step < self.steps:
+            order = self.random.permutation(rows)
+            for start in range(0, len(order) - size + 1, size):
+                if step == self.steps:
+                    break
+                self._step(step, order[start : start + size])
+                step += 1
+            yield
+
+    def _step(self, step: int, index: np.ndarray) -> None:
+        done = step / self.steps
+        factor = min(1.0, (step + 1) / max(1.0, WARM_UP * self.steps)) * 0.5 * (1 + math.cos(math.pi * done))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        task = self.student.task
+        features, _, labels = batch(task, index)
+        share = float(self.random.beta(MIXUP, MIXUP))
+        other = torch.from_numpy(self.random.permutation(len(labels)))
+        mixed = share * features + (1 - share) * features[other]
+        with torch.no_grad():
+            teacher = task.head({task.feature: mixed})[task.output]
+        scores = self.student.scores(mixed)
+        loss = share * self.objective(scores, teacher, labels)
+        loss = loss + (1 - share) * self.objective(scores, teacher, labels[other])
+        if self.term is not None:
+            loss = loss + self.term(done)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def validate(self) -> float:
+        """Mean loss on the held-out images."""
+        return _mean_loss(self.student, self.objective)
+
+
+def held_out_loss(student: Student) -> float:
+    """Mean loss of a student on the held-out images."""
+    return _mean_loss(student, _objective(student.task))
+
+
+def _objective(task: Task) -> Objective:
+    """Onnxpq's default where there are labels."""
+    return objectives.choose(TrainingConfig(), task.teacher, task.train[1])
+
+
+@torch.no_grad()
+def _mean_loss(student: Student, objective: Objective) -> float:
+    rows, total = student.task.rows[1], 0.0
+    for part in np.array_split(rows, max(1, len(rows) // 1024)):
+        features, teacher, labels = batch(student.task, part)
+        total += len(part) * float(objective(student.scores(features), teacher, labels))
+    return total / len(rows)
