@@ -20,7 +20,7 @@ from onnxpq.units import parse_share, parse_size
 
 REGULARIZERS: Final = ("codebook", "murray-ng", "l1", "l2", "quartic", "none")
 DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.01, "l1": 0.01, "l2": 0.01, "quartic": 0.01, "none": 0.0}
-"""Final weight of each term where the user names none (benchmarks/regularization.py)."""
+"""Final weight of each term where the user names none; `benchmarks/ablation.py` compares others."""
 
 LOSSES: Final = ("auto", "cross-entropy", "mse", "distillation")
 CODEBOOKS: Final = ("auto", "layer", "position")
@@ -100,7 +100,7 @@ class TrainingConfig:
         regularized: share of the steps that trains the float weights under the regularization term, before the codes
             are fixed; the rest trains codebooks, scales and biases with the codes in place.
         regularizer: the term of `onnxpq.regularizers`, or "none".
-        alpha: weight of the term at the end of its epochs; None for what was measured to be best (`DEFAULT_ALPHA`).
+        alpha: weight of the term at the end of its epochs; None for `DEFAULT_ALPHA`.
         alpha_growth: factor by which the weight grows, geometrically, from its start to `alpha`.
         loss: "cross-entropy" or "mse" against labels, "distillation" against the original model's outputs; "auto":
             labels where there are any (integers: cross-entropy, floats: mse), else distillation.

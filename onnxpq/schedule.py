@@ -17,13 +17,13 @@ from onnxpq.config import TrainingConfig
 
 OPERATIONS, NUMBERS, CALLS = 150e9, 2e9, 1e5
 """What the reference machine does in a second: floating-point operations of products and convolutions, numbers that
-other operators write, operators. Fitted to trainings on two cores with AVX-512 (benchmarks/README.md)."""
+other operators write, operators. Set by eye to trainings on two cores with AVX-512, which were not quiet."""
 
 ROUNDS: Final = 30
 """Validations in a training whose epochs the user does not name, at most."""
 
 MANY_STEPS: Final = 4000
-"""What more steps gain is lost in the spread of the seeds (benchmarks/README.md)."""
+"""Most steps that a training gets by itself."""
 
 FEW_STEPS: Final = 200
 """Steps that even the most expensive model gets; fewer hardly make up for the noise that training begins with."""
