@@ -101,7 +101,7 @@ def two_bit(matrix: Matrix) -> tuple[Matrix, int]:
 
 def steps(matrix: Matrix, layout: Layout, known: InputStatistics) -> Iterator[tuple[str, Callable[[], Matrix]]]:
     """The quantizer with more and more of its parts, by name."""
-    moment = torch.from_numpy(known.regularized()).float()
+    moment = torch.from_numpy(known.regularized())
 
     def plain() -> Matrix:
         return quantization.quantize(matrix, layout, seed=0).matrix()
@@ -192,7 +192,7 @@ def order_rows(folder: Path) -> Iterator[Row]:
     """The error by the order of the inputs, for the first large layer."""
     for layer, matrix, seen, new in _large_layers(folder, quick=True):
         moment = torch.from_numpy(new.second_moment).float()
-        known = torch.from_numpy(seen.regularized()).float()
+        known = torch.from_numpy(seen.regularized())
         for name in QUICK:
             layout = allocation.layout_of(layer, LAYOUTS[name])
             row: Row = {"layer": layer.node, "shape": list(matrix.shape), "layout": name, "errors": {}}

@@ -129,8 +129,8 @@ class TrainingConfig:
     loss: str = "auto"
     distillation: float = 0.7
     temperature: float = 2.0
-    learning_rate: float = 3e-3
-    latent_rate: float = 12.0
+    learning_rate: float = 1e-2
+    latent_rate: float = 3.6
     mixup: float = 1.0
     features: float = 0.0
     batch_size: int | None = None

@@ -37,7 +37,7 @@ def quantize(matrix: Tensor, layout: Layout, *, seed: int, statistics: InputStat
     if statistics is None:
         parts = codec.encode(weight, layout, generator=generator)
     else:
-        moment = torch.from_numpy(statistics.regularized()).to(device, torch.float32)
+        moment = torch.from_numpy(statistics.regularized()).to(device)
         parts = calibrated.encode(weight, layout, moment, generator=generator)
     codebooks, codes, scales = (part.cpu() for part in parts)
     return Quantized(layout, codebooks, codes, scales)

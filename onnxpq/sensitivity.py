@@ -108,7 +108,7 @@ def measure(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatisti
         statistics: of the layer's inputs; None measures the error of the weight instead of the outputs'.
         seed: of the choice of rows and of k-means.
     """
-    moment = None if statistics is None else torch.from_numpy(statistics.regularized()).float()
+    moment = None if statistics is None else torch.from_numpy(statistics.regularized())
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(matrix)))
     errors = []
     for layout in layouts:
@@ -218,7 +218,7 @@ def influence(
         statistics: of its inputs, as for the curve.
     """
     at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, TINY)) - np.log(PROBE))))
-    moment = None if statistics is None else torch.from_numpy(statistics.regularized()).float()
+    moment = None if statistics is None else torch.from_numpy(statistics.regularized())
     replaced = approximate(matrix, measured.layouts[at], moment, seed=0)
     error = _size(matrix - replaced, moment) / max(_size(matrix, moment), 1e-30)
     return probe.error(layer, replaced) / max(error, TINY)

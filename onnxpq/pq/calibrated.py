@@ -48,8 +48,13 @@ class Problem:
 
     def error(self, state: "State") -> float:
         """``tr(E H E^T)``."""
-        missed = self.matrix - state.matrix(self.layout)
+        missed = self.missed(state)
         return float(torch.einsum("oi,oi->", missed @ self.moment, missed))
+
+    def missed(self, state: "State") -> Tensor:
+        """E = W - Ŵ [out, M*d]."""
+        approximation = state.matrix(self.layout)
+        return torch.sub(self.matrix, approximation, out=approximation)
 
     def blocks(self) -> list[slice]:
         """The sub-vectors in runs of about `_BLOCK_COLUMNS` columns."""
@@ -115,6 +120,8 @@ def encode(
 def _padded(matrix: Tensor, layout: Layout, moment: Tensor) -> Problem:
     """Filled up to whole sub-vectors; what the last codewords hold there counts for next to nothing."""
     missing = layout.sub_vectors * layout.sub_vector - layout.in_features
+    if missing == 0:
+        return Problem(matrix, moment, layout)
     moment = torch.nn.functional.pad(moment, (0, missing, 0, missing))
     moment.diagonal()[layout.in_features :] = 1e-4 * moment.diagonal().mean()
     matrix = torch.nn.functional.pad(matrix, (0, missing))
@@ -126,10 +133,8 @@ def start(problem: Problem, generator: torch.Generator) -> State:
     layout = problem.layout
     scales = codec.row_scales(problem.matrix)
     inputs = problem.moment.diagonal().reshape(layout.sub_vectors, -1).mean(1)
-    weights = codec.point_weights(codec.row_weights(scales), layout, positions=inputs)
-    points = codec.split(problem.matrix / scales.unsqueeze(1), layout)
-    codebooks, index = kmeans.kmeans(points, layout.codewords, weights=weights, generator=generator)
-    return fit_scales(problem, State(codebooks, codec.to_codes(index, layout), scales))
+    codebooks, codes = codec.cluster(problem.matrix, scales, layout, positions=inputs, generator=generator)
+    return fit_scales(problem, State(codebooks, codes, scales))
 
 
 def feedback(problem: Problem, state: State) -> State:
@@ -139,11 +144,9 @@ def feedback(problem: Problem, state: State) -> State:
     is ``-e U_mm^-1 U_m,later``, and then e costs ``|e U_mm^-1|^2``.
     """
     layout, d = problem.layout, problem.layout.sub_vector
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.moment.double()))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = _factor_of_inverse(problem.moment)
     identity = torch.eye(d, dtype=upper.dtype, device=upper.device)
-    whiteners = torch.linalg.solve_triangular(_diagonal_blocks(upper, d), identity, upper=True).to(problem.matrix.dtype)
-    upper = upper.to(problem.matrix.dtype)
+    whiteners = torch.linalg.solve_triangular(_diagonal_blocks(upper, d), identity, upper=True)
     wanted = problem.matrix / state.scales.unsqueeze(1)
     codes = torch.empty_like(state.codes)
     for block in problem.blocks():
@@ -161,6 +164,17 @@ def feedback(problem: Problem, state: State) -> State:
     return replace(state, codes=codes)
 
 
+def _factor_of_inverse(moment: Tensor) -> Tensor:
+    """U, upper triangular, with ``U^T U = H^-1``.
+
+    With the order of the inputs reversed it is the inverse of the Cholesky factor of H; so neither H^-1 is computed,
+    whose own factorization would need twice the digits, nor any matrix beyond those two.
+    """
+    lower = torch.linalg.cholesky(moment.flip(0, 1))
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return torch.linalg.solve_triangular(lower, identity, upper=False, out=identity).flip(0, 1)
+
+
 def descend(problem: Problem, state: State) -> State:
     """One sweep of coordinate descent over the codes: each sub-vector's best codewords given all other sub-vectors.
 
@@ -170,7 +184,7 @@ def descend(problem: Problem, state: State) -> State:
     layout, d = problem.layout, problem.layout.sub_vector
     scales = state.scales.unsqueeze(1)
     lower = torch.linalg.cholesky(_diagonal_blocks(problem.moment, d))
-    pull = (problem.matrix - state.matrix(layout)) @ problem.moment
+    pull = problem.missed(state) @ problem.moment
     codes = state.codes.clone()
     for block in problem.blocks():
         columns = problem.columns(block)
@@ -203,7 +217,7 @@ def fit_codebooks(problem: Problem, state: State) -> State:
         return gather((rows @ problem.moment).mul_(scales))
 
     codebooks = state.codebooks
-    residual = pulled(problem.matrix - state.matrix(layout))
+    residual = pulled(problem.missed(state))
     curvature = gather(scales.square() * problem.moment.diagonal())
     scaling = torch.where(curvature > 0, 1 / curvature.clamp_min(torch.finfo(curvature.dtype).tiny), 0)
     ahead = scaling * residual
@@ -223,9 +237,12 @@ def fit_codebooks(problem: Problem, state: State) -> State:
 
 def fit_scales(problem: Problem, state: State) -> State:
     """Row scales by least squares under H; a row keeps its scale where that would not be positive."""
-    unit = codec.decode(state.codebooks, state.codes, torch.ones_like(state.scales), problem.layout)
-    pulled = unit @ problem.moment
-    wanted, power = (torch.einsum("oi,oi->o", pulled, rows) for rows in (problem.matrix, unit))
+    products = []
+    for rows, codes, own in codec.parts(problem.matrix, state.codes, state.scales):
+        unit = codec.decode(state.codebooks, codes, torch.ones_like(own), problem.layout)
+        pulled = unit @ problem.moment
+        products.append(torch.stack([torch.einsum("oi,oi->o", pulled, part) for part in (rows, unit)]))
+    wanted, power = torch.cat(products, 1)
     scales = wanted / power.clamp_min(torch.finfo(power.dtype).tiny)
     return replace(state, scales=torch.where((power > 0) & (scales > 0), scales, state.scales))
 

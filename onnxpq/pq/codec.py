@@ -65,11 +65,11 @@ def row_scales(matrix: Tensor) -> Tensor:
     largest = torch.maximum(matrix.amax(1), -matrix.amin(1))
     unit = torch.where(largest > 0, largest, torch.ones_like(largest))
     # Squares of very large or small weights would leave float32.
-    norms = [torch.linalg.vector_norm(rows / own.unsqueeze(1), dim=1) for rows, own in _parts(matrix, unit)]
+    norms = [torch.linalg.vector_norm(rows / own.unsqueeze(1), dim=1) for rows, own in parts(matrix, unit)]
     return torch.where(largest > 0, torch.cat(norms) / matrix.shape[1] ** 0.5 * unit, unit)
 
 
-def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """A few rows of each at a time, so that what is made of them takes little memory."""
     return zip(*(torch.split(tensor, _ROWS) for tensor in tensors), strict=True)
 
@@ -97,19 +97,44 @@ def encode(
         Codebooks [G, K, d] float32, codes [out, M] int64, scales [out] float32.
     """
     scales = row_scales(matrix)
+    codebooks, codes = cluster(matrix, scales, layout, iterations=iterations, generator=generator)
+    return codebooks, codes, _fitted_scales(matrix, codebooks, codes, layout, scales)
+
+
+def cluster(
+    matrix: Tensor,
+    scales: Tensor,
+    layout: Layout,
+    *,
+    positions: Tensor | None = None,
+    iterations: int = kmeans.DEFAULT_ITERATIONS,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """k-means of a matrix's sub-vectors in units of its row scales, each weighted by its row's squared scale.
+
+    Args:
+        matrix: [out, in].
+        scales: of its rows, [out].
+        layout: how to cut it.
+        positions: what an error counts at each position, [M]; default: the same everywhere.
+        iterations: limit of Lloyd steps.
+        generator: source of randomness.
+
+    Returns:
+        Codebooks [G, K, d], codes [out, M] int64.
+    """
     centroids, index = [], []
     # Some codebooks at a time: all points together would take as much memory as the matrix itself.
     step = max(1, _POINT_ELEMENTS // (layout.per_group * matrix.shape[0] * layout.sub_vector))
     for start in range(0, layout.groups, step):
         some = slice(start, start + step)
-        weights = point_weights(row_weights(scales), layout, some)
+        weights = point_weights(row_weights(scales), layout, some, positions=positions)
         points = split(matrix, layout, some).reshape(-1, layout.out_features, layout.sub_vector)
         points = (points / scales.unsqueeze(1)).reshape(*weights.shape, layout.sub_vector)
         found = kmeans.kmeans(points, layout.codewords, weights=weights, iterations=iterations, generator=generator)
         centroids.append(found[0])
         index.append(found[1].to(torch.uint8))
-    codebooks, codes = torch.cat(centroids), to_codes(torch.cat(index), layout)
-    return codebooks, codes, _fitted_scales(matrix, codebooks, codes, layout, scales)
+    return torch.cat(centroids), to_codes(torch.cat(index), layout)
 
 
 def _fitted_scales(matrix: Tensor, centroids: Tensor, codes: Tensor, layout: Layout, fallback: Tensor) -> Tensor:
@@ -118,7 +143,7 @@ def _fitted_scales(matrix: Tensor, centroids: Tensor, codes: Tensor, layout: Lay
     Some rows at a time: the decoded matrix would take as much memory as the matrix itself.
     """
     fitted = []
-    for rows, own in _parts(matrix, codes):
+    for rows, own in parts(matrix, codes):
         unit = decode(centroids, own, torch.ones_like(rows[:, 0]), layout)
         power = unit.square().sum(1)
         fitted.append((rows * unit).sum(1) / power.clamp_min(torch.finfo(unit.dtype).tiny))

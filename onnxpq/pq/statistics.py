@@ -49,7 +49,7 @@ class InputStatistics:
         self._sum += part
         self.rows += len(inputs)
 
-    def regularized(self) -> NDArray[np.float64]:
+    def regularized(self) -> NDArray[np.float32]:
         """H shrunk towards the identity and scaled to a mean of 1 on its diagonal: positive definite.
 
         What the rows did not show still counts; how much of it is best was measured with few and with many rows: a
@@ -59,9 +59,9 @@ class InputStatistics:
         size = len(self._sum)
         mean = float(np.trace(self._sum)) / size
         if mean <= 0:
-            return np.eye(size)
+            return np.eye(size, dtype=np.float32)
         share = min(MAX_SHRINKAGE, max(MIN_SHRINKAGE, size / (4 * self.rows)))
-        moment = self._sum / mean
-        moment *= 1 - share
+        moment = np.empty((size, size), np.float32)
+        np.multiply(self._sum, (1 - share) / mean, out=moment, casting="same_kind")
         moment[np.diag_indices(size)] += share
         return moment
