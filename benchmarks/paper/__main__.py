@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks.paper run | latency | histograms | alphas | tables`, in the repository."""
+"""The command line: `python -m benchmarks.paper run | latency | histograms | alphas | rates | tables`."""
 
 import argparse
 import sys
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.set_defaults(run=_histograms)
     command = commands.add_parser("alphas", help="how strong each term is to be, by held-out images")
     command.set_defaults(run=_alphas)
+    command = commands.add_parser("rates", help="how fast each kind of form is to learn, by held-out images")
+    command.set_defaults(run=_rates)
     command = commands.add_parser("tables", help="write tables and plots from what is stored")
     command.set_defaults(run=_tables)
     options = parser.parse_args(arguments)
@@ -72,6 +74,12 @@ def _alphas(_options: argparse.Namespace) -> None:
     from benchmarks.paper import alphas  # noqa: PLC0415
 
     alphas.run()
+
+
+def _rates(_options: argparse.Namespace) -> None:
+    from benchmarks.paper import rates  # noqa: PLC0415
+
+    rates.run()
 
 
 def _tables(_options: argparse.Namespace) -> None:

@@ -114,21 +114,31 @@ def _tuned(task: Task, forms: Mapping[str, Form], steps: int, rate: float, seed:
     return write(task, forms, student.others)
 
 
+def _signs(task: Task) -> dict[str, Form]:
+    return {layer.weight: Sign(task.matrix(layer)) for layer in task.layers}
+
+
 def _sign(*, tuned: bool) -> Make:
     def make(task: Task, _factor: float, seed: int, effort: Effort) -> Made:
-        forms = {layer.weight: Sign(task.matrix(layer)) for layer in task.layers}
-        return Made(_tuned(task, forms, effort.tuned if tuned else 0, LATENT_RATE, seed), "1 bit, a scale per row")
+        return Made(
+            _tuned(task, _signs(task), effort.tuned if tuned else 0, LATENT_RATE, seed), "1 bit, a scale per row"
+        )
 
     return make
 
 
-def hashed(task: Task, factor: float, seed: int, effort: Effort) -> Made:
-    """HashedNets: every layer has the same share of buckets; trained from random ones."""
-    forms = {}
+def _hashed(task: Task, factor: float, seed: int) -> dict[str, Form]:
+    forms: dict[str, Form] = {}
     for number, layer in enumerate(task.layers):
         count = max(1, int(layer.weight_bytes / factor / FLOAT_BYTES))
         shape = (layer.out_features, layer.in_features)
         forms[layer.weight] = Hashed.random(shape, count, 1000 * seed + number)
+    return forms
+
+
+def hashed(task: Task, factor: float, seed: int, effort: Effort) -> Made:
+    """HashedNets: every layer has the same share of buckets; trained from random ones."""
+    forms = _hashed(task, factor, seed)
     buckets = "; ".join(f"{form.parameters[0].numel()} buckets" for form in forms.values())
     student = Student.of(task, forms)
     tune(student, effort.scratch, rate=LATENT_RATE, seed=seed)
@@ -210,6 +220,21 @@ def _runtime(bits: int) -> Make:
 def _original(task: Task, _factor: float, _seed: int, _effort: Effort) -> Made:
     return Made(task.path.read_bytes(), "")
 
+
+def _start(kind: str) -> Callable[[Task, float, int], dict[str, Form] | None]:
+    def start(task: Task, factor: float, seed: int) -> dict[str, Form] | None:
+        chosen = _chosen(task, kind, factor, seed)
+        return None if chosen is None else _forms(task, chosen)
+
+    return start
+
+
+STARTS: Final[dict[str, Callable[[Task, float, int], dict[str, Form] | None]]] = {
+    **{kind: _start(kind) for kind in ("svd", "kmeans", "residual", "pq")},
+    "sign": lambda task, _factor, _seed: _signs(task),
+    "hashed": _hashed,
+}
+"""Where the training of a form begins, by kind: task, factor, seed -> forms by weight name."""
 
 SCALAR: Final = (8.0, 16.0, 32.0)
 """A code per weight has at least a bit."""

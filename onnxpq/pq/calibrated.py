@@ -172,7 +172,8 @@ def _factor_of_inverse(moment: Tensor) -> Tensor:
     """
     lower = torch.linalg.cholesky(moment.flip(0, 1))
     identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False, out=identity).flip(0, 1)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False, out=identity)
+    return inverse.flip(0, 1)
 
 
 def descend(problem: Problem, state: State) -> State:
