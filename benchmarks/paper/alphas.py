@@ -1,6 +1,7 @@
 """How strong each term is to be in `terms`: the held-out loss after PQ, by the weight of the term at its end.
 
-One network, one factor, one seed, a quarter of the steps; the test images are not looked at. `terms.ALPHA` holds what came out best.
+One network, one factor, one seed, a quarter of the steps; the test images are not looked at. `terms.ALPHA` holds what
+came out best.
 """
 
 from typing import Final
