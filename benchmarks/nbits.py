@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
 from onnxpq import importing, modelio, preparing, rewriting
+from onnxpq.layers import Layer
 
 INT8_ACTIVATIONS: Final = 4
 """`accuracy_level` of the fast kernels; with the default, 2 bits run 30 to 95 times slower."""
@@ -45,11 +46,8 @@ def quantize(source: Path, target: Path, *, bits: int, block: int) -> Quantized:
     Raises:
         ValueError: a layer has another form than ``X W + b``, or was not quantized.
     """
-    prepared = preparing.prepare(modelio.load(source))
-    layers, _ = rewriting.find(prepared)
+    model, layers = as_matmul(source)
     nodes = {layer.node for layer in layers}
-    model = onnx.load_from_string(modelio.to_bytes(importing.normalise(prepared)))
-    _gemm_to_matmul(model, nodes)
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in nodes]
     config = nbits.DefaultWeightOnlyQuantConfig(
         block_size=block, is_symmetric=False, bits=bits, accuracy_level=INT8_ACTIVATIONS
@@ -75,6 +73,19 @@ def quantize(source: Path, target: Path, *, bits: int, block: int) -> Quantized:
     return Quantized(len(layers), sum(weights.values()), sum(sizes[name] for name in stored))
 
 
+def as_matmul(source: Path) -> tuple[onnx.ModelProto, list[Layer]]:
+    """A model with each layer that onnxpq would compress as MatMul and Add, and those layers.
+
+    Raises:
+        ValueError: a layer has another form than ``X W + b``.
+    """
+    prepared = preparing.prepare(modelio.load(source))
+    layers, _ = rewriting.find(prepared)
+    model = onnx.load_from_string(modelio.to_bytes(importing.normalise(prepared)))
+    _gemm_to_matmul(model, {layer.node for layer in layers})
+    return model, list(layers)
+
+
 def _gemm_to_matmul(model: onnx.ModelProto, names: set[str]) -> None:
     """Gemm of the given names -> MatMul, and Add where there is a bias; in place."""
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -94,5 +105,5 @@ def _gemm_to_matmul(model: onnx.ModelProto, names: set[str]) -> None:
         nodes.append(helper.make_node("MatMul", [x, weight], [product], name=node.name))
         if bias:
             nodes.append(helper.make_node("Add", [product, bias[0]], [node.output[0]], name=f"{node.name}/bias"))
-    del model.graph.node[:]
+    del model.graph.node[:], model.graph.value_info[:]  # which may tell the shapes of weights before
     model.graph.node.extend(nodes)

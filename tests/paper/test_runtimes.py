@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks import nbits
 from benchmarks.paper import runtimes
 from benchmarks.paper.graph import model_bytes
 from onnxpq import runtime
@@ -32,6 +33,6 @@ def test_the_small_layer_stays(task):
 
 
 def test_as_matmul_computes_the_same(task):
-    (found,) = runtime.session(runtimes.as_matmul(task)).run(None, {"x": task.test[0]})
+    (found,) = runtime.session(nbits.as_matmul(task.path)[0]).run(None, {"x": task.test[0]})
     (wanted,) = runtime.session(task.path).run(None, {"x": task.test[0]})
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
