@@ -1,7 +1,7 @@
 """Every method, each from the ONNX file to the content of another one."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, cast
@@ -19,7 +19,10 @@ from benchmarks.paper.tuning import LATENT_RATE, STORED_RATE, Effort, Student, t
 FACTORS: Final = (8.0, 16.0, 32.0, 64.0, 128.0)
 """How many times smaller the fully-connected layers are to be."""
 
-MAIN_SEEDS, OTHER_SEEDS = 3, 1
+MAIN_FACTORS: Final = (16.0, 64.0)
+"""Those at which onnxpq is tried with every term, and the main methods with every seed."""
+
+MAIN_SEEDS: Final = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +50,21 @@ class Method:
     Attributes:
         title: for tables.
         make: task, factor, seed, effort -> the compressed model; None where it cannot be so small.
-        seeds: how many are run.
+        is_main: whether `MAIN_SEEDS` are run at `MAIN_FACTORS`; else, and elsewhere, one is.
         factors: at which it is run.
         trained: whether anything is trained.
     """
 
     title: str
     make: Make
-    seeds: int = OTHER_SEEDS
+    is_main: bool = False
     factors: tuple[float, ...] = FACTORS
     trained: bool = True
+
+    def runs(self) -> Iterator[tuple[float, int]]:
+        """Factors and seeds, all factors of a seed in a run: some methods have one training for all of them."""
+        for seed in range(MAIN_SEEDS if self.is_main else 1):
+            yield from ((factor, seed) for factor in self.factors if seed == 0 or factor in MAIN_FACTORS)
 
 
 @lru_cache(maxsize=2)
@@ -248,25 +256,25 @@ METHODS: Final[dict[str, Method]] = {
     "kmeans": Method("scalar k-means", _clustered("kmeans", tuned=False), factors=SCALAR, trained=False),
     "sign": Method("sign, scales", _sign(tuned=False), factors=(32.0,), trained=False),
     "residual": Method("residual VQ", _clustered("residual", tuned=False), trained=False),
-    "pq": Method("PQ (Gong)", _clustered("pq", tuned=False), seeds=MAIN_SEEDS, trained=False),
+    "pq": Method("PQ (Gong)", _clustered("pq", tuned=False), is_main=True, trained=False),
     "svd-tuned": Method("truncated SVD, tuned", _clustered("svd", tuned=True)),
     "kmeans-tuned": Method("scalar k-means, tuned", _clustered("kmeans", tuned=True), factors=SCALAR),
     "sign-tuned": Method("sign, scales, tuned", _sign(tuned=True), factors=(32.0,)),
     "residual-tuned": Method("residual VQ, tuned", _clustered("residual", tuned=True)),
     "pq-tuned": Method("PQ (Gong), tuned", _clustered("pq", tuned=True)),
     "smaller": Method("smaller dense network", smaller),
-    "hashed": Method("HashedNets", hashed, seeds=MAIN_SEEDS),
+    "hashed": Method("HashedNets", hashed, is_main=True),
     "none-pq": Method("trained on, then PQ", _term("none")),
     "murray-ng-pq": Method("murray-ng term, then PQ", _term("murray-ng")),
     "l1-pq": Method("l1 term, then PQ", _term("l1")),
     "l2-pq": Method("l2 term, then PQ", _term("l2")),
     "quartic-pq": Method("quartic term, then PQ", _term("quartic")),
-    "codebook-pq": Method("codebook term, then PQ", _term("codebook"), seeds=MAIN_SEEDS),
-    "onnxpq": Method("onnxpq", _onnxpq(None), seeds=MAIN_SEEDS),
-    "onnxpq-none": Method("onnxpq, no term", _onnxpq("none")),
-    "onnxpq-murray-ng": Method("onnxpq, murray-ng", _onnxpq("murray-ng")),
-    "onnxpq-l1": Method("onnxpq, l1", _onnxpq("l1")),
-    "onnxpq-l2": Method("onnxpq, l2", _onnxpq("l2")),
-    "onnxpq-quartic": Method("onnxpq, quartic", _onnxpq("quartic")),
+    "codebook-pq": Method("codebook term, then PQ", _term("codebook"), is_main=True),
+    "onnxpq": Method("onnxpq", _onnxpq(None), is_main=True),
+    "onnxpq-none": Method("onnxpq, no term", _onnxpq("none"), factors=MAIN_FACTORS),
+    "onnxpq-murray-ng": Method("onnxpq, murray-ng", _onnxpq("murray-ng"), factors=MAIN_FACTORS),
+    "onnxpq-l1": Method("onnxpq, l1", _onnxpq("l1"), factors=MAIN_FACTORS),
+    "onnxpq-l2": Method("onnxpq, l2", _onnxpq("l2"), factors=MAIN_FACTORS),
+    "onnxpq-quartic": Method("onnxpq, quartic", _onnxpq("quartic"), factors=MAIN_FACTORS),
 }
 """By the name that rows have; in the order in which they run."""

@@ -49,9 +49,8 @@ def _all(*, quick: bool) -> Iterator[Key]:
             for name, method in METHODS.items():
                 if method.trained != trained:
                     continue
-                factors = [max(f for f in method.factors if f in QUICK_FACTORS)] if quick else method.factors
-                seeds = 1 if quick else method.seeds
-                yield from (Key(network, name, factor, seed) for seed in range(seeds) for factor in factors)
+                runs = [(max(f for f in method.factors if f in QUICK_FACTORS), 0)] if quick else method.runs()
+                yield from (Key(network, name, factor, seed) for factor, seed in runs)
 
 
 def measure(task: Task, key: Key, effort: Effort) -> Row:
