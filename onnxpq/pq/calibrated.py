@@ -11,6 +11,7 @@ parts, each of which `benchmarks/quantizer.py` measures:
 Letters: see `onnxpq.layers`. Everything here takes layers without padding (``in = M*d``) but `encode`, which fills up.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +33,10 @@ _BLOCK_COLUMNS = 128
 """Columns whose changes are gathered before they are passed on to all other columns, in one product."""
 
 
+_LARGE = 30
+"""Weights whose largest is beyond 2 to this power, or below its inverse, are scaled."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What to approximate, and how errors count.
@@ -48,13 +53,14 @@ class Problem:
 
     def error(self, state: "State") -> float:
         """``tr(E H E^T)``."""
-        missed = self.missed(state)
-        return float(torch.einsum("oi,oi->", missed @ self.moment, missed))
+        # Some rows at a time, here and below: each matrix more would be as large as the layer.
+        return sum(float(torch.einsum("oi,oi->", pulled, missed)) for missed, pulled in self.pulled(self.matrix, state))
 
-    def missed(self, state: "State") -> Tensor:
-        """E = W - Ŵ [out, M*d]."""
-        approximation = state.matrix(self.layout)
-        return torch.sub(self.matrix, approximation, out=approximation)
+    def pulled(self, matrix: Tensor, state: "State") -> Iterator[tuple[Tensor, Tensor]]:
+        """E = matrix - Ŵ and E H, some rows [n, M*d] of both at a time."""
+        for rows, codes, scales in codec.parts(matrix, state.codes, state.scales):
+            missed = rows - codec.decode(state.codebooks, codes, scales, self.layout)
+            yield missed, missed @ self.moment
 
     def blocks(self) -> list[slice]:
         """The sub-vectors in runs of about `_BLOCK_COLUMNS` columns."""
@@ -103,11 +109,14 @@ def encode(
     """
     # Squares of very large or small weights would leave float32; a power of two changes no digit.
     _, exponent = torch.frexp(matrix.abs().max())
-    problem = _padded(torch.ldexp(matrix, -exponent), layout, moment)
+    exponent = torch.where(exponent.abs() > _LARGE, exponent, 0)
+    problem = _padded(matrix if exponent == 0 else torch.ldexp(matrix, -exponent), layout, moment)
     state = start(problem, generator)
     fed = feedback(problem, state)
-    if problem.error(fed) < (error := problem.error(state)):
-        state, error = fed, problem.error(fed)
+    error, fed_error = problem.error(state), problem.error(fed)
+    if fed_error < error:
+        state, error = fed, fed_error
+    del fed
     for _ in range(rounds):
         state = descend(problem, fit_scales(problem, fit_codebooks(problem, state)))
         before, error = error, problem.error(state)
@@ -160,7 +169,7 @@ def feedback(problem: Problem, state: State) -> State:
             codes[:, m] = _nearest(targets, codewords)
             errors[:, at] = targets - codewords[codes[:, m]]
             inside[:, at.stop :] -= errors[:, at] @ coupling[at, at.stop :]
-        wanted[:, columns.stop :] -= errors @ upper[columns, columns.stop :]
+        wanted[:, columns.stop :].addmm_(errors, upper[columns, columns.stop :], alpha=-1)
     return replace(state, codes=codes)
 
 
@@ -170,10 +179,23 @@ def _factor_of_inverse(moment: Tensor) -> Tensor:
     With the order of the inputs reversed it is the inverse of the Cholesky factor of H; so neither H^-1 is computed,
     whose own factorization would need twice the digits, nor any matrix beyond those two.
     """
-    lower = torch.linalg.cholesky(moment.flip(0, 1))
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False, out=identity)
-    return inverse.flip(0, 1)
+    lower: Tensor = torch.linalg.cholesky(moment.flip(0, 1))
+    _invert(lower)
+    return lower.flip(0, 1)
+
+
+def _invert(lower: Tensor) -> None:
+    """Invert a lower triangular matrix in place: its halves, and ``-C^-1 B A^-1`` for what is left of B."""
+    size = len(lower)
+    if size <= _BLOCK_COLUMNS:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
+    half = size // 2
+    first, last, coupling = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert(first)
+    _invert(last)
+    coupling.copy_(-(last @ coupling @ first))
 
 
 def descend(problem: Problem, state: State) -> State:
@@ -185,7 +207,9 @@ def descend(problem: Problem, state: State) -> State:
     layout, d = problem.layout, problem.layout.sub_vector
     scales = state.scales.unsqueeze(1)
     lower = torch.linalg.cholesky(_diagonal_blocks(problem.moment, d))
-    pull = problem.missed(state) @ problem.moment
+    pull = torch.empty_like(problem.matrix)
+    for into, (_, pulled) in zip(codec.parts(pull), problem.pulled(problem.matrix, state), strict=True):
+        into[0].copy_(pulled)
     codes = state.codes.clone()
     for block in problem.blocks():
         columns = problem.columns(block)
@@ -200,31 +224,37 @@ def descend(problem: Problem, state: State) -> State:
             codes[:, m] = _nearest(now @ lower[m] + step, codebook @ lower[m])
             changes[:, at] = scales * (now - codebook[codes[:, m]])
             inside += changes[:, at] @ coupling[at]
-        pull += changes @ problem.moment[columns]
+        pull.addmm_(changes, problem.moment[columns])
     return replace(state, codes=codes)
 
 
 def fit_codebooks(problem: Problem, state: State) -> State:
     """Codebooks by least squares under H, codes and scales in place: a few preconditioned conjugate-gradient steps."""
-    layout, scales = problem.layout, state.scales.unsqueeze(1)
+    layout, nothing = problem.layout, torch.zeros((), device=problem.matrix.device)
 
-    def gather(rows: Tensor) -> Tensor:
-        """Transpose of decoding: sums [G, K, d] of the sub-vectors of [out, in] by codeword."""
-        sums = torch.zeros(layout.groups * layout.codewords, layout.sub_vector, dtype=rows.dtype, device=rows.device)
-        sums.index_add_(0, codec.flat_index(state.codes, layout).reshape(-1), rows.reshape(-1, layout.sub_vector))
+    def gather(parts: Iterable[Tensor]) -> Tensor:
+        """Transpose of decoding: sums [G, K, d] of the sub-vectors of [out, in], given by parts, by codeword."""
+        sums = torch.zeros_like(state.codebooks).reshape(-1, layout.sub_vector)
+        for rows, codes, scales in zip(
+            parts, *(torch.split(t, codec.ROWS) for t in (state.codes, state.scales)), strict=True
+        ):
+            scaled = (rows * scales.unsqueeze(1)).reshape(-1, layout.sub_vector)
+            sums.index_add_(0, codec.flat_index(codes, layout).reshape(-1), scaled)
         return sums.reshape(state.codebooks.shape)
 
-    def pulled(rows: Tensor) -> Tensor:
-        return gather((rows @ problem.moment).mul_(scales))
+    def pulled(matrix: Tensor, codebooks: Tensor) -> Tensor:
+        parts = problem.pulled(matrix, replace(state, codebooks=codebooks))
+        return gather(rows for _, rows in parts)
 
     codebooks = state.codebooks
-    residual = pulled(problem.missed(state))
-    curvature = gather(scales.square() * problem.moment.diagonal())
+    residual = pulled(problem.matrix, codebooks)
+    diagonal = problem.moment.diagonal()
+    curvature = gather(scales.unsqueeze(1) * diagonal for (scales,) in codec.parts(state.scales))
     scaling = torch.where(curvature > 0, 1 / curvature.clamp_min(torch.finfo(curvature.dtype).tiny), 0)
     ahead = scaling * residual
     power = torch.sum(residual * ahead)
     for _ in range(CG_STEPS):
-        bent = pulled(codec.decode(ahead, state.codes, state.scales, layout))
+        bent = -pulled(nothing.expand_as(problem.matrix), ahead)
         curve = torch.sum(ahead * bent)
         if float(power) <= 0 or float(curve) <= 0:  # there, as far as float32 can tell
             break
