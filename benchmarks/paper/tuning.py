@@ -26,11 +26,14 @@ TUNED_STEPS: Final = 4000
 SCRATCH_STEPS: Final = 8000
 """Steps for what begins at random weights."""
 
-STORED_RATE: Final = 2e-3
-"""Peak learning rate of stored numbers of unit size, that of onnxpq; biases have it, too."""
+STORED_RATE: Final = 3e-2
+"""Peak learning rate of the numbers that a form stores: the best of those tried, by `rates`."""
 
-LATENT_RATE: Final = 2e-2
-"""That of weights behind a quantized form, and of what begins at random."""
+LATENT_RATE: Final = 3e-2
+"""That of weights behind a sign, and of what begins at random; likewise."""
+
+OTHER_RATE: Final = TrainingConfig().learning_rate
+"""That of biases, as in onnxpq."""
 
 BATCH: Final = 256
 MIXUP: Final = 1.0
@@ -139,8 +142,8 @@ class _Trainer:
         self.objective = _objective(student.task)
         self.random = np.random.default_rng(seed)
         forms = [p for form in student.forms.values() for p in form.parameters]
-        self.rates = (rate, STORED_RATE)
-        groups = [{"params": forms, "lr": rate}, {"params": list(student.others.values()), "lr": STORED_RATE}]
+        self.rates = (rate, OTHER_RATE)
+        groups = [{"params": forms, "lr": rate}, {"params": list(student.others.values()), "lr": OTHER_RATE}]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
 
     def epochs(self) -> Iterator[None]:
