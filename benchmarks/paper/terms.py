@@ -16,13 +16,16 @@ from torch import Tensor
 from benchmarks.paper.candidates import Clusterer
 from benchmarks.paper.forms import Coded, Dense
 from benchmarks.paper.tasks import Task
-from benchmarks.paper.tuning import LATENT_RATE, Student, tune
+from benchmarks.paper.tuning import Student, tune
 from onnxpq.pq import kmeans
 from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 
 ALPHA: Final = {"none": 0.0, "murray-ng": 10.0, "l1": 10.0, "l2": 10.0, "quartic": 10.0, "codebook": 10.0}
 """Weight of each term at the end. Not chosen by measurement yet: run `python -m benchmarks.paper alphas` and put here
 what has the lowest loss, before the rows of the terms are run."""
+
+RATE: Final = 1e-2
+"""Peak learning rate of the weights under a term."""
 
 GROWTH: Final = 1000.0
 """alpha begins at its end divided by this."""
@@ -81,7 +84,7 @@ def regularize(
             watch(done, {name: matrix.detach() for name, matrix in matrices.items()})
         return final * GROWTH ** (done - 1) * pull(matrices)
 
-    tune(student, steps, rate=LATENT_RATE, seed=seed, term=cost, keep_best=False)
+    tune(student, steps, rate=RATE, seed=seed, term=cost, keep_best=False)
     matrices = {name: form.matrix().detach() for name, form in forms.items()}
     return Regularized(matrices, {name: value.detach() for name, value in student.others.items()})
 
