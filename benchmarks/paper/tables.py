@@ -123,15 +123,18 @@ def text(store: Store) -> str:
 
 def missing(store: Store) -> str:
     """What has been run and what has not, as a sentence per network."""
-    from benchmarks.paper.running import keys  # noqa: PLC0415 -- torch takes seconds to load
+    from benchmarks.paper.methods import METHODS  # noqa: PLC0415 -- torch takes seconds to load
+    from benchmarks.paper.running import keys  # noqa: PLC0415
 
     lines = []
     for network, name in NETWORKS.items():
         wanted = keys([f"{network}/*"])
-        left = [key for key in wanted if key not in store.rows(network)]
-        methods = dict.fromkeys(title(key.method) for key in left)
-        what = f"; not yet, or not for all factors and seeds: {', '.join(methods)}" if left else ""
-        lines.append(f"* {name}: {len(wanted) - len(left)} of {len(wanted)} rows{what}.")
+        stored = store.rows(network)
+        done = sum(key in stored for key in wanted)
+        methods = {key.method for key in wanted} - {key.method for key in stored}
+        names = [title(name) for name in METHODS if name in methods]
+        what = f"; nothing yet of: {'; '.join(names)}" if names else ""
+        lines.append(f"* {name}: {done} of {len(wanted)} rows{what}.")
     return "\n".join(lines)
 
 
