@@ -32,7 +32,6 @@ CG_STEPS = 4
 _BLOCK_COLUMNS = 128
 """Columns whose changes are gathered before they are passed on to all other columns, in one product."""
 
-
 _LARGE = 30
 """Weights whose largest is beyond 2 to this power, or below its inverse, are scaled."""
 
