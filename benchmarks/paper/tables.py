@@ -147,7 +147,7 @@ def write(store: Store, folder: Path) -> None:
     for network, name in NETWORKS.items():
         rows = list(store.rows(network).values())
         if rows:
-            parts[network] = summary(rows)
+            parts[network] = f"{summary(rows)}\n\n![Test error against the factor](evaluation_{network}.svg)"
             every += ["", f"## {name}", "", full(rows)]
             plot(rows, name, folder / f"evaluation_{network}.svg")
     if speed := list(store.rows(latency.NAME).values()):
