@@ -17,7 +17,8 @@ OVERHEAD = 500
 @pytest.mark.parametrize("name", METHODS)
 def test_a_file_that_runs_and_is_as_small_as_said(task, name):
     method = METHODS[name]
-    factor = min(8.0, *method.factors)  # the little network cannot be as small as the large ones
+    # onnxpq cannot make this little network 16 times smaller.
+    factor = 8.0 if name.startswith("onnxpq") else min(method.factors)
     made = method.make(task, factor, 0, BRIEF)
     assert made is not None
     sizes = running.sizes(task, made)
