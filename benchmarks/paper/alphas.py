@@ -27,10 +27,8 @@ def run(store: Store | None = None, *, steps: int = STEPS) -> None:
         for alpha in TRIED if term != "none" else (0.0,):
             # The place of the factor in a row's key is taken by the weight of the term.
             key = Key(NAME, f"{NETWORK}/{term}", alpha, 0)
-            if key not in store.rows(NAME):
-                row = {"network": NAME, "method": key.method, "factor": alpha, "seed": 0}
-                store.add(row | {"loss": loss(task, term, alpha, steps)})
-            print(f"{term} alpha {alpha:g}: held-out loss {store.rows(NAME)[key]['loss']:.4f}", flush=True)
+            found = store.loss(key, lambda term=term, alpha=alpha: loss(task, term, alpha, steps))
+            print(f"{term} alpha {alpha:g}: held-out loss {found:.4f}", flush=True)
 
 
 def loss(task: Task, term: str, alpha: float, steps: int) -> float:

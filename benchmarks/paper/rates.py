@@ -27,10 +27,8 @@ def run(store: Store | None = None, *, steps: int = STEPS) -> None:
         for rate in TRIED:
             # The place of the factor in a row's key is taken by the rate.
             key = Key(NAME, f"{NETWORK}/{kind}", rate, 0)
-            if key not in store.rows(NAME):
-                row = {"network": NAME, "method": key.method, "factor": rate, "seed": 0}
-                store.add(row | {"loss": loss(task, kind, rate, steps)})
-            print(f"{kind} rate {rate:g}: held-out loss {store.rows(NAME)[key]['loss']:.4f}", flush=True)
+            found = store.loss(key, lambda kind=kind, rate=rate: loss(task, kind, rate, steps))
+            print(f"{kind} rate {rate:g}: held-out loss {found:.4f}", flush=True)
 
 
 def loss(task: Task, kind: str, rate: float, steps: int) -> float:

@@ -4,9 +4,9 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +55,12 @@ class Store:
             with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".writing-", delete=False) as file:
                 file.write(text)
             os.replace(file.name, self._file(key.network))
+
+    def loss(self, key: Key, measure: Callable[[], float]) -> float:
+        """The loss in a row that holds nothing else; measured where it is not stored yet."""
+        if key not in self.rows(key.network):
+            self.add(asdict(key) | {"loss": measure()})
+        return float(self.rows(key.network)[key]["loss"])
 
     @contextmanager
     def claim(self, key: Key) -> Iterator[bool]:

@@ -234,9 +234,7 @@ def fit_codebooks(problem: Problem, state: State) -> State:
     def gather(parts: Iterable[Tensor]) -> Tensor:
         """Transpose of decoding: sums [G, K, d] of the sub-vectors of [out, in], given by parts, by codeword."""
         sums = torch.zeros_like(state.codebooks).reshape(-1, layout.sub_vector)
-        for rows, codes, scales in zip(
-            parts, *(torch.split(t, codec.ROWS) for t in (state.codes, state.scales)), strict=True
-        ):
+        for rows, (codes, scales) in zip(parts, codec.parts(state.codes, state.scales), strict=True):
             scaled = (rows * scales.unsqueeze(1)).reshape(-1, layout.sub_vector)
             sums.index_add_(0, codec.flat_index(codes, layout).reshape(-1), scaled)
         return sums.reshape(state.codebooks.shape)

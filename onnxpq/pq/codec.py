@@ -8,7 +8,7 @@ from torch import Tensor
 from onnxpq.pq import kmeans
 from onnxpq.pq.layout import Layout
 
-ROWS = 256
+_ROWS = 256
 """Rows of a matrix that are worked on at a time."""
 
 _POINT_ELEMENTS = 2**19
@@ -71,7 +71,7 @@ def row_scales(matrix: Tensor) -> Tensor:
 
 def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """A few rows of each at a time, so that what is made of them takes little memory."""
-    return zip(*(torch.split(tensor, ROWS) for tensor in tensors), strict=True)
+    return zip(*(torch.split(tensor, _ROWS) for tensor in tensors), strict=True)
 
 
 def row_weights(scales: Tensor) -> Tensor:
