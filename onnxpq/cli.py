@@ -46,10 +46,10 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ("--steps", "training.steps", int, "training steps, instead of --epochs"),
     ("--minutes", "training.minutes", float, "work of the training, in minutes of two cores, where neither is given"),
     ("--regularizer", "training.regularizer", str, f"{', '.join(REGULARIZERS)}"),
-    ("--alpha", "training.alpha", float, "final weight of the regularization term"),
+    ("--alpha", "training.alpha", float, "final weight of the regularization term; by default the term decides"),
     ("--alpha-growth", "training.alpha_growth", float, "factor by which that weight grows while training"),
     ("--learning-rate", "training.learning_rate", float, "peak learning rate"),
-    ("--batch-size", "training.batch_size", int, "samples per training step"),
+    ("--batch-size", "training.batch_size", int, "samples per training step; by default chosen with the steps"),
     ("--min-weights", "min_weights", int, "leave layers with fewer weights alone"),
     ("--output-name", "output", str, "the model's output that loss and accuracy look at"),
     ("--seed", "seed", int, "seed of every random choice"),
@@ -64,7 +64,7 @@ _TARGETS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
         "--max-drop",
         "target.max_drop",
         parse_share,
-        "largest loss by the metric, 0.5%% or 0.005; without a size the smallest file that keeps to it is sought",
+        "largest loss by the metric, 0.5% or 0.005; without a size the smallest file that keeps to it is sought",
     ),
     (
         "--metric",
@@ -77,11 +77,21 @@ _TARGETS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
         "--attempts",
         "target.attempts",
         int,
-        f"with --max-drop: train so many models at most in search of the smallest (default {TargetConfig().attempts})",
+        "with --max-drop: train so many models at most in search of the smallest",
     ),
     ("--max-codewords", "target.max_codewords", int, "16 for codes that run fastest, 256 for the smallest file"),
 )
 """The same for targets, which only `compress` has."""
+
+_METAVARS: Final[dict[Callable[[str], Any], str]] = {
+    int: "N",
+    float: "X",
+    str: "NAME",
+    _count_or_name: "N",
+    parse_size: "SIZE",
+    parse_share: "SHARE",
+}
+"""What the help calls an argument of a type."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,8 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(compress)
     group = compress.add_argument_group("target", "sizes of the layers' codes are then chosen by measurement")
-    for flag, setting, kind, text in _TARGETS:
-        group.add_argument(flag, dest=setting, type=_as_usage(kind), help=text)
+    _add_flags(group, _TARGETS)
     group.add_argument("--force", action="store_true", help="write the model even if it misses the target")
     compress.set_defaults(run=_compress)
 
@@ -155,15 +164,24 @@ def _parser() -> argparse.ArgumentParser:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings")
     group.add_argument("--config", help="TOML file of settings; flags win over it")
-    for flag, setting, kind, text in _SETTINGS:
-        group.add_argument(flag, dest=setting, type=kind, help=text)
+    _add_flags(group, _SETTINGS)
     group.add_argument(
-        "--fast", dest="pq.fast", action="store_const", const=True, help="tables of 8 bits: faster, about 1 % error"
+        "--fast", dest="pq.fast", action="store_const", const=True, help="tables of 8 bits: faster, about 1 %% error"
     )
     help_conv1x1 = "compress convolutions with a kernel of one point, too"
     group.add_argument("--conv1x1", action="store_const", const=True, help=help_conv1x1)
     group.add_argument("--include", action="append", metavar="GLOB", help="compress only the nodes that match")
     group.add_argument("--exclude", action="append", metavar="GLOB", help="leave the nodes that match alone")
+
+
+def _add_flags(group: argparse._ArgumentGroup, flags: Sequence[tuple[str, str, Callable[[str], Any], str]]) -> None:
+    defaults = Config().to_dict()
+    for flag, setting, kind, text in flags:
+        table, _, name = setting.rpartition(".")
+        default = (defaults[table] if table else defaults)[name]
+        # argparse formats the text with %.
+        shown = (text if default is None else f"{text} (default: {default})").replace("%", "%%")
+        group.add_argument(flag, dest=setting, type=_as_usage(kind), metavar=_METAVARS[kind], help=shown)
 
 
 def _config(options: argparse.Namespace) -> Config:

@@ -32,6 +32,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # What works
 
 
+@pytest.mark.parametrize("command", [[], ["compress"], ["inspect"]])
+def test_help_is_printed(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: onnxpq")
+
+
+def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["compress", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--sub-vector N weights that share one code (default: 8)" in out
+    assert "0.5% or 0.005" in out
+    assert "None" not in out
+
+
 def test_compress_writes_model_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--data", "d.npz", "--labels", "y", "--report", "r.json"]
     assert cli.main(["compress", "m.onnx", "-o", "o.onnx", *files, *QUICK, "--sub-vector", "4"]) == 0

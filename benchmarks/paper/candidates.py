@@ -60,6 +60,7 @@ class Clusterer:
         self.out, self.columns = matrix.shape
         self.block = lru_cache(maxsize=None)(self._block)
         self.residual = lru_cache(maxsize=None)(self._residual)
+        self.stages = lru_cache(maxsize=None)(self._stages)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -76,14 +77,17 @@ class Clusterer:
 
     def _residual(self, d: int, codewords: int, stages: int) -> Coded:
         """Each stage codes what the ones before left over (Chen, Guan, Wang 2010), with a codebook for the layer."""
-        left, codes, books = self.matrix, [], []
-        for _ in range(stages):
-            points = self._points(left, d).reshape(1, -1, d)
-            centroids, index = kmeans.kmeans(points, codewords, generator=self._generator())
-            codes.append(index.reshape(self.out, -1))
-            books.append(centroids)
-            left = self.matrix - Coded(codes, books, self.columns).matrix().detach()
-        return Coded(codes, books, self.columns)
+        return Coded(*zip(*self.stages(d, codewords, stages), strict=True), self.columns)
+
+    def _stages(self, d: int, codewords: int, stages: int) -> list[tuple[Tensor, Tensor]]:
+        """Codes [out, M] and codebook [1, K, d] of each stage; fewer stages are the first of more."""
+        if stages == 0:
+            return []
+        found = self.stages(d, codewords, stages - 1)
+        left = self.matrix - self.residual(d, codewords, stages - 1).matrix().detach() if found else self.matrix
+        points = self._points(left, d).reshape(1, -1, d)
+        centroids, index = kmeans.kmeans(points, codewords, generator=self._generator())
+        return [*found, (index.reshape(self.out, -1), centroids)]
 
     def _points(self, matrix: Tensor, d: int) -> Tensor:
         """Sub-vectors [out, M, d], the last ones filled up with zeros."""
