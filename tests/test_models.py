@@ -24,6 +24,7 @@ MAX_BYTES = 5_000_000
 SIGNATURES = {
     "mnist_lenet": ({"input": ["batch", 1, 28, 28]}, {"logits": ["batch", 10]}),
     "mnist_mlp": ({"input": ["batch", 784]}, {"logits": ["batch", 10]}),
+    "cifar_quick": ({"input": ["batch", 3, 32, 32]}, {"logits": ["batch", 10]}),
     "cifar_vgg": ({"input": ["batch", 3, 32, 32]}, {"logits": ["batch", 10]}),
     "digits_mlp": ({"X": [None, 64]}, {"output_label": [None], "output_probability": []}),
 }
@@ -32,6 +33,7 @@ SIGNATURES = {
 LAYERS = {
     "mnist_lenet": {"Conv": 2, "MaxPool": 2, "Gemm": 2, "Relu": 1},
     "mnist_mlp": {"Gemm": 2, "Relu": 1},
+    "cifar_quick": {"Conv": 3, "MaxPool": 1, "AveragePool": 2, "Gemm": 2, "Relu": 3},
     "cifar_vgg": {"Conv": 4, "MaxPool": 3, "Gemm": 3, "Relu": 6},
     "digits_mlp": {"Scaler": 1, "MatMul": 3, "Relu": 2, "Softmax": 1, "ZipMap": 1, "ArrayFeatureExtractor": 1},
 }
@@ -39,6 +41,7 @@ LAYERS = {
 TRAINED_SIZES = {
     "mnist_lenet": {(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)},
     "mnist_mlp": {(1000, 784), (10, 1000)},
+    "cifar_quick": {(32, 3, 5, 5), (32, 32, 5, 5), (64, 32, 5, 5), (64, 1024), (10, 64)},
     "cifar_vgg": {
         (32, 3, 3, 3),
         (64, 32, 3, 3),
@@ -119,7 +122,7 @@ PREPROCESSING = {
 }
 
 
-@pytest.mark.parametrize("name", ["mnist_lenet", "mnist_mlp", "cifar_vgg"])
+@pytest.mark.parametrize("name", ["mnist_lenet", "mnist_mlp", "cifar_quick", "cifar_vgg"])
 def test_models_of_images_tell_their_preprocessing(name):
     model = onnx.load(MODELS / f"{name}.onnx")
     assert {entry.key: entry.value for entry in model.metadata_props} == PREPROCESSING[name.partition("_")[0]]
@@ -162,7 +165,7 @@ def test_digits_split_is_stratified_and_disjoint():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "limit"), [("mnist_lenet", 1.0), ("mnist_mlp", 1.7), ("cifar_vgg", 20.0)])
+@pytest.mark.parametrize(("name", "limit"), [("mnist_lenet", 1.0), ("mnist_mlp", 1.7), ("cifar_quick", 25.0), ("cifar_vgg", 20.0)])
 def test_error_is_the_documented_one(name, limit, datasets, monkeypatch):
     monkeypatch.delenv("ONNXPQ_CACHE")
     *_, images, labels = datasets.mnist() if name.startswith("mnist") else datasets.cifar10()

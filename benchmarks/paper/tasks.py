@@ -28,13 +28,10 @@ MODELS: Final = Path(__file__).resolve().parent.parent.parent / "models"
 NETWORKS: Final[dict[str, tuple[str, str, bool]]] = {
     "mnist_mlp": ("MNIST, 784-1000-10", "mnist", True),
     "mnist_lenet": ("MNIST, Caffe's LeNet", "mnist", False),
+    "cifar_quick": ("CIFAR-10, Caffe's cifar10_quick", "cifar10", False),
     "cifar_vgg": ("CIFAR-10, small VGG", "cifar10", False),
 }
-"""By name of the file in models/: its title, its data set, and whether it takes an image as one row of numbers.
-
-Caffe's cifar10_quick is a line more, once models/ has it: ``"cifar_quick": ("CIFAR-10, Caffe's cifar10_quick",
-"cifar10", False)``.
-"""
+"""By name of the file in models/: its title, its data set, and whether it takes an image as one row of numbers."""
 
 HELD_OUT: Final = 0.1
 """Share of the training images by which the best epoch is chosen, as in onnxpq."""
