@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from onnxpq.config import CODEBOOKS, LOSSES, REGULARIZERS, TARGET_CHOOSES, Config
@@ -123,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="onnxpq", description="Make a trained ONNX model small and fast.")
+    parser.add_argument("--version", action="version", version=f"onnxpq {metadata.version('onnxpq')}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     compress = commands.add_parser("compress", help="compress a model and verify the result")

@@ -40,6 +40,13 @@ def test_help_is_printed(command: list[str], capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.startswith("usage: onnxpq")
 
 
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"onnxpq \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["compress", "--help"])

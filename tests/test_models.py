@@ -165,7 +165,9 @@ def test_digits_split_is_stratified_and_disjoint():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "limit"), [("mnist_lenet", 1.0), ("mnist_mlp", 1.7), ("cifar_quick", 25.0), ("cifar_vgg", 20.0)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("mnist_lenet", 1.0), ("mnist_mlp", 1.7), ("cifar_quick", 25.0), ("cifar_vgg", 20.0)]
+)
 def test_error_is_the_documented_one(name, limit, datasets, monkeypatch):
     monkeypatch.delenv("ONNXPQ_CACHE")
     *_, images, labels = datasets.mnist() if name.startswith("mnist") else datasets.cifar10()

@@ -22,7 +22,7 @@ def test_every_method_is_run_on_every_network_with_its_seeds_and_factors():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "count"), [("mnist_mlp/pq/64/1", 1), ("*/hashed/64", 9), ("mnist_*/onnxpq", 18), ("mnist_mlp/sign", 1)]
+    ("pattern", "count"), [("mnist_mlp/pq/64/1", 1), ("*/hashed/64", 12), ("mnist_*/onnxpq", 18), ("mnist_mlp/sign", 1)]
 )
 def test_patterns_choose_rows(pattern, count):
     assert len(running.keys([pattern])) == count
