@@ -6,6 +6,7 @@ memory holds one batch and the moments of one pass, however large model and data
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -19,7 +20,6 @@ from onnxpq.layers import Layer
 from onnxpq.pq.statistics import InputStatistics
 
 Array: TypeAlias = NDArray[Any]
-Progress: TypeAlias = Callable[[int, int], None]
 
 MAX_ROWS: Final = 2**15
 """Rows of a layer's inputs that are looked at; `benchmarks/quantizer.py --rows` tells what fewer cost."""
@@ -35,6 +35,12 @@ LEAST_BATCHES: Final = 16
 
 MOMENT_BYTES: Final = 2**29
 """Moments that one pass collects; a model whose layers have more takes several passes."""
+
+KEPT_BYTES: Final = 2**28
+"""Moments that are kept for another call, which then need not run the model again."""
+
+Found: TypeAlias = dict[tuple[str, ...], InputStatistics]
+"""Statistics by the names of the values that they are of."""
 
 _FOR_THE_WEIGHT: Final = "it was quantized for the smallest error of the weight, not of the layers' outputs."
 
@@ -52,6 +58,24 @@ _VIEWS: Final = frozenset({"Identity", "Transpose", "Cast"})
 _PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
 
 
+class Moments:
+    """Statistics that are kept for another call, as far as there is room."""
+
+    def __init__(self) -> None:
+        self._kept: Found = {}
+
+    def find(
+        self, needed: Mapping[tuple[str, ...], int], look: Callable[[Mapping[tuple[str, ...], int]], Found]
+    ) -> Found:
+        """What a pass finds, which is looked for only where no earlier call left all of it."""
+        if needed.keys() <= self._kept.keys():
+            return {names: self._kept[names] for names in needed}
+        found = look(needed)
+        if sum(moment.nbytes for moment in (self._kept | found).values()) <= KEPT_BYTES:
+            self._kept |= found
+        return found
+
+
 def collect(
     model: ir.Model,
     layers: Sequence[Layer],
@@ -60,7 +84,7 @@ def collect(
     seed: int,
     libraries: runtime.Libraries = (),
     skip: Collection[str] = (),
-    progress: Progress | None = None,
+    kept: "Moments | None" = None,
 ) -> Iterator[tuple[str, InputStatistics | str]]:
     """Statistics of the inputs of each layer's weight.
 
@@ -71,7 +95,7 @@ def collect(
         seed: of the choice of samples and rows.
         libraries: custom-operator libraries that the model needs.
         skip: weights that need no statistics. What is found for the others is the same with or without them.
-        progress: is told the weights that are done and their number.
+        kept: what earlier calls with the same model, data, seed and libraries found.
 
     Yields:
         Each weight's name with its statistics, or with a whole sentence why its inputs cannot be collected.
@@ -84,14 +108,14 @@ def collect(
     exposed = subgraphs.expose(model, [name for names in sources.values() for name in names])
     inner = {layer.weight: layer.in_features for layer in layers if layer.place}
     outer = {weight: size for weight, size in features.items() if weight not in inner}
-    done = 0
+    look = partial(_one_pass, exposed, data, seed, libraries)
     for weights in (*_passes(outer, sources), *_passes(inner, sources)):
         if all(weight in skip for weight in weights):
-            done += len(weights)
             continue
         try:
             # Always the whole pass: what onnxruntime computes may depend, in the last digits, on what else it computes.
-            found = _one_pass(exposed, {sources[weight]: features[weight] for weight in weights}, data, seed, libraries)
+            needed = {sources[weight]: features[weight] for weight in weights}
+            found = look(needed) if kept is None else kept.find(needed, look)
         except ModelError:
             # A loop whose values change their shape from iteration to iteration cannot give them out.
             if inner.keys().isdisjoint(weights):
@@ -99,13 +123,10 @@ def collect(
             continue
         left = Counter(sources[weight] for weight in weights)
         for weight in weights:
-            done += 1
             names = sources.pop(weight)
             left[names] -= 1
             # What nobody needs any more is let go: else the moments of two passes would be in memory at once.
             statistics = found[names] if left[names] else found.pop(names)
-            if progress is not None:
-                progress(done, len(features))
             if weight not in skip:
                 yield weight, statistics if statistics.rows else UNREACHED.format(weight=weight)
             del statistics
@@ -156,12 +177,12 @@ def _passes(features: Mapping[str, int], sources: Mapping[str, tuple[str, ...]])
 
 def _one_pass(
     model: ir.Model,
-    features: Mapping[tuple[str, ...], int],
     data: Dataset,
     seed: int,
     libraries: runtime.Libraries,
-) -> dict[tuple[str, ...], InputStatistics]:
-    """Statistics by the names of the values that they are of."""
+    features: Mapping[tuple[str, ...], int],
+) -> Found:
+    """Statistics of values with so many features."""
     found = {names: InputStatistics(size) for names, size in features.items()}
     wanted = {name for names in features for name in names}
     random = np.random.default_rng(seed)

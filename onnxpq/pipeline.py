@@ -224,7 +224,7 @@ def _make(
     trained: bool,
 ) -> _Made:
     """A compressed model with given layouts."""
-    state = Trained(_cluster(run, subject.normal, subject.layers, layouts, subject.train))
+    state = Trained(_cluster(run, subject, layouts))
     state = trainer(state) if trained else state
     fast = run.config.pq.fast
     tensors = {name: replace(part.freeze(), fast=fast) for name, part in state.quantized.items()}
@@ -319,20 +319,21 @@ def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, e
         verifying.check_labels(evidence.dataset.labels, scores)
 
 
-def _cluster(
-    run: _Run, normal: ir.Model, layers: Sequence[Layer], layouts: Mapping[str, Layout], train: Dataset | None
-) -> dict[str, Quantized]:
+def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict[str, Quantized]:
     """Quantize each weight, for the smallest error of its layers' outputs where there are data to measure it by."""
+    normal, layers, train = subject.normal, subject.layers, subject.train
     of_weight = {layer.weight: layer for layer in layers}
     seed, tick = run.config.seed, run.ticker("clustering")
     found: Iterable[tuple[str, InputStatistics | str | None]] = ((weight, None) for weight in of_weight)
     pieces = {weight: _piece(run, normal, layer, layouts[weight], train) for weight, layer in of_weight.items()}
     with run.stage("clustering"):
-        kept = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
-        quantized = {weight: part for weight, part in kept.items() if part is not None}
+        loaded = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
+        quantized = {weight: part for weight, part in loaded.items() if part is not None}
         if train is not None:
+            # Only on the way to a target are they looked for more than once.
+            kept = subject.moments if run.config.target.is_set else None
             found = calibration.collect(
-                normal, layers, train, seed=seed, libraries=run.libraries, skip=quantized.keys()
+                normal, layers, train, seed=seed, libraries=run.libraries, skip=quantized.keys(), kept=kept
             )
         for weight, statistics in found:
             if isinstance(statistics, str):

@@ -1,6 +1,6 @@
 """What one run compresses: the model in its forms, its layers, and its data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -8,6 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import modelio
+from onnxpq.calibration import Moments
 from onnxpq.data import Dataset, InputSpec
 from onnxpq.layers import Layer, Skipped
 from onnxpq.sampling import Evidence
@@ -31,6 +32,7 @@ class Subject:
         output: that loss and metrics look at.
         scores: the original's output for some samples.
         made_from: the manifest (`onnxpq.manifest`).
+        moments: what was found of the layers' inputs, for those who look for it again (`onnxpq.calibration.collect`).
     """
 
     source: modelio.Source
@@ -46,6 +48,7 @@ class Subject:
     output: str
     scores: NDArray[Any]
     made_from: dict[str, Any]
+    moments: Moments = field(default_factory=Moments)
 
     @property
     def file(self) -> str | PathLike[str] | None:

@@ -197,7 +197,12 @@ def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, In
         return
     of_weight = {layer.weight: layer for layer in reversed(layers)}
     for weight, found in calibration.collect(
-        case.subject.normal, layers, case.subject.train, seed=case.config.seed, libraries=case.libraries
+        case.subject.normal,
+        layers,
+        case.subject.train,
+        seed=case.config.seed,
+        libraries=case.libraries,
+        kept=case.subject.moments,
     ):
         yield of_weight[weight], None if isinstance(found, str) else found
 

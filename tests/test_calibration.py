@@ -229,14 +229,6 @@ def test_nan_on_the_way_is_an_error_that_names_the_value() -> None:
         collect(one_node(nodes, "N", 6), -np.ones((4, 6), np.float32))
 
 
-def test_progress() -> None:
-    model, layers = prepare(tiny.mlp())
-    steps: list[tuple[int, int]] = []
-    data = Dataset({"x": tiny.samples(5)})
-    list(calibration.collect(model, layers, data, seed=0, progress=lambda done, total: steps.append((done, total))))
-    assert steps == [(1, 2), (2, 2)]
-
-
 def test_compressing_with_data_gives_smaller_errors_than_without() -> None:
     digits = {name: dict(np.load(MODELS / f"digits_{name}.npz")) for name in ("train", "test")}
     config = Config(training=TrainingConfig(epochs=0))
@@ -291,6 +283,31 @@ def test_a_pass_of_which_all_is_skipped_is_not_run(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(calibration, "_one_pass", lambda *_: pytest.fail("it was run"))
     model, layers = prepare(tiny.mlp())
     assert list(calibration.collect(model, layers, Dataset({"x": tiny.samples(9)}), seed=0, skip={"W1", "W2"})) == []
+
+
+def test_what_was_found_is_kept_for_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layers = prepare(tiny.mlp())
+    data, kept = Dataset({"x": tiny.samples(50)}), calibration.Moments()
+    first = dict(calibration.collect(model, layers, data, seed=0, kept=kept))
+    monkeypatch.setattr(calibration, "_one_pass", lambda *_: pytest.fail("it was run"))
+    for _ in range(2):
+        again = dict(calibration.collect(model, layers, data, seed=0, kept=kept))
+        for weight, moment in first.items():
+            assert np.array_equal(second_moment(again[weight]), second_moment(moment))
+
+
+def test_only_what_has_room_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    one_pass = calibration._one_pass
+    monkeypatch.setattr(calibration, "_one_pass", lambda *given: runs.append(1) or one_pass(*given))
+    monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)  # a pass per weight
+    model, layers = prepare(tiny.mlp())
+    sizes = [8 * layer.in_features**2 for layer in layers]
+    monkeypatch.setattr(calibration, "KEPT_BYTES", max(sizes))
+    kept = calibration.Moments()
+    for _ in range(2):
+        dict(calibration.collect(model, layers, Dataset({"x": tiny.samples(9)}), seed=0, kept=kept))
+    assert len(runs) == 3, "of the two moments one has room"
 
 
 def test_large_values_are_computed_for_fewer_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

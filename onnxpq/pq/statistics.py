@@ -8,6 +8,12 @@ from onnxpq.errors import DataError
 MIN_SHRINKAGE, MAX_SHRINKAGE = 0.1, 0.4
 """Share of the identity in the regularized moment: least and most."""
 
+BUFFERED_ROWS = 512
+"""So many rows are multiplied at once: adding the product up takes longer than the product of a few rows."""
+
+MAX_SQUARE = 1e32
+"""Largest sum of squares of a row: those of a million such rows together still are a float32."""
+
 
 class InputStatistics:
     """H = E[x x^T] of the inputs of a layer, from rows that need not be kept.
@@ -19,11 +25,17 @@ class InputStatistics:
     def __init__(self, in_features: int) -> None:
         self.rows = 0
         self._sum = np.zeros((in_features, in_features))
+        self._buffer: list[NDArray[np.float32]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the moment takes in memory."""
+        return self._sum.nbytes
 
     @property
     def second_moment(self) -> NDArray[np.float64]:
         """H [in, in]; zeros before the first row."""
-        return self._sum / max(1, self.rows)
+        return self._total() / max(1, self.rows)
 
     def add(self, inputs: NDArray[np.floating], name: str) -> None:
         """Count rows of inputs.
@@ -38,16 +50,27 @@ class InputStatistics:
         expected = len(self._sum)
         if inputs.ndim != 2 or inputs.shape[1] != expected:
             raise DataError(f"Value '{name}' has rows of shape {list(inputs.shape[1:])}; its layer takes [{expected}].")
+        rows = np.array(inputs, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            part = inputs.T @ inputs
-        # A NaN or an infinity in a row shows on the diagonal.
-        if not np.isfinite(np.diagonal(part)).all():
+            squares = np.einsum("ni,ni->n", rows, rows)
+        # Written so that NaN, which is above and below nothing, is refused.
+        if not (squares <= MAX_SQUARE).all():
             raise DataError(
                 f"Value '{name}', which the original model computes from the data, holds NaN, infinity, or numbers "
                 "whose squares are too large for float32. Look for the samples that cause it and leave them out."
             )
-        self._sum += part
-        self.rows += len(inputs)
+        self._buffer.append(rows)
+        self.rows += len(rows)
+        if sum(map(len, self._buffer)) >= BUFFERED_ROWS:
+            self._total()
+
+    def _total(self) -> NDArray[np.float64]:
+        """The sum over all rows, with those that wait."""
+        if self._buffer:
+            rows = np.concatenate(self._buffer)
+            self._sum += rows.T @ rows
+            self._buffer = []
+        return self._sum
 
     def regularized(self) -> NDArray[np.float32]:
         """H shrunk towards the identity and scaled to a mean of 1 on its diagonal: positive definite.
@@ -57,11 +80,12 @@ class InputStatistics:
         Without any rows, or if all are zero, it is the identity.
         """
         size = len(self._sum)
-        mean = float(np.trace(self._sum)) / size
+        total = self._total()
+        mean = float(np.trace(total)) / size
         if mean <= 0:
             return np.eye(size, dtype=np.float32)
         share = min(MAX_SHRINKAGE, max(MIN_SHRINKAGE, size / (4 * self.rows)))
         moment = np.empty((size, size), np.float32)
-        np.multiply(self._sum, (1 - share) / mean, out=moment, casting="same_kind")
+        np.multiply(total, (1 - share) / mean, out=moment, casting="same_kind")
         moment[np.diag_indices(size)] += share
         return moment

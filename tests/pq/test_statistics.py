@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxpq.errors import DataError
-from onnxpq.pq.statistics import MAX_SHRINKAGE, MIN_SHRINKAGE, InputStatistics
+from onnxpq.pq.statistics import BUFFERED_ROWS, MAX_SHRINKAGE, MIN_SHRINKAGE, InputStatistics
 
 
 def rows_of(count: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -31,6 +31,17 @@ def test_batches_are_one_sum() -> None:
     assert whole.rows == parts.rows == 100
     np.testing.assert_allclose(parts.second_moment, whole.second_moment, rtol=1e-5)
     np.testing.assert_allclose(whole.second_moment, x.T.astype(float) @ x / 100, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_are_multiplied_together_are_those_that_were_added() -> None:
+    x = rows_of(2 * BUFFERED_ROWS + 7, 3)
+    statistics = InputStatistics(3)
+    for i, row in enumerate(x):
+        given = row[None].copy()
+        statistics.add(given, "x")
+        assert statistics.rows == i + 1
+        given[:] = 0  # the caller's array is its own again
+    np.testing.assert_allclose(statistics.second_moment, x.T.astype(float) @ x / len(x), rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,7 +72,7 @@ def test_a_constant_input_and_no_rows() -> None:
     np.testing.assert_allclose(statistics.second_moment, np.ones((3, 3)))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, 1e17])
 def test_numbers_without_a_square_are_refused(bad: float) -> None:
     x = rows_of(4, 3)
     x[2, 1] = bad
