@@ -116,7 +116,7 @@ def test_training_changes_what_is_in_a_branch():
     trained, plain = (
         onnxpq.compress(form.model(), data, config=c) for c in (config, Config(training=TrainingConfig(epochs=0)))
     )
-    assert trained.report.training.best < trained.report.training.quantized
+    assert trained.report.training.best < 0.95 * trained.report.training.quantized
     changed = {
         name
         for graph, other in zip(trained.model.graphs(), plain.model.graphs(), strict=True)

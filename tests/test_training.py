@@ -187,7 +187,7 @@ def test_a_layer_in_a_branch_that_no_gradient_reaches_is_trained_by_itself() -> 
     (alone,) = report.layer_wise
     assert alone.reason == "node 'round' (Round) lets no gradient through"
     assert alone.rows + alone.validation_rows == 180
-    assert alone.best < 0.9 * alone.quantized
+    assert alone.best < 0.8 * alone.quantized
     assert "'t_w2' is empty for all samples: none of them reaches it" in ways["fc_w2"]
     assert report.training is None
     assert "Not fine-tuned" in report.to_text()
