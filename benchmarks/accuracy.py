@@ -7,7 +7,7 @@
 Cases are the original; `MatMulNBits` of 2 bits (block 128) and 4 bits (block 32) on the layers that onnxpq compresses;
 and onnxpq through its command line, in a process of its own: product quantization alone ("PQ", no training) and what
 a user gets who only says how small ("trained"), each at the size that the model is to reach, at the bytes of 2 bits,
-and at half of those, and the smallest that keeps to a `--max-drop`. `benchmarks/tasks.py` tells what is measured.
+at half of those, and the first once more with `--reorder`; and the smallest that keeps to a `--max-drop`. `benchmarks/tasks.py` tells what is measured.
 Models and reports stay in the cache folder, under accuracy/, so that an interrupted run does not compress again what
 it had.
 """
@@ -93,6 +93,7 @@ def cases(model: str, results: dict[str, Any]) -> Iterator[Case]:
         layout = ("--sub-vector", str(d), "--codewords", str(codewords), "--codebooks", str(codebooks))
         yield Case(f"PQ, {name}", (*layout, "--epochs", "0"))
     yield Case(f"trained, {size}", flags)
+    yield Case(f"trained, {size}, reordered", (*flags, "--reorder"))
     yield Case(f"trained, drop {DROPS[model][1].replace('%', ' %')}", DROPS[model])
     baseline = results.get(key_of(model, "MatMulNBits, 2 bits"))
     if baseline is not None:

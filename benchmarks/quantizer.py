@@ -32,7 +32,7 @@ sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks import datasets  # noqa: E402
-from onnxpq import allocation, calibration, importing, modelio, quantization, rewriting, runtime  # noqa: E402
+from onnxpq import allocation, calibration, importing, modelio, ordering, quantization, rewriting, runtime  # noqa: E402
 from onnxpq.config import Config, PQConfig, TrainingConfig  # noqa: E402
 from onnxpq.data import Dataset, input_specs, load  # noqa: E402
 from onnxpq.layers import Layer  # noqa: E402
@@ -163,11 +163,14 @@ def row_rows(folder: Path) -> Iterator[Row]:
         yield row
 
 
-def orders(matrix: Matrix, moment: Matrix) -> dict[str, Matrix]:
+def orders(matrix: Matrix, moment: Matrix, d: int) -> dict[str, Matrix]:
     """Orders of a layer's inputs that might quantize better than the given one: permutations [in], by name."""
     power, weight = moment.diagonal(), matrix.square().sum(0)
     return {
         "given": torch.arange(len(power)),
+        "interleaved": _interleaved(len(power), d),
+        "dealt by power": _dealt(power, d),
+        "dealt by power and weights": _dealt(power * weight, d),
         "random": torch.randperm(len(power), generator=torch.Generator().manual_seed(0)),
         "power of the input": torch.argsort(power),
         "squared weights": torch.argsort(weight),
@@ -175,6 +178,18 @@ def orders(matrix: Matrix, moment: Matrix) -> dict[str, Matrix]:
         "correlated inputs together": _chain(moment),
         "correlated weights together": _chain(matrix.T @ matrix),
     }
+
+
+def _interleaved(count: int, d: int) -> Matrix:
+    """Sub-vectors of inputs that are far apart: of M of them, the m-th has the inputs m, m + M, m + 2 M, ..."""
+    sub_vectors = -(-count // d)
+    order = torch.arange(d * sub_vectors).reshape(d, sub_vectors).T.flatten()
+    return order[order < count]
+
+
+def _dealt(size: Matrix, d: int) -> Matrix:
+    """The order of `--reorder`."""
+    return torch.from_numpy(ordering.dealt(size.numpy(), d))
 
 
 def _chain(products: Matrix) -> Matrix:
@@ -196,7 +211,7 @@ def order_rows(folder: Path) -> Iterator[Row]:
         for name in QUICK:
             layout = allocation.layout_of(layer, LAYOUTS[name])
             row: Row = {"layer": layer.node, "shape": list(matrix.shape), "layout": name, "errors": {}}
-            for order, index in orders(matrix, known).items():
+            for order, index in orders(matrix, known, layout.sub_vector).items():
                 parts = calibrated.encode(
                     matrix[:, index], layout, known[index][:, index], generator=torch.Generator().manual_seed(0)
                 )

@@ -75,6 +75,24 @@ class Moments:
             self._kept |= found
         return found
 
+    def rename(self, old: str, new: str) -> None:
+        """What is known of the value `old` is that of `new` now, which has the same entries."""
+        moment = self._kept.pop((old,), None)
+        if moment is not None:
+            self._kept[new,] = moment
+
+    def reordered(self, orders: Mapping[str, NDArray[np.intp]]) -> "Moments":
+        """The same for a model in which some values are in other orders, by name."""
+        other = Moments()
+        for names, moment in self._kept.items():
+            order = orders.get(names[0]) if len(names) == 1 else None
+            other._kept[names] = moment if order is None else moment.reordered(order)
+        return other
+
+    def clear(self) -> None:
+        """Let all go."""
+        self._kept.clear()
+
 
 def collect(
     model: ir.Model,

@@ -170,6 +170,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fast", dest="pq.fast", action="store_const", const=True, help="tables of 8 bits: faster, about 1 %% error"
     )
+    help_order = (
+        "put inputs of layers in another order where weights then quantize better, by a Gather before the layer"
+    )
+    group.add_argument("--reorder", dest="pq.reorder", action="store_const", const=True, help=help_order)
     help_conv1x1 = "compress convolutions with a kernel of one point, too"
     group.add_argument("--conv1x1", action="store_const", const=True, help=help_conv1x1)
     group.add_argument("--include", action="append", metavar="GLOB", help="compress only the nodes that match")
@@ -189,7 +193,7 @@ def _add_flags(group: argparse._ArgumentGroup, flags: Sequence[tuple[str, str, C
 def _config(options: argparse.Namespace) -> Config:
     settings: dict[str, Any] = (Config.from_toml(options.config) if options.config else Config()).to_dict()
     given = {setting: getattr(options, setting, None) for _, setting, _, _ in (*_SETTINGS, *_TARGETS)}
-    given |= {"pq.fast": getattr(options, "pq.fast"), "conv1x1": options.conv1x1}
+    given |= {name: getattr(options, name) for name in ("pq.fast", "pq.reorder", "conv1x1")}
     given |= {"include": options.include, "exclude": options.exclude}
     for setting, value in given.items():
         if value is not None:

@@ -40,18 +40,22 @@ class PQConfig:
             then as many as take that.
         fast: the operator uses tables of 8 bits instead of 15: 1.1 to 1.6 times as fast, about 1 % error of a layer's
             outputs instead of 0.2 %. Needs at most 16 codewords.
+        reorder: put the inputs of a layer in another order where that lets its weight quantize better
+            (`onnxpq.ordering`), by a Gather before it; needs data.
     """
 
     sub_vector: int = 8
     codewords: int = 16
     codebooks: str | int = "auto"
     fast: bool = False
+    reorder: bool = False
 
     def __post_init__(self) -> None:
         _integer(self, "sub_vector", 1, 64)
         _integer(self, "codewords", 2, 256)
-        if not isinstance(self.fast, bool):
-            raise ConfigError(_sentence(self, "fast", "True or False", self.fast))
+        for name in ("fast", "reorder"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(_sentence(self, name, "True or False", getattr(self, name)))
         if self.fast and self.codewords > MAX_NIBBLE_CODEWORDS:
             raise ConfigError(
                 f"The 'fast' parameter of PQConfig needs at most {MAX_NIBBLE_CODEWORDS} codewords."

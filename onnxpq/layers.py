@@ -5,7 +5,7 @@ Letters used everywhere: `out`, `in` sizes of the layer; `d` sub-vector length; 
 `R` additive stages.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Layer:
         bias: name of the bias' constant, where the layer has a constant one.
         weight_bytes: bytes of the weight in the type that the model stores it in.
         place: the subgraph that the node lies in, e.g. "choice.then_branch"; empty for the main graph.
+        order_bytes: what the order takes in which its inputs were put (`onnxpq.ordering`); the first of the layers that
+            share it counts it.
     """
 
     node: str
@@ -34,6 +36,7 @@ class Layer:
     bias: str | None
     weight_bytes: int = 0
     place: str = ""
+    order_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from onnxpq import (
     manifest,
     modelio,
     objectives,
+    ordering,
     preparing,
     quantization,
     rewriting,
@@ -45,7 +46,7 @@ from onnxpq.pq.statistics import InputStatistics
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.report import LayerReport, Report, SkippedReport, Verification
 from onnxpq.sampling import Evidence
-from onnxpq.subject import Subject
+from onnxpq.subject import Ordered, Subject
 from onnxpq.training import CHECKED_SAMPLES, Job, Trained
 from onnxpq.workspace import Piece, Workspace
 
@@ -134,10 +135,10 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     """
     with workspaces.opened(work_dir, restart=restart) as workspace:
         run = _Run(config or Config(), custom_ops_libraries, progress, workspace)
-        subject = _subject(run, model, data, test, labels)
+        subject = _orderable(run, _subject(run, model, data, test, labels))
         with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
             folder = Path(cache_dir or workspace.activations or scratch)
-            return _compress(run, subject, partial(_make, run, subject, _trainer(run, subject, folder)))
+            return _compress(run, subject, partial(_make, run, subject, _trainer(run, folder)))
 
 
 def _compress(run: _Run, subject: Subject, make: Callable[..., "_Made"]) -> Result:
@@ -159,6 +160,7 @@ class _Made:
     """A compressed model, and how it came about."""
 
     model: ir.Model
+    subject: Subject
     layouts: Mapping[str, Layout]
     tensors: dict[str, PQTensor]
     trained: Trained
@@ -187,30 +189,67 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     )
 
 
-def _trainer(run: _Run, subject: Subject, folder: Path) -> Callable[[Trained], Trained]:
-    """Training from a quantized start; what it needs is computed when it is first used."""
-    if subject.train is None or run.config.training.is_off:
-        return lambda start: start
-    job = Job(
-        subject.normal,
-        subject.layers,
-        subject.output,
-        subject.train,
-        run.config,
-        folder,
-        run.libraries,
-        run.ticker,
-        run.workspace,
-        rewriting.constant_names(subject.prepared),
-    )
-    prepared: list[training.Prepared] = []
+def _orderable(run: _Run, subject: Subject) -> Subject:
+    """The same with a Gather where another order of a layer's inputs pays."""
+    train, moments = subject.train, subject.moments
+    if train is None or not run.config.pq.reorder or subject.runnable is not subject.original:
+        return subject
+    with run.stage("ordering"):
+        grouped = ordering.groups(subject.prepared, subject.layers)
+        found = calibration.collect(
+            subject.normal, subject.layers, train, seed=run.config.seed, libraries=run.libraries, kept=moments
+        )
+        matrix = partial(quantization.weight, subject.normal)
+        sizes = ordering.gaining(grouped, found, matrix, seed=run.config.seed)
+    if not sizes:
+        return subject
+    prepared, names = ordering.orderable(subject.prepared, grouped, sizes)
+    costs = {grouped[value][0].node: ordering.order_bytes(len(size)) for value, size in sizes.items()}
+    for old, new in names.items():
+        moments.rename(old, new)
+    layers = [replace(layer, order_bytes=costs.get(layer.node, 0)) for layer in subject.layers]
+    reordered = ", ".join(f"'{layer.node}'" for value in sizes for layer in grouped[value])
+    run.notes.append(f"The inputs are put in another order, in which they quantize better, before {reordered}.")
+    ordered = {names[value]: Ordered(grouped[value][0].weight, size) for value, size in sizes.items()}
+    return replace(subject, prepared=prepared, normal=importing.normalise(prepared), layers=layers, ordered=ordered)
 
-    def train(start: Trained) -> Trained:
-        if not prepared:
+
+def _arranged(subject: Subject, layouts: Mapping[str, Layout]) -> Subject:
+    """The same with those inputs in the order that suits the length of the sub-vectors."""
+    if not subject.ordered:
+        return subject
+    orders = {
+        value: ordering.dealt(entry.sizes, layouts[entry.weight].sub_vector) for value, entry in subject.ordered.items()
+    }
+    prepared, normal = (ordering.arranged(model, orders) for model in (subject.prepared, subject.normal))
+    return replace(subject, prepared=prepared, normal=normal, moments=subject.moments.reordered(orders))
+
+
+def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained], Trained]:
+    """Training from a quantized start; what it needs is computed when it is first used, and anew for another model."""
+    last: list[tuple[ir.Model, Job, training.Prepared]] = []
+
+    def train(subject: Subject, start: Trained) -> Trained:
+        if subject.train is None or run.config.training.is_off:
+            return start
+        if not last or last[0][0] is not subject.normal:
+            job = Job(
+                subject.normal,
+                subject.layers,
+                subject.output,
+                subject.train,
+                run.config,
+                folder,
+                run.libraries,
+                run.ticker,
+                run.workspace,
+                rewriting.constant_names(subject.prepared),
+            )
             with run.stage("caching"):
-                prepared.append(training.prepare(job))
+                last[:] = [(subject.normal, job, training.prepare(job))]
+        _, job, prepared = last[0]
         with run.stage("training"):
-            return training.train(job, prepared[0], start.quantized)
+            return training.train(job, prepared, start.quantized)
 
     return train
 
@@ -218,18 +257,19 @@ def _trainer(run: _Run, subject: Subject, folder: Path) -> Callable[[Trained], T
 def _make(
     run: _Run,
     subject: Subject,
-    trainer: Callable[[Trained], Trained],
+    trainer: Callable[[Subject, Trained], Trained],
     layouts: Mapping[str, Layout],
     *,
     trained: bool,
 ) -> _Made:
     """A compressed model with given layouts."""
-    state = Trained(_cluster(run, subject, layouts))
-    state = trainer(state) if trained else state
+    own = _arranged(subject, layouts)
+    state = Trained(_cluster(run, own, layouts))
+    state = trainer(own, state) if trained else state
     fast = run.config.pq.fast
     tensors = {name: replace(part.freeze(), fast=fast) for name, part in state.quantized.items()}
-    updated = rewriting.update_initializers(subject.prepared, state.values)
-    return _Made(rewriting.rewrite(updated, subject.layers, tensors), layouts, tensors, state)
+    updated = rewriting.update_initializers(own.prepared, state.values)
+    return _Made(rewriting.rewrite(updated, own.layers, tensors), own, layouts, tensors, state)
 
 
 def _report(run: _Run, subject: Subject, made: _Made) -> Report:
@@ -238,7 +278,7 @@ def _report(run: _Run, subject: Subject, made: _Made) -> Report:
         proof = _verify(run, subject, made.model)
     trained = made.trained
     return Report(
-        layers=_layer_reports(subject.normal, subject.layers, made.layouts, made.tensors, trained.ways),
+        layers=_layer_reports(made.subject.normal, made.subject.layers, made.layouts, made.tensors, trained.ways),
         skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in subject.skipped),
         training=trained.training,
         verification=proof,
@@ -330,10 +370,14 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
         loaded = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
         quantized = {weight: part for weight, part in loaded.items() if part is not None}
         if train is not None:
-            # Only on the way to a target are they looked for more than once.
-            kept = subject.moments if run.config.target.is_set else None
             found = calibration.collect(
-                normal, layers, train, seed=seed, libraries=run.libraries, skip=quantized.keys(), kept=kept
+                normal,
+                layers,
+                train,
+                seed=seed,
+                libraries=run.libraries,
+                skip=quantized.keys(),
+                kept=subject.moments,
             )
         for weight, statistics in found:
             if isinstance(statistics, str):
@@ -345,6 +389,9 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
                 checkpoints.save_quantized(pieces[weight], quantized[weight])
             if tick is not None:
                 tick(len(quantized), len(of_weight))
+    if not run.config.target.is_set:
+        # Only on the way to a target is it asked for again.
+        subject.moments.clear()
     return quantized
 
 

@@ -31,8 +31,8 @@ class LayerReport:
         codewords: K.
         groups: G.
         bytes_before: of the weight; 0 where a layer above that shares it already counts them.
-        bytes_after: of codes, codebooks and scales; 0 where a layer above in the same graph already counts them. Each
-            subgraph that shares a weight has its own copy of these.
+        bytes_after: of codes, codebooks, scales and the order of the inputs; 0 where a layer above in the same graph
+            already counts them. Each subgraph that shares a weight has its own copy of these.
         weight_error: relative L2 difference between the final weight and the user's.
         place: the subgraph that the node lies in; empty for the main graph.
         training: how it was trained and, unless end to end, why not end to end; "" without training.

@@ -1,9 +1,11 @@
 """What one run compresses: the model in its forms, its layers, and its data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -12,6 +14,19 @@ from onnxpq.calibration import Moments
 from onnxpq.data import Dataset, InputSpec
 from onnxpq.layers import Layer, Skipped
 from onnxpq.sampling import Evidence
+
+
+@dataclass(frozen=True, eq=False)
+class Ordered:
+    """A value whose entries are put in order (`onnxpq.ordering`).
+
+    Attributes:
+        weight: of the layer whose sub-vectors the order is for.
+        sizes: [in], how much each entry counts.
+    """
+
+    weight: str
+    sizes: NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +48,7 @@ class Subject:
         scores: the original's output for some samples.
         made_from: the manifest (`onnxpq.manifest`).
         moments: what was found of the layers' inputs, for those who look for it again (`onnxpq.calibration.collect`).
+        ordered: by name, the values that are put in order.
     """
 
     source: modelio.Source
@@ -49,6 +65,7 @@ class Subject:
     scores: NDArray[Any]
     made_from: dict[str, Any]
     moments: Moments = field(default_factory=Moments)
+    ordered: Mapping[str, Ordered] = field(default_factory=dict)
 
     @property
     def file(self) -> str | PathLike[str] | None:

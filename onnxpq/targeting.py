@@ -174,9 +174,7 @@ def _curves(case: Case) -> list[Curve]:
     config = case.config
     pinned = allocation.pinned(case.subject.layers, config)
     free = [layer for layer in case.subject.layers if layer.weight not in pinned]
-    curves = [
-        Curve(name, (layout,), (_copies(case, name) * layout.nbytes,), (0.0,), 1.0) for name, layout in pinned.items()
-    ]
+    curves = [Curve(name, (layout,), (_bytes(case, name, layout),), (0.0,), 1.0) for name, layout in pinned.items()]
     probe = None
     if case.subject.train is not None and free:
         order = np.random.default_rng(config.seed).permutation(len(case.subject.train))
@@ -216,8 +214,7 @@ def _curve(case: Case, layer: Layer, statistics: InputStatistics | None, probe: 
     for family in allocation.options(layer, most):
         layouts += family
         errors += sensitivity.curve(matrix, family, statistics, seed=config.seed)
-    copies = _copies(case, layer.weight)
-    sizes = tuple(copies * layout.nbytes for layout in layouts)
+    sizes = tuple(_bytes(case, layer.weight, layout) for layout in layouts)
     curve = Curve(layer.weight, tuple(layouts), sizes, tuple(errors), 1.0)
     if probe is None:
         return curve
@@ -225,9 +222,10 @@ def _curve(case: Case, layer: Layer, statistics: InputStatistics | None, probe: 
     return Curve(curve.weight, curve.layouts, curve.sizes, curve.errors, influence)
 
 
-def _copies(case: Case, weight: str) -> int:
-    """How often a weight is stored: each subgraph that uses it has a copy."""
-    return len({layer.place for layer in case.subject.layers if layer.weight == weight})
+def _bytes(case: Case, weight: str, layout: Layout) -> int:
+    """What a weight takes in the file: each subgraph that uses it has a copy."""
+    layers = [layer for layer in case.subject.layers if layer.weight == weight]
+    return len({layer.place for layer in layers}) * layout.nbytes + sum(layer.order_bytes for layer in layers)
 
 
 def _weigh(case: Case, layouts: Layouts) -> int:

@@ -44,6 +44,7 @@ CHOICES = {
 }
 OTHERS = {
     (PQConfig, "fast"),
+    (PQConfig, "reorder"),
     (Config, "conv1x1"),
     (Config, "pq"),
     (Config, "training"),
@@ -113,6 +114,12 @@ def test_conv1x1_is_a_boolean() -> None:
     assert Config(conv1x1=True).conv1x1
     with pytest.raises(ConfigError, match=sentence(Config, "conv1x1", "True or False", "yes")):
         Config(conv1x1="yes")  # type: ignore[arg-type]
+
+
+def test_reorder_is_yes_or_no() -> None:
+    assert PQConfig(reorder=True).reorder
+    with pytest.raises(ConfigError, match=sentence(PQConfig, "reorder", "True or False", "yes")):
+        PQConfig(reorder="yes")  # type: ignore[arg-type]
 
 
 def test_fast_tables_are_for_few_codewords() -> None:

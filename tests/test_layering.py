@@ -51,8 +51,9 @@ ALLOWED = {
     "knapsack": {"errors"},
     "scoring": {"data", "errors", "figures", "metrics", "runtime"},
     "sensitivity": {"activations", "data", "graphs", "layers", "partition", "pq", "runtime"},
+    "ordering": {"allocation", "config", "layers", "modelio", "pq", "quantization", "rules"},
     "targets": {"errors", "knapsack", "pq", "scoring", "sensitivity", "targetconfig", "targetreport"},
-    "subject": {"data", "layers", "modelio", "sampling"},
+    "subject": {"calibration", "data", "layers", "modelio", "sampling"},
     "targeting": LEAVES
     | {
         "allocation",
@@ -154,9 +155,10 @@ TORCH = {
     "quantization",
     "pq",
     "sensitivity",
+    "ordering",
 }
 TORCH_FREE_FILES = {"pq/__init__.py", "pq/tensor.py", "pq/layout.py", "pq/packing.py", "pq/reference.py"}
-COMPOSERS = {"inspection": 1, "routing": 1, "targeting": 2, "training": 2}
+COMPOSERS = {"inspection": 1, "ordering": 1, "routing": 1, "targeting": 2, "training": 2}
 """Modules besides `pipeline` that use stages, and how many: they are steps of it that need a file of their own."""
 UNRESTRICTED = {"pipeline", "cli", "__init__", "__main__"}
 

@@ -72,6 +72,16 @@ class InputStatistics:
             self._buffer = []
         return self._sum
 
+    def reordered(self, order: NDArray[np.intp]) -> "InputStatistics":
+        """The same for inputs in another order.
+
+        Args:
+            order: [in], the input that comes to each place.
+        """
+        other = InputStatistics(len(order))
+        other.rows, other._sum = self.rows, self._total()[np.ix_(order, order)]
+        return other
+
     def regularized(self) -> NDArray[np.float32]:
         """H shrunk towards the identity and scaled to a mean of 1 on its diagonal: positive definite.
 
