@@ -7,9 +7,9 @@
 Cases are the original; `MatMulNBits` of 2 bits (block 128) and 4 bits (block 32) on the layers that onnxpq compresses;
 and onnxpq through its command line, in a process of its own: product quantization alone ("PQ", no training) and what
 a user gets who only says how small ("trained"), each at the size that the model is to reach, at the bytes of 2 bits,
-at half of those, and the first once more with `--reorder`; and the smallest that keeps to a `--max-drop`. `benchmarks/tasks.py` tells what is measured.
-Models and reports stay in the cache folder, under accuracy/, so that an interrupted run does not compress again what
-it had.
+and at half of those; the first once more with `--reorder`; and the smallest that keeps to a `--max-drop`.
+`benchmarks/tasks.py` tells what is measured. Models and reports stay in the cache folder, under accuracy/, so that an
+interrupted run does not compress again what it had.
 """
 
 import argparse
