@@ -192,7 +192,11 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
 def _orderable(run: _Run, subject: Subject) -> Subject:
     """The same with a Gather where another order of a layer's inputs pays."""
     train, moments = subject.train, subject.moments
-    if train is None or not run.config.pq.reorder or subject.runnable is not subject.original:
+    if not run.config.pq.reorder:
+        return subject
+    if train is None or subject.runnable is not subject.original:
+        lacking = "data tell which is better (--data)" if train is None else "the model computes in bfloat16"
+        run.notes.append(f"The inputs of all layers keep their order: {lacking}.")
         return subject
     with run.stage("ordering"):
         grouped = ordering.groups(subject.prepared, subject.layers)
@@ -202,6 +206,7 @@ def _orderable(run: _Run, subject: Subject) -> Subject:
         matrix = partial(quantization.weight, subject.normal)
         sizes = ordering.gaining(grouped, found, matrix, seed=run.config.seed)
     if not sizes:
+        run.notes.append("The inputs of all layers keep their order: no other one saves enough.")
         return subject
     prepared, names = ordering.orderable(subject.prepared, grouped, sizes)
     costs = {grouped[value][0].node: ordering.order_bytes(len(size)) for value, size in sizes.items()}

@@ -276,6 +276,14 @@ def test_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert any(node.op_type == "Gather" for node in onnx.load("o.onnx").graph.node) == expected
 
 
+def test_where_the_order_stays_the_report_says_why() -> None:
+    config = Config(pq=PQConfig(reorder=True), training=PLAIN)
+    even = np.random.default_rng(0).standard_normal((1000, IN)).astype(np.float32)
+    for data, reason in ((None, "data tell which is better"), ({"x": even}, "no other one saves enough")):
+        notes = onnxpq.compress(gemm(), data, config=config).report.notes
+        assert any(reason in note for note in notes)
+
+
 def test_a_layer_keeps_its_identity() -> None:
     _, (layer,) = prepared(gemm())
     assert replace(layer, order_bytes=96) == layer
