@@ -24,7 +24,7 @@ from onnxpq.ops.registry import canonical_domain
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 _BATCH = "onnxpq_batch"
 _COMPARISONS = frozenset({"Equal", "OneHot"})
-_ARRANGING = frozenset({"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
+_ARRANGING = frozenset({"Cast", "Expand", "Gather", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
 _RANDOM_OPERATORS = frozenset({"RandomNormal", "RandomUniform"})
 
 

@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxpq
-from onnxpq import calibration, cli, importing, modelio, ordering, preparing, quantization, rewriting, runtime
+from onnxpq import (
+    calibration,
+    cli,
+    importing,
+    modelio,
+    ordering,
+    partition,
+    preparing,
+    quantization,
+    rewriting,
+    runtime,
+)
 from onnxpq.config import Config, PQConfig, TrainingConfig
 from onnxpq.data import Dataset
 from onnxpq.layers import Layer
@@ -170,6 +181,22 @@ def test_the_function_stays(name: str, wide: bool, monkeypatch: pytest.MonkeyPat
         assert index is not None
         assert index.nbytes == ordering.order_bytes(IN)
     assert rewriting.find(ready)[0] == layers
+
+
+def test_what_is_spread_out_is_not_kept_in_order_but_computed_again() -> None:
+    """One number per class takes hundreds of times the room of the class: magika's inputs took 12 GB."""
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", 5])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5, OUT])
+    nodes = [
+        helper.make_node("OneHot", ["ids", "depth", "values"], ["hot"], name="hot"),
+        helper.make_node("MatMul", ["hot", "W"], ["y"], name="fc"),
+    ]
+    constants = {"depth": np.array(IN), "values": np.array([0, 1], np.float32), "W": weight(OUT, in_out=True)}
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [ids], [y], tensors)
+    model, layers = prepared(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    ready, _ = ordering.orderable(model, ordering.groups(model, layers), ["hot"])
+    assert list(partition.cut(importing.normalise(ready), ["W"]).boundary) == ["ids"]
 
 
 # Where it pays
