@@ -41,7 +41,7 @@ class PQConfig:
         fast: the operator uses tables of 8 bits instead of 15: 1.1 to 1.6 times as fast, about 1 % error of a layer's
             outputs instead of 0.2 %. Needs at most 16 codewords.
         reorder: put the inputs of a layer in another order where that lets its weight quantize better
-            (`onnxpq.ordering`), by a Gather before it; needs data.
+            (`onnxpq.ordering`), by a Gather before it; needs data. Training makes up for most of what it gains.
     """
 
     sub_vector: int = 8
