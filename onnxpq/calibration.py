@@ -102,7 +102,7 @@ def collect(
     seed: int,
     libraries: runtime.Libraries = (),
     skip: Collection[str] = (),
-    kept: "Moments | None" = None,
+    kept: Moments | None = None,
 ) -> Iterator[tuple[str, InputStatistics | str]]:
     """Statistics of the inputs of each layer's weight.
 

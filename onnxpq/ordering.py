@@ -144,7 +144,8 @@ def _saved(layer: Layer, matrix: Tensor, size: Sizes, statistics: InputStatistic
 def _error(matrix: Tensor, layout: Layout, statistics: InputStatistics, seed: int) -> float:
     """Root mean square of what the outputs of a matrix [out, in] miss.
 
-    By the whole quantizer: a single pass, as for the sensitivity, shows other orders to be better than its rounds do.
+    By the whole quantizer: a single pass, as for the sensitivity, shows some orders to be worse that its rounds make
+    better.
     """
     missed = matrix - quantization.quantize(matrix, layout, seed=seed, statistics=statistics).matrix()
     moment = torch.from_numpy(statistics.second_moment).float()
@@ -217,7 +218,8 @@ def arranged(model: ir.Model, orders: Mapping[str, Order]) -> ir.Model:
     copy = model.clone()
     for name, order in orders.items():
         value = next(value for node in copy.graph for value in node.outputs if value.name == name)
-        _order_of(value).const_value = _tensor(order, _order_of(value).name)
+        index = _order_of(value)
+        index.const_value = ir.Tensor(_stored(order), name=index.name)
         for weight, is_in_out in {_weight(user): _is_in_out(user) for user, _ in value.uses()}.items():
             weight.const_value = _permuted(weight, order, 0 if is_in_out else 1)
     return copy
@@ -255,10 +257,6 @@ def _gather(editor: Editor, first: ir.Node, order: Order) -> Iterator[ir.Node]:
 def _stored(order: Order) -> NDArray[np.generic]:
     # Gather takes no integers of 16 bits; onnxruntime casts them once, when it loads the model.
     return order.astype(np.uint16 if len(order) <= _SIXTEEN_BITS else np.int32)
-
-
-def _tensor(order: Order, name: str | None) -> ir.Tensor[NDArray[np.generic]]:
-    return ir.Tensor(_stored(order), name=name)
 
 
 def _permuted(weight: ir.Value, order: Order, axis: int) -> ir.LazyTensor:

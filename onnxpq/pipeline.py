@@ -232,12 +232,12 @@ def _arranged(subject: Subject, layouts: Mapping[str, Layout]) -> Subject:
 
 def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained], Trained]:
     """Training from a quantized start; what it needs is computed when it is first used, and anew for another model."""
-    last: list[tuple[ir.Model, Job, training.Prepared]] = []
+    last: list[tuple[Job, training.Prepared]] = []
 
     def train(subject: Subject, start: Trained) -> Trained:
         if subject.train is None or run.config.training.is_off:
             return start
-        if not last or last[0][0] is not subject.normal:
+        if not last or last[0][0].model is not subject.normal:
             job = Job(
                 subject.normal,
                 subject.layers,
@@ -251,8 +251,8 @@ def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained], Trained]:
                 rewriting.constant_names(subject.prepared),
             )
             with run.stage("caching"):
-                last[:] = [(subject.normal, job, training.prepare(job))]
-        _, job, prepared = last[0]
+                last[:] = [(job, training.prepare(job))]
+        job, prepared = last[0]
         with run.stage("training"):
             return training.train(job, prepared, start.quantized)
 
