@@ -165,6 +165,8 @@ def flat_index(codes: Tensor, layout: Layout) -> Tensor:
 
 def decode(centroids: Tensor, codes: Tensor, scales: Tensor, layout: Layout) -> Tensor:
     """The matrix [out, in] that codebooks [G, K, d], codes [out, M] and scales [out] stand for."""
-    rows = torch.nn.functional.embedding(flat_index(codes, layout), centroids.reshape(-1, layout.sub_vector))
+    # The gradient of an embedding, or of an index, takes 2 to 5 times as long.
+    table, index = centroids.reshape(-1, layout.sub_vector), flat_index(codes, layout)
+    rows = table.index_select(0, index.reshape(-1))
     matrix = rows.reshape(len(codes), -1)[:, : layout.in_features]
     return matrix * scales.unsqueeze(1)
