@@ -182,7 +182,7 @@ def errors(begin: Start, tuned: finetuning.Finetuned) -> dict[str, float]:
     squared = power = wrong = 0.0
     test = begin.samples[2]
     for first in range(0, len(test), TEST_BATCH):
-        inputs, teacher, labels = test.batch(np.arange(first, min(first + TEST_BATCH, len(test))))
+        inputs, _, teacher, labels = test.batch(np.arange(first, min(first + TEST_BATCH, len(test))))
         found = begin.problem.network(inputs, weights=weights)[begin.problem.output]
         squared += float((found - teacher).square().sum())
         power += float(teacher.square().sum())

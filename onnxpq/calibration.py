@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxpq import activations, runtime, subgraphs
 from onnxpq.data import Dataset
 from onnxpq.errors import DataError, ModelError
-from onnxpq.layers import Layer
+from onnxpq.layers import Layer, tables
 from onnxpq.pq.statistics import InputStatistics
 
 Array: TypeAlias = NDArray[Any]
@@ -108,7 +108,8 @@ def collect(
 
     Args:
         model: the normalised model (`onnxpq.importing.normalise`); not changed.
-        layers: its layers. For those that share a weight the rows of all their inputs count.
+        layers: its layers. For those that share a weight the rows of all their inputs count. Weights that are only
+            looked up have no statistics and are passed over.
         data: the samples; of them at random as many as give `MAX_ROWS` rows.
         seed: of the choice of samples and rows.
         libraries: custom-operator libraries that the model needs.
@@ -121,7 +122,8 @@ def collect(
     Raises:
         DataError: an input of a layer holds NaN or infinity; or the data lack an input of the model.
     """
-    features = {layer.weight: layer.in_features for layer in layers}
+    passed_over = tables(layers)
+    features = {layer.weight: layer.in_features for layer in layers if layer.weight not in passed_over}
     sources = {weight: _inputs(model, weight) for weight in features}
     exposed = subgraphs.expose(model, [name for names in sources.values() for name in names])
     inner = {layer.weight: layer.in_features for layer in layers if layer.place}
@@ -162,6 +164,9 @@ def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:
             factor = node.inputs[0]
             if node.op_type in _VIEWS and node.domain == "":
                 values.extend(node.outputs)
+            elif node.op_type == "Gather" and index == 0:
+                # Rows that are looked up are multiplied with nothing.
+                continue
             elif (
                 node.op_type not in _PRODUCTS
                 or index != 1

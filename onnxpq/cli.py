@@ -176,6 +176,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--reorder", dest="pq.reorder", action="store_const", const=True, help=help_order)
     help_conv1x1 = "compress convolutions with a kernel of one point, too"
     group.add_argument("--conv1x1", action="store_const", const=True, help=help_conv1x1)
+    help_tables = "compress matrices that are looked up (Gather), as embeddings are, too; a target for the file does"
+    group.add_argument("--tables", action=argparse.BooleanOptionalAction, help=help_tables)
     group.add_argument("--include", action="append", metavar="GLOB", help="compress only the nodes that match")
     group.add_argument("--exclude", action="append", metavar="GLOB", help="leave the nodes that match alone")
 
@@ -193,7 +195,7 @@ def _add_flags(group: argparse._ArgumentGroup, flags: Sequence[tuple[str, str, C
 def _config(options: argparse.Namespace) -> Config:
     settings: dict[str, Any] = (Config.from_toml(options.config) if options.config else Config()).to_dict()
     given = {setting: getattr(options, setting, None) for _, setting, _, _ in (*_SETTINGS, *_TARGETS)}
-    given |= {name: getattr(options, name) for name in ("pq.fast", "pq.reorder", "conv1x1")}
+    given |= {name: getattr(options, name) for name in ("pq.fast", "pq.reorder", "conv1x1", "tables")}
     given |= {"include": options.include, "exclude": options.exclude}
     for setting, value in given.items():
         if value is not None:

@@ -191,6 +191,9 @@ class Config:
         min_weights: layers with fewer weights are left alone.
         conv1x1: compress convolutions with a kernel of one point too. They get faster
             too, but training has to go through all that follows the first of them.
+        tables: compress matrices whose rows are looked up (Gather), such as embeddings, too; None: where the target is
+            for the whole file (`TargetConfig.is_for_file`). They are not trained; the layers are, beside what is left
+            of them.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
         seed: of every random choice; the same seed gives the same result on the same machine.
@@ -204,6 +207,7 @@ class Config:
     exclude: tuple[str, ...] = ()
     min_weights: int = 1024
     conv1x1: bool = False
+    tables: bool | None = None
     held_out: float = 0.1
     output: str | None = None
     seed: int = 0
@@ -217,6 +221,8 @@ class Config:
         _integer(self, "min_weights", 1, 2**40)
         if not isinstance(self.conv1x1, bool):
             raise ConfigError(_sentence(self, "conv1x1", "True or False", self.conv1x1))
+        if self.tables is not None and not isinstance(self.tables, bool):
+            raise ConfigError(_sentence(self, "tables", "True, False or None", self.tables))
         _real(self, "held_out", 0.001, 0.9)
         _integer(self, "seed", 0, 2**32 - 1)
         for name in ("include", "exclude"):
@@ -225,6 +231,11 @@ class Config:
                 raise ConfigError(_sentence(self, name, "a tuple of strings", value))
         if self.output is not None and not isinstance(self.output, str):
             raise ConfigError(_sentence(self, "output", "a string", self.output))
+
+    @property
+    def takes_tables(self) -> bool:
+        """Whether matrices whose rows are looked up are compressed."""
+        return self.target.is_for_file if self.tables is None else self.tables
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Config":

@@ -16,9 +16,9 @@ never runs out of new ones. What was measured of each choice: benchmarks/README.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from onnxpq.workspace import Piece
 
 Array: TypeAlias = NDArray[np.generic]
 Progress: TypeAlias = Callable[[int, int], None]
-Batch: TypeAlias = tuple[dict[str, Tensor], Tensor, Tensor | None]
+Inputs: TypeAlias = dict[str, Tensor]
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises to its peak."""
@@ -52,17 +52,34 @@ VALIDATION_BATCHES = 4
 """Validation runs so many training batches at a time: it keeps no values for a gradient."""
 
 
+class Batch(NamedTuple):
+    """Some samples, where torch computes.
+
+    Attributes:
+        inputs: of the network.
+        taught: what the original gets in their place.
+        teacher: what the original makes of it.
+        labels: if there are any.
+    """
+
+    inputs: Inputs
+    taught: Inputs
+    teacher: Tensor
+    labels: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What is trained.
 
     Attributes:
-        network: the imported model, which is also the teacher.
+        network: the imported model, which is also the teacher, but for `originals`.
         layers: the layers to train; several may share a weight.
         output: the network's output that the loss looks at.
         vectors: names of initializers that are trained along: biases, scales and shifts of normalizations.
         fixed_batch: the number of samples that the network takes at a time; None for any.
         objective: the loss; None for what the settings and the labels ask for.
+        originals: initializers of the network that have other values in the original, by name, and those values.
     """
 
     network: Network
@@ -71,6 +88,7 @@ class Problem:
     vectors: Sequence[str] = ()
     fixed_batch: int | None = None
     objective: Objective | None = None
+    originals: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +96,35 @@ class Samples:
     """Some rows of a data set: what the network is given, what the original makes of it, and labels if there are any.
 
     The arrays hold the whole data set and may be memory-mapped; only batches are copied.
+
+    Attributes:
+        inputs: of the network, [N, ...] by name.
+        teacher: the original's output, [N, ...].
+        labels: [N, ...], if there are any.
+        rows: which of them.
+        taught: what the original is given; None where that is `inputs`. What comes before the network may be compressed
+            already.
     """
 
     inputs: Mapping[str, Array]
     teacher: Array
     labels: Array | None
     rows: NDArray[np.intp]
+    taught: Mapping[str, Array] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, index: NDArray[np.intp]) -> Batch:
-        """Inputs, teacher's output and labels of the rows at `index`, where torch computes."""
+        """The rows at `index`."""
         rows, device = np.sort(self.rows[index]), devices.best()
-        inputs = {name: torch.from_numpy(array[rows]).to(device) for name, array in self.inputs.items()}
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
-        return inputs, torch.from_numpy(self.teacher[rows]).to(device), labels
+
+        def taken(array: Array) -> Tensor:
+            return torch.from_numpy(array[rows]).to(device)
+
+        inputs = {name: taken(array) for name, array in self.inputs.items()}
+        taught = inputs if self.taught is None else {name: taken(array) for name, array in self.taught.items()}
+        return Batch(inputs, taught, taken(self.teacher), None if self.labels is None else taken(self.labels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +191,7 @@ def finetune(
     if (kept := courses.resume(piece, trainer.live())) is not None:
         student.kept = kept
     else:
-        course.before = trainer.validate(validation, weights={})
+        course.before = trainer.validate(validation, original=True)
         course.start = course.best = trainer.validate(validation)
         student.keep()
     for epoch in () if course.finished else trainer.epochs(train, validation, progress, piece):
@@ -193,6 +224,10 @@ class _Trainer:
         groups = [{"params": [latent], "share": student.distances[name]} for name, latent in student.latent.items()]
         self.latent = torch.optim.AdamW(groups, weight_decay=0.0)
         self.features = problem.network.outputs_of({layer.node for layer in problem.layers})
+        self.originals = {
+            name: torch.from_numpy(array).to(problem.network.parameter(name))
+            for name, array in problem.originals.items()
+        }
         self.course = Course()
         self.schedule = Schedule(1, 0, 1, 0)
 
@@ -298,17 +333,17 @@ class _Trainer:
             phase: of the training.
             features: weight of the error of the layers' outputs.
         """
-        inputs, teacher, labels = batch
+        inputs, taught, teacher, labels = batch
         kept = self.features if features > 0 else ()
         other, share = None, 1.0
         if self.settings.mixup > 0 and all(value.is_floating_point() for value in inputs.values()):
             share = float(self.random.beta(self.settings.mixup, self.settings.mixup))
             other = torch.from_numpy(self.random.permutation(len(teacher)))
-            inputs = {name: share * value + (1 - share) * value[other] for name, value in inputs.items()}
+            inputs, taught = (_mixed(values, share, other) for values in (inputs, taught))
         original: dict[str, Tensor] = {}
         if other is not None or kept:
             with torch.no_grad():
-                original = self.problem.network(inputs, keep=kept)
+                original = self.problem.network(taught, weights=self.originals, keep=kept)
             teacher = original[self.problem.output]
         found = self.problem.network(inputs, weights=self.student.weights(phase), keep=kept)
         loss = self.objective(found[self.problem.output], teacher, labels)
@@ -320,9 +355,9 @@ class _Trainer:
         return loss, value
 
     @torch.no_grad()
-    def validate(self, samples: Samples, *, weights: Mapping[str, Tensor] | None = None) -> float:
-        """Mean loss of the quantized network (of the original for ``weights={}``)."""
-        chosen = self.student.weights(TUNED) if weights is None else weights
+    def validate(self, samples: Samples, *, original: bool = False) -> float:
+        """Mean loss of the quantized network, or of the original."""
+        weights = self.originals if original else self.student.weights(TUNED)
         size = self.problem.fixed_batch or VALIDATION_BATCHES * self.schedule.batch
         total = 0.0
         for start in range(0, len(samples), size):
@@ -330,7 +365,11 @@ class _Trainer:
             count = len(index)
             if self.problem.fixed_batch is not None:
                 index = np.pad(index, (0, size - count), mode="edge")
-            inputs, teacher, labels = samples.batch(index)
-            scores = self.problem.network(inputs, weights=chosen)[self.problem.output][:count]
+            inputs, taught, teacher, labels = samples.batch(index)
+            scores = self.problem.network(taught if original else inputs, weights=weights)[self.problem.output][:count]
             total += count * float(self.objective(scores, teacher[:count], None if labels is None else labels[:count]))
         return total / len(samples)
+
+
+def _mixed(values: Inputs, share: float, other: Tensor) -> Inputs:
+    return {name: share * value + (1 - share) * value[other] for name, value in values.items()}

@@ -1,14 +1,17 @@
-"""`PQMatMul` in standard operators: what runtimes without the operator library compute.
+"""`PQMatMul` and `PQGather` in standard operators.
 
-The body decodes the weight and multiplies. All of the decoding depends on constants alone, so onnxruntime does it once,
-when a session is made, and is left with a MatMul and an Add. One body serves all shapes, K, G and R; it uses operators
-and signatures that are the same from opset 9 on, so that it can use the opset of the model that it is put into:
-Gather by a range for Slice (changed at 10), MatMul with ones for ReduceSum (changed at 13), Reshape for Unsqueeze
-(changed at 13), Div and Mul for bit operations (opset 18). Only Range, which is younger (opset 11), has a substitute.
-NonZero and Compress would serve too, but onnxruntime does not fold them.
+That of `PQMatMul` is what runtimes without the operator library compute: it decodes the weight and multiplies. All of
+the decoding depends on constants alone, so onnxruntime does it once, when a session is made, and is left with a MatMul
+and an Add. That of `PQGather` is what every runtime computes: it decodes the rows that are asked for.
+
+One body serves all shapes, K, G and R; it uses operators and signatures that are the same from opset 9 on, so that it
+can use the opset of the model that it is put into: Gather by a range for Slice (changed at 10), MatMul with ones for
+ReduceSum (changed at 13), Reshape for Unsqueeze (changed at 13), Div and Mul for bit operations (opset 18). Only Range,
+which is younger (opset 11), has a substitute. NonZero and Compress would serve too, but onnxruntime does not fold them.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -23,8 +26,12 @@ from onnxpq.opschema import (
     ATTRIBUTES,
     DOMAIN,
     INPUTS,
+    LOOKUP_ATTRIBUTES,
+    LOOKUP_INPUTS,
+    LOOKUP_OP_TYPE,
     OP_TYPE,
     OUTPUTS,
+    UNIT_BYTES,
     codes_per_byte,
 )
 
@@ -36,38 +43,26 @@ CAST_LIKE_OPSET: Final = 15
 
 _FLOAT: Final = 1
 _INT32: Final = 6
+_INT64: Final = 7
 
 _RANGE: Final = "@range"
 """``@range_of_n`` in the body stands for the nodes that compute ``range_of_n`` = 0, 1, ..., n - 1."""
 
 # Shapes: P codes a byte, B blocks, M = ceil(in/d) sub-vectors, `width` = ceil(M/G) of them to a codebook group.
-_BODY: Final = f"""
-{{
+_DIGITS: Final = f"""
     zero = Constant <value = int64[1] {{0}}> ()
     one = Constant <value = int64[1] {{1}}> ()
     three = Constant <value = int64[1] {{3}}> ()
     flat = Constant <value = int64[1] {{-1}}> ()
 
-    # Bytes to codes [out, R*M]: `radix` is 16 with two codes a byte, 256 with one.
+    # `radix` is 16 with two codes a byte, 256 with one.
     places = Constant <value: tensor = @{ATTR_PLACE_VALUES}> ()
     byte_values = Constant <value = int32[1] {{256}}> ()
     largest_place = ReduceMax <keepdims = 1> (places)
     radix = Div (byte_values, largest_place)
-    bytes = Cast <to = {_INT32}> (codes)
-    bytes_by_output = Transpose <perm = [0, 2, 1]> (bytes)
-    bytes_shape = Constant <value = int64[4] {{0, 1, 16, -1}}> ()
-    bytes_with_place = Reshape (bytes_by_output, bytes_shape)
-    places_shape = Constant <value = int64[3] {{-1, 1, 1}}> ()
-    place = Reshape (places, places_shape)
-    shifted = Div (bytes_with_place, place)
-    shifted_once_more = Div (shifted, radix)
-    higher_digits = Mul (shifted_once_more, radix)
-    digits = Sub (shifted, higher_digits)
-    padded_codes = Flatten <axis = 3> (digits)
-    out = Shape (bias)
-    {_RANGE}_of_out
-    output_codes = Gather <axis = 0> (padded_codes, range_of_out)
+"""
 
+_CODEWORDS: Final = f"""
     # Where the codebook of sub-vector j = r*M + m begins: row (r*G + m / width) * K of `codewords`.
     codebooks_shape = Shape (codebooks)
     stages = Gather (codebooks_shape, zero)
@@ -88,25 +83,104 @@ _BODY: Final = f"""
     codebook = Add (groups_before, group)
     first_row = Mul (codebook, codebook_size)
     first_row_int32 = Cast <to = {_INT32}> (first_row)
-    rows = Add (output_codes, first_row_int32)
 
-    # Codewords [R*G*K, d] to the matrix [in, out], scaled.
+    # Codewords [R*G*K, d].
     codebooks_float = Cast <to = {_FLOAT}> (codebooks)
     codewords_last = Transpose <perm = [0, 1, 3, 2]> (codebooks_float)
     codewords = Flatten <axis = 3> (codewords_last)
+    in_features = Constant <value: tensor = @{ATTR_IN_FEATURES}> ()
+    {_RANGE}_of_in_features
+    scales_float = Cast <to = {_FLOAT}> (scales)
+    stage_ones = ConstantOfShape <value = float[1] {{1}}> (stages)
+"""
+
+_BODY: Final = f"""
+{{
+{_DIGITS}
+    # Bytes to codes [out, R*M].
+    bytes = Cast <to = {_INT32}> (codes)
+    bytes_by_output = Transpose <perm = [0, 2, 1]> (bytes)
+    bytes_shape = Constant <value = int64[4] {{0, 1, {UNIT_BYTES}, -1}}> ()
+    bytes_with_place = Reshape (bytes_by_output, bytes_shape)
+    places_shape = Constant <value = int64[3] {{-1, 1, 1}}> ()
+    place = Reshape (places, places_shape)
+    shifted = Div (bytes_with_place, place)
+    shifted_once_more = Div (shifted, radix)
+    higher_digits = Mul (shifted_once_more, radix)
+    digits = Sub (shifted, higher_digits)
+    padded_codes = Flatten <axis = 3> (digits)
+    out = Shape (bias)
+    {_RANGE}_of_out
+    output_codes = Gather <axis = 0> (padded_codes, range_of_out)
+{_CODEWORDS}
+    # The matrix [in, out], scaled.
+    rows = Add (output_codes, first_row_int32)
     pieces = Gather <axis = 0> (codewords, rows)
     by_stage_shape = Concat <axis = 0> (zero, stages, flat)
     by_stage = Reshape (pieces, by_stage_shape)
-    stage_ones = ConstantOfShape <value = float[1] {{1}}> (stages)
     padded_weight = MatMul (stage_ones, by_stage)
-    in_features = Constant <value: tensor = @{ATTR_IN_FEATURES}> ()
-    {_RANGE}_of_in_features
     weight = Gather <axis = 1> (padded_weight, range_of_in_features)
     weight_in_out = Transpose <perm = [1, 0]> (weight)
-    scales_float = Cast <to = {_FLOAT}> (scales)
     scaled_weight = Mul (weight_in_out, scales_float)
 
     bias_float = Cast <to = {_FLOAT}> (bias)
+"""
+
+# `column` has the shape of `rows` with one more axis of size 1; a size of 0 in it copies that of the same axis, which
+# is 0 then.
+_LOOKUP_BODY: Final = f"""
+{{
+{_DIGITS}
+{_CODEWORDS}
+    # The rows [..., 1], without negative ones.
+    two = Constant <value = int64[1] {{2}}> ()
+    given_shape = Shape (rows)
+    column_shape = Concat <axis = 0> (given_shape, one)
+    rows_int64 = Cast <to = {_INT64}> (rows)
+    column = Reshape (rows_int64, column_shape)
+    row_count = Shape (scales)
+    is_negative = Less (column, zero)
+    from_the_end = Add (column, row_count)
+    row = Where (is_negative, from_the_end, column)
+
+    # Which block of `codes` a row is in, which byte of the block's units, and which digit of the byte.
+    unit_bytes = Constant <value = int64[1] {{{UNIT_BYTES}}}> ()
+    digits_of_byte = Shape (places)
+    block_rows = Mul (digits_of_byte, unit_bytes)
+    block = Div (row, block_rows)
+    block_start = Mul (block, block_rows)
+    row_of_block = Sub (row, block_start)
+    digit = Div (row_of_block, unit_bytes)
+    digit_start = Mul (digit, unit_bytes)
+    byte_of_unit = Sub (row_of_block, digit_start)
+
+    # Codes [..., R*M].
+    first_unit = Mul (block, units)
+    unit = Add (first_unit, range_of_units)
+    unit_start = Mul (unit, unit_bytes)
+    position = Add (unit_start, byte_of_unit)
+    all_bytes = Reshape (codes, flat)
+    bytes = Gather <axis = 0> (all_bytes, position)
+    bytes_int32 = Cast <to = {_INT32}> (bytes)
+    place = Gather <axis = 0> (places, digit)
+    shifted = Div (bytes_int32, place)
+    shifted_once_more = Div (shifted, radix)
+    higher_digits = Mul (shifted_once_more, radix)
+    row_codes = Sub (shifted, higher_digits)
+
+    # Codewords [..., R*M, d], added up over the stages, without what fills up the last one.
+    codeword_rows = Add (row_codes, first_row_int32)
+    pieces = Gather <axis = 0> (codewords, codeword_rows)
+    sub_vector = Gather (codebooks_shape, two)
+    padded_features = Mul (sub_vectors, sub_vector)
+    by_stage_shape = Concat <axis = 0> (given_shape, stages, padded_features)
+    by_stage = Reshape (pieces, by_stage_shape)
+    padded = MatMul (stage_ones, by_stage)
+    unscaled = Gather <axis = -1> (padded, range_of_in_features)
+    # By the number that was given: that refuses one which is too large or too small.
+    row_scales = Gather <axis = 0> (scales_float, column)
+    Y = Mul (unscaled, row_scales)
+}}
 """
 
 _FLOAT_PRODUCT: Final = """
@@ -138,18 +212,24 @@ def pq_matmul_function(opset: int, *, any_float: bool = False) -> ir.Function:
     Raises:
         ModelError: the opset is older than 9, or than 15 with `any_float`.
     """
-    needed = CAST_LIKE_OPSET if any_float else MIN_OPSET
-    if opset < needed:
-        raise ModelError(
-            f"The model uses opset {opset}; the function body of {DOMAIN}::{OP_TYPE} needs opset {needed} or newer."
-            " Convert the model first, for instance with onnx.version_converter."
-        )
-    body = re.sub(rf"{_RANGE}_of_(\w+)", lambda found: _range(found[1], opset), _BODY)
-    body += _ANY_PRODUCT if any_float else _FLOAT_PRODUCT
-    head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
-    signature = f"{OP_TYPE} <{', '.join(ATTRIBUTES)}> ({', '.join(INPUTS)}) => ({', '.join(OUTPUTS)})"
-    function = ir.serde.deserialize_function(onnx.parser.parse_function(f"{head}\n{signature}\n{body}"))
+    _check_opset(OP_TYPE, opset, CAST_LIKE_OPSET if any_float else MIN_OPSET)
+    function = _parsed(OP_TYPE, ATTRIBUTES, INPUTS, _BODY + (_ANY_PRODUCT if any_float else _FLOAT_PRODUCT), opset)
     function.doc_string = "Fully-connected layer with a product-quantized weight, decoded. See onnxpq.opschema."
+    return function
+
+
+def pq_gather_function(opset: int) -> ir.Function:
+    """The model-local function `onnxpq::PQGather` for a model of the given opset; as `pq_matmul_function`.
+
+    Args:
+        opset: the model's version of the standard domain.
+
+    Raises:
+        ModelError: the opset is older than 9.
+    """
+    _check_opset(LOOKUP_OP_TYPE, opset, MIN_OPSET)
+    function = _parsed(LOOKUP_OP_TYPE, LOOKUP_ATTRIBUTES, LOOKUP_INPUTS, _LOOKUP_BODY, opset)
+    function.doc_string = "Rows of a product-quantized table, looked up by number and decoded. See onnxpq.opschema."
     return function
 
 
@@ -161,12 +241,31 @@ def node_attributes(in_features: int, codewords: int, *, fast: bool = False) -> 
         codewords: K.
         fast: whether the operator is to use tables of 8 bits; K <= 16 only.
     """
+    return (*lookup_attributes(in_features, codewords), ir.AttrInt64(ATTR_FAST, int(fast)))
+
+
+def lookup_attributes(in_features: int, codewords: int) -> tuple[ir.Attr, ...]:
+    """The attributes that a `PQGather` node carries: `in` and K, as tensors."""
     place_values = [16**i for i in range(codes_per_byte(codewords))]
     return (
         ir.AttrTensor(ATTR_IN_FEATURES, ir.tensor(np.array([in_features], np.int64))),
         ir.AttrTensor(ATTR_PLACE_VALUES, ir.tensor(np.array(place_values, np.int32))),
-        ir.AttrInt64(ATTR_FAST, int(fast)),
     )
+
+
+def _check_opset(op_type: str, opset: int, needed: int) -> None:
+    if opset < needed:
+        raise ModelError(
+            f"The model uses opset {opset}; the function body of {DOMAIN}::{op_type} needs opset {needed} or newer."
+            " Convert the model first, for instance with onnx.version_converter."
+        )
+
+
+def _parsed(op_type: str, attributes: Sequence[str], inputs: Sequence[str], body: str, opset: int) -> ir.Function:
+    written = re.sub(rf"{_RANGE}_of_(\w+)", lambda found: _range(found[1], opset), body)
+    head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
+    signature = f"{op_type} <{', '.join(attributes)}> ({', '.join(inputs)}) => ({', '.join(OUTPUTS)})"
+    return ir.serde.deserialize_function(onnx.parser.parse_function(f"{head}\n{signature}\n{written}"))
 
 
 def _range(size: str, opset: int) -> str:

@@ -19,6 +19,7 @@ def describe(model: modelio.Source, config: Config) -> str:
         include=config.include,
         exclude=config.exclude,
         conv1x1=config.conv1x1,
+        tables=config.takes_tables,
     )
     total = modelio.tensor_bytes(loaded)
     lines = [f"{total:,} bytes of constants, opset {modelio.opset(loaded)}, IR version {loaded.ir_version}", ""]

@@ -5,12 +5,13 @@ Letters used everywhere: `out`, `in` sizes of the layer; `d` sub-vector length; 
 `R` additive stages.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A fully-connected layer that can be compressed.
+    """A fully-connected layer that can be compressed; or a table that is looked up, whose rows are the outputs.
 
     Attributes:
         node: name of the node in the user's file (its first output's name where the node has none).
@@ -37,6 +38,17 @@ class Layer:
     weight_bytes: int = 0
     place: str = ""
     order_bytes: int = field(default=0, compare=False)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its rows are looked up (Gather), not multiplied by."""
+        return self.op_type == "Gather"
+
+
+def tables(layers: Iterable[Layer]) -> frozenset[str]:
+    """The weights that are looked up and that no layer multiplies by, by name."""
+    known = list(layers)
+    return frozenset(layer.weight for layer in known) - {layer.weight for layer in known if not layer.is_table}
 
 
 @dataclass(frozen=True)

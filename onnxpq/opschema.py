@@ -26,7 +26,12 @@ the codes of one sub-vector (index ``r*M + m``) for a block of consecutive outpu
 
 Codes of outputs past ``out`` are zero.
 
-The operator's own kernel reads one attribute, ``fast``; all sizes follow from the shapes. The other attributes serve
+``onnxpq::PQGather``, version 1, looks rows of such a matrix up, as Gather along the first axis does: Y[..., :] is row
+``rows[...]`` of the weight, where rows are int32 or int64 and negative ones count from the end. Its other inputs are
+``codebooks``, ``codes`` and ``scales``, stored as above (so that a table which a layer multiplies by too is stored
+once), and Y is float32. It has no kernel: the function body decodes the rows that are asked for and no others.
+
+PQMatMul's own kernel reads one attribute, ``fast``; all sizes follow from the shapes. The other attributes serve
 the function body that stock runtimes use (see `onnxpq.function_body`); they are tensors because
 ``Constant(value=...)`` by reference works in every opset, where ``Constant(value_ints=...)`` needs opset 12.
 """
@@ -37,8 +42,14 @@ DOMAIN: Final = "onnxpq"
 OP_TYPE: Final = "PQMatMul"
 VERSION: Final = 1
 
+LOOKUP_OP_TYPE: Final = "PQGather"
+OP_TYPES: Final = (OP_TYPE, LOOKUP_OP_TYPE)
+
 INPUTS: Final = ("X", "codebooks", "codes", "scales", "bias")
+LOOKUP_INPUTS: Final = ("rows", "codebooks", "codes", "scales")
 OUTPUTS: Final = ("Y",)
+CODES: Final = 2
+"""Which input of either operator the codes are."""
 
 UNIT_BYTES: Final = 16
 """Bytes of one unit of ``codes``: one vector register of NEON, half of one of AVX2."""
@@ -58,7 +69,8 @@ ATTR_FAST: Final = "fast"
 """int, 0 or 1; the operator takes a node without it as 0. 1 asks for tables of 8 bits instead of 15, where K <= 16: 1.1
 to 1.2 times as fast (custom_ops/bench), about 1 % error of an output instead of 0.2 %. The body is exact either way."""
 
-ATTRIBUTES: Final = (ATTR_IN_FEATURES, ATTR_PLACE_VALUES, ATTR_FAST)
+LOOKUP_ATTRIBUTES: Final = (ATTR_IN_FEATURES, ATTR_PLACE_VALUES)
+ATTRIBUTES: Final = (*LOOKUP_ATTRIBUTES, ATTR_FAST)
 
 
 def codes_per_byte(codewords: int) -> int:

@@ -1,5 +1,6 @@
 """The stages in order; each is a function that can be used alone."""
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,17 +39,19 @@ from onnxpq import workspace as workspaces
 from onnxpq.config import Config
 from onnxpq.data import Dataset, Source, first, fixed_batch, input_specs
 from onnxpq.errors import ModelError, NothingToCompressError
-from onnxpq.layers import Layer, Skipped
+from onnxpq.layers import Layer, Skipped, tables
 from onnxpq.metrics import choose_output
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.statistics import InputStatistics
 from onnxpq.pq.tensor import PQTensor
-from onnxpq.report import LayerReport, Report, SkippedReport, Verification
+from onnxpq.report import NOT_TRAINED, LayerReport, Report, SkippedReport, Verification
 from onnxpq.sampling import Evidence
 from onnxpq.subject import Ordered, Subject
 from onnxpq.training import CHECKED_SAMPLES, Job, Trained
 from onnxpq.workspace import Piece, Workspace
+
+LOOKED_UP = f"{NOT_TRAINED}: its rows are looked up"
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Is told the stage ("sensitivity", "caching", "clustering", "training", "verification"), what is done, of how much."""
@@ -232,15 +235,20 @@ def _arranged(subject: Subject, layouts: Mapping[str, Layout]) -> Subject:
 
 def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained], Trained]:
     """Training from a quantized start; what it needs is computed when it is first used, and anew for another model."""
-    last: list[tuple[Job, training.Prepared]] = []
+    last: list[tuple[tuple[object, ...], Job, training.Prepared]] = []
 
     def train(subject: Subject, start: Trained) -> Trained:
         if subject.train is None or run.config.training.is_off:
             return start
-        if not last or last[0][0].model is not subject.normal:
+        fixed = {name: start.quantized[name] for name in sorted(tables(subject.layers))}
+        layers = [layer for layer in subject.layers if layer.weight not in fixed]
+        if not layers:
+            return replace(start, ways=dict.fromkeys(fixed, LOOKED_UP))
+        made_for = (subject.normal, *fixed.values())
+        if not last or any(own is not other for own, other in zip(last[0][0], made_for, strict=True)):
             job = Job(
-                subject.normal,
-                subject.layers,
+                _with_tables(subject, fixed) if fixed else subject.normal,
+                layers,
                 subject.output,
                 subject.train,
                 run.config,
@@ -249,14 +257,27 @@ def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained], Trained]:
                 run.ticker,
                 run.workspace,
                 rewriting.constant_names(subject.prepared),
+                fixed,
+                subject.normal if fixed else None,
             )
             with run.stage("caching"):
-                last[:] = [(job, training.prepare(job))]
-        job, prepared = last[0]
+                last[:] = [(made_for, job, training.prepare(job))]
+        _, job, prepared = last[0]
         with run.stage("training"):
-            return training.train(job, prepared, start.quantized)
+            trained = training.train(job, prepared, start.quantized)
+        return replace(trained, ways=trained.ways | dict.fromkeys(fixed, LOOKED_UP))
 
     return train
+
+
+def _with_tables(subject: Subject, quantized: Mapping[str, Quantized]) -> ir.Model:
+    """The model as it is trained, with tables as they will be stored: the layers learn to do with what is left."""
+    values = {
+        layer.weight: quantization.constant_of(subject.normal, layer, quantized[layer.weight])
+        for layer in subject.layers
+        if layer.weight in quantized
+    }
+    return rewriting.update_initializers(subject.normal, values)
 
 
 def _make(
@@ -308,6 +329,7 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
         include=config.include,
         exclude=config.exclude,
         conv1x1=config.conv1x1,
+        tables=config.takes_tables,
     )
     if not layers:
         reasons = "".join(f"\n  {entry.node} ({entry.op_type}): {entry.reason}" for entry in skipped)
@@ -371,18 +393,22 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
     seed, tick = run.config.seed, run.ticker("clustering")
     found: Iterable[tuple[str, InputStatistics | str | None]] = ((weight, None) for weight in of_weight)
     pieces = {weight: _piece(run, normal, layer, layouts[weight], train) for weight, layer in of_weight.items()}
+    looked_up = sorted(tables(layers))
     with run.stage("clustering"):
         loaded = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
         quantized = {weight: part for weight, part in loaded.items() if part is not None}
         if train is not None:
-            found = calibration.collect(
-                normal,
-                layers,
-                train,
-                seed=seed,
-                libraries=run.libraries,
-                skip=quantized.keys(),
-                kept=subject.moments,
+            found = itertools.chain(
+                ((weight, None) for weight in looked_up),
+                calibration.collect(
+                    normal,
+                    layers,
+                    train,
+                    seed=seed,
+                    libraries=run.libraries,
+                    skip=quantized.keys(),
+                    kept=subject.moments,
+                ),
             )
         for weight, statistics in found:
             if isinstance(statistics, str):

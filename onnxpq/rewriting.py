@@ -1,9 +1,10 @@
-"""The graph before and after: which layers can be compressed, and the model with `PQMatMul` in their place."""
+"""The graph before and after: which layers can be compressed, and the model with operators of ours in their place."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 
 from onnxpq.constants import roots, values_of
 from onnxpq.errors import ConfigError, ModelError, VerificationError
-from onnxpq.function_body import pq_matmul_function
+from onnxpq.function_body import pq_gather_function, pq_matmul_function
 from onnxpq.layers import Layer, Skipped
 from onnxpq.modelio import opset
 from onnxpq.modelproto import check
-from onnxpq.opschema import DOMAIN, OP_TYPE, VERSION
+from onnxpq.opschema import DOMAIN, LOOKUP_OP_TYPE, OP_TYPE, VERSION
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.preparing import prepare
 from onnxpq.rules import matching_rule
@@ -35,6 +36,8 @@ CONV1X1_REASON: Final = (
     "It is a convolution with a kernel of one point: a fully-connected layer over its channels. --conv1x1 takes it."
 )
 
+TABLE_REASON: Final = "It is a table that is looked up, as an embedding is. --tables takes it."
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -45,6 +48,7 @@ def find(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     conv1x1: bool = False,
+    tables: bool = False,
 ) -> tuple[list[Layer], list[Skipped]]:
     """Lists the layers that can be compressed, and every other node with a large constant, with the reason.
 
@@ -54,6 +58,7 @@ def find(
         include: globs over node names; only layers that one of them matches are taken.
         exclude: globs over node names; layers that one of them matches are left as they are.
         conv1x1: take convolutions with a kernel of one point, too.
+        tables: take matrices whose rows are looked up, too.
 
     Returns:
         The layers, and the nodes that are left as they are, both in the order of the graph and its subgraphs. They are
@@ -73,6 +78,8 @@ def find(
     chosen = [_choose(entry, min_weights, include, exclude) if isinstance(entry, Layer) else entry for entry in listed]
     if not conv1x1:
         chosen = [_skip(e, CONV1X1_REASON) if isinstance(e, Layer) and e.op_type == "Conv" else e for e in chosen]
+    if not tables:
+        chosen = [_skip(e, TABLE_REASON) if isinstance(e, Layer) and e.is_table else e for e in chosen]
     # What is left alone for one reason may be the reason to leave others alone.
     while blocked := _blocked([entry for entry in chosen if isinstance(entry, Layer)], context):
         chosen = [_skip(e, blocked[e.weight]) if isinstance(e, Layer) and e.weight in blocked else e for e in chosen]
@@ -122,7 +129,7 @@ def update_initializers(model: ir.Model, values: Mapping[str, NDArray[Any]]) -> 
 
 
 def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTensor]) -> ir.Model:
-    """A copy of the model in which `PQMatMul` computes the given layers.
+    """A copy of the model in which `PQMatMul` computes the given layers, `PQGather` what is looked up.
 
     The nodes keep their names and the values they compute keep theirs. Graph inputs and outputs, metadata and
     documentation stay; the IR version becomes 8 where it was lower, the first with model-local functions. Constants
@@ -151,7 +158,7 @@ def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTe
     for step in plan:
         step.rule.apply(step.node, step.layer, step.tensor, context, editors[step.graph])
     if plan:
-        _add_function(result, any(editor.takes_half for editor in editors.values()))
+        _add_functions(result, any(editor.takes_half for editor in editors.values()))
         graph.opset_imports[DOMAIN] = VERSION
         if result.ir_version < MIN_IR_VERSION:
             _LOGGER.info("IR version %d raised to %d, for model-local functions.", result.ir_version, MIN_IR_VERSION)
@@ -283,12 +290,18 @@ def _is_alive(node: ir.Node) -> bool:
     return any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
-def _add_function(model: ir.Model, takes_half: bool) -> None:
-    """Adds PQMatMul, or puts one in its place that takes float16 as well."""
+def _add_functions(model: ir.Model, takes_half: bool) -> None:
+    """Adds those that are called, or puts a PQMatMul in the place of one that does not take float16 yet."""
+    called = {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}
     present = model.functions.get((DOMAIN, OP_TYPE, ""))
     casts = present is not None and any(node.op_type == "CastLike" for node in present)
-    function = pq_matmul_function(opset(model), any_float=takes_half or casts)
-    model.functions[function.identifier()] = function
+    for name, make in (
+        (OP_TYPE, partial(pq_matmul_function, any_float=takes_half or casts)),
+        (LOOKUP_OP_TYPE, pq_gather_function),
+    ):
+        if name in called:
+            function = make(opset(model))
+            model.functions[function.identifier()] = function
 
 
 def _remove_dead(model: ir.Model, alive: set[ir.Node]) -> None:

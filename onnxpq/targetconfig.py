@@ -65,6 +65,11 @@ class TargetConfig:
         return self.limits_bytes or self.max_drop is not None
 
     @property
+    def is_for_file(self) -> bool:
+        """Whether the size of the whole file matters, not that of some layers: `max_drop` alone seeks a small file."""
+        return self.is_set and self.fc_ratio is None
+
+    @property
     def limits_bytes(self) -> bool:
         """Whether it says how large the result may be."""
         return any(value is not None for value in (self.ratio, self.fc_ratio, self.size))

@@ -13,7 +13,7 @@ from onnxpq import allocation, calibration, modelio, quantization, rewriting, ru
 from onnxpq.config import Config
 from onnxpq.data import Dataset, fixed_batch, validation_rows
 from onnxpq.errors import ConfigError, TargetError
-from onnxpq.layers import Layer
+from onnxpq.layers import Layer, tables
 from onnxpq.opschema import MAX_NIBBLE_CODEWORDS
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.statistics import InputStatistics
@@ -194,6 +194,7 @@ def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, In
         yield from ((layer, None) for layer in layers)
         return
     of_weight = {layer.weight: layer for layer in reversed(layers)}
+    yield from ((of_weight[weight], None) for weight in sorted(tables(layers)))
     for weight, found in calibration.collect(
         case.subject.normal,
         layers,

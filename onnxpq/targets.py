@@ -186,7 +186,7 @@ def limit(target: TargetConfig, planner: Planner, file_before: int, layers_befor
         raise TargetError(
             f"Out of reach: {asked(TargetConfig(target.ratio, target.fc_ratio, target.size), None)}. With the smallest "
             f"codes for every layer {best}. Ask for less, or let more layers be compressed (--include, --exclude, "
-            "--min-weights, --conv1x1)."
+            "--min-weights, --conv1x1, --tables)."
         )
     return plan
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from onnxpq.data import Dataset, validation_rows
 from onnxpq.errors import ModelError, UnalignedError
 from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
+from onnxpq.partition import Cut
 from onnxpq.pq.quantized import Quantized
 from onnxpq.report import END_TO_END, LAYER_WISE, NOT_TRAINED, LayerTraining, Training
 from onnxpq.routing import Part, Plan
@@ -30,6 +31,8 @@ LAYER_ROWS = 16384
 """A layer that is trained by itself sees at most so many rows."""
 
 UNREACHED = "no sample reaches it: it lies in a branch that is not taken"
+
+Array: TypeAlias = NDArray[Any]
 
 Ticker: TypeAlias = Callable[[str], Callable[[int, int], None] | None]
 """For the name of a stage, what is told its progress."""
@@ -50,6 +53,8 @@ class Job:
         ticker: for progress.
         workspace: where what is done is kept, for a run that is interrupted.
         constants: names of the constants that the user's file has in its main graph, and that can be given new values.
+        tables: what is quantized already and not trained, by weight name; `model` holds their decoded values.
+        original: the model with its own tables, which teaches; None where `model` does.
     """
 
     model: ir.Model
@@ -62,6 +67,8 @@ class Job:
     ticker: Ticker
     workspace: Workspace = field(default_factory=Workspace)
     constants: Collection[str] = ()
+    tables: Mapping[str, Quantized] = field(default_factory=dict)
+    original: ir.Model | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,22 +108,32 @@ def prepare(job: Job) -> Prepared:
     plan = routing.plan(job.model, job.layers, job.output, few, job.libraries)
     if plan.part is None:
         return Prepared(plan, None)
-    cut, boundary = plan.part.cut, dict(job.data.inputs)
+    cut = plan.part.cut
     capture = partial(
         activations.capture, cache_dir=job.cache_dir, libraries=job.libraries, progress=job.ticker("caching")
     )
     try:
-        if cut.prefix is not None:
-            boundary |= capture(cut.prefix, cut.boundary, job.data.inputs)
-        teacher = capture(cut.suffix, [job.output], boundary)[job.output]
+        given, taught, teaching = _boundary(cut, job, capture), None, cut
+        if job.original is not None:
+            teaching = partition.cut(job.original, _weights(plan.part), [job.output])
+            taught = _boundary(teaching, job, capture)
+            partition.complete_types(teaching.suffix, taught)
+        teacher = capture(teaching.suffix, [job.output], taught or given)[job.output]
     except UnalignedError as error:
         # The few samples fitted together, all of them do not: texts of many lengths, for one.
         weights = dict.fromkeys((layer.weight for layer in plan.part.layers), str(error))
         return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
-    inputs = {name: boundary[name] for name in cut.boundary}
     rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
-    learn, choose = (Samples(inputs, teacher, job.data.labels, part) for part in rows)
+    learn, choose = (Samples(given, teacher, job.data.labels, part, taught) for part in rows)
     return Prepared(plan, (learn, choose))
+
+
+def _boundary(cut: Cut, job: Job, capture: Callable[..., dict[str, Array]]) -> dict[str, Array]:
+    """What the part that is trained takes, for all samples."""
+    values = dict(job.data.inputs)
+    if cut.prefix is not None:
+        values |= capture(cut.prefix, cut.boundary, job.data.inputs)
+    return {name: values[name] for name in cut.boundary}
 
 
 def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> Trained:
@@ -147,13 +164,17 @@ def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> T
 def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
     """Where a training is kept: it depends on what it starts from, apart from what is the same for the whole run."""
     settings = f"{way} {job.output} {job.config.training} {job.config.seed}"
-    return job.workspace.piece("training", itertools.chain([settings.encode()], checkpoints.parts(start)))
+    parts = itertools.chain([settings.encode()], checkpoints.parts({**start, **job.tables}))
+    return job.workspace.piece("training", parts)
 
 
 def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
     start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
+    problem = Problem(
+        part.network, part.layers, job.output, vectors(job, part), part.fixed_batch, originals=_originals(job, part)
+    )
     tuned = finetuning.finetune(
-        Problem(part.network, part.layers, job.output, vectors(job, part), part.fixed_batch),
+        problem,
         start,
         samples,
         job.config.training,
@@ -178,6 +199,19 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         steps=tuned.schedule.steps,
         epochs=tuned.epochs,
     )
+
+
+def _weights(part: Part) -> list[str]:
+    return list(dict.fromkeys(layer.weight for layer in part.layers))
+
+
+def _originals(job: Job, part: Part) -> dict[str, Array]:
+    """What the tables are in the original that lie in the part, as those do that no sample decides about."""
+    if job.original is None:
+        return {}
+    constants = {name: job.original.graph.initializers[name].const_value for name in job.tables}
+    own = {name for name, _ in part.network.named_initializers()}
+    return {name: np.array(tensor.numpy(), np.float32) for name, tensor in constants.items() if tensor and name in own}
 
 
 def _ways(before: Mapping[str, Quantized], after: Mapping[str, Quantized]) -> dict[str, str]:

@@ -156,7 +156,8 @@ _CALLER = (
 block (h, w, b) => (r) { d = local.dense(h, w, b) r = Relu(d) }"""
 )
 
-FC, CONV = ("fc",), {"conv1x1": True}
+FC, CONV, TABLES = ("fc",), {"conv1x1": True}, {"tables": True}
+_LOOKUP = (f"(int64[N,3] x) => (float[N,3,{IN}] y) {{ [fc] y = Gather(w, x) }}", {"w": (OUT, IN)})
 _FLOAT16, _BFLOAT16, _DOUBLE = (np.float16, 10), (ml_dtypes.bfloat16, 16), (np.float64, 11)
 
 FORMS: dict[str, Form] = {
@@ -184,12 +185,7 @@ FORMS: dict[str, Form] = {
         *_two("[one] h = MatMul(x, w) r = Relu(h) [two] y = MatMul(r, w)", w=(IN, IN)), ("one", "two")
     ),
     "Conv 1x1": Form(*_conv(), reason="--conv1x1 takes it", x=(2, IN, 7, 7)),
-    "Gather (embedding)": Form(
-        f"(int64[N,3] x) => (float[N,3,{IN}] y) {{ [fc] y = Gather(w, x) }}",
-        {"w": (OUT, IN)},
-        reason="looked up by index",
-        x=(5, 3),
-    ),
+    "Gather (embedding)": Form(*_LOOKUP, reason="--tables takes it", x=(5, 3)),
     # More of the same.
     "MatMul + Add": Form(*_dense("[fc] p = MatMul(x, w) y = Add(b, p)", w=(IN, OUT), b=(OUT,)), FC),
     "Gemm, alpha, beta, transA": Form(
@@ -293,6 +289,14 @@ FORMS: dict[str, Form] = {
     "Conv 1x1, pads, --conv1x1": Form(*_conv("<pads = [1, 1, 1, 1]>", 9), FC, x=(2, IN, 7, 7), settings=CONV),
     "Conv 1x1, pads and strides, opset 9, --conv1x1": Form(
         *_conv("<pads = [1, 0, 0, 2], strides = [2, 3]>", 4, 3), FC, x=(2, IN, 7, 7), opset=9, settings=CONV
+    ),
+    "Gather, --tables": Form(*_LOOKUP, FC, x=(5, 3), settings=TABLES),
+    "Gather, tied to a MatMul, --tables": Form(
+        f"(int64[N,3] x) => (float[N,3,{OUT}] y) {{ [one] h = Gather(w, x) t = Transpose(w) [two] y = MatMul(h, t) }}",
+        {"w": (OUT, IN)},
+        ("one", "two"),
+        x=(5, 3),
+        settings=TABLES,
     ),
     "Conv 3x3": Form(
         f"(float[N,{IN},7,7] x) => (float[N,{OUT},5,5] y) {{ [fc] y = Conv(x, w) }}",

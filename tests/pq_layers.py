@@ -1,4 +1,4 @@
-"""Random product-quantized layers, and models made of one `PQMatMul` node: for tests of the operator and its body."""
+"""Random product-quantized layers, and models made of one node, `PQMatMul` or `PQGather`: for tests of both."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpq.function_body import node_attributes, pq_matmul_function
-from onnxpq.opschema import DOMAIN, OP_TYPE, VERSION
+from onnxpq.function_body import lookup_attributes, node_attributes, pq_gather_function, pq_matmul_function
+from onnxpq.opschema import DOMAIN, LOOKUP_INPUTS, LOOKUP_OP_TYPE, OP_TYPE, VERSION
 from onnxpq.pq.packing import pack_codes
 from onnxpq.pq.reference import pq_matmul
 
@@ -132,6 +132,34 @@ def model_of(
     body = pq_matmul_function(opset, any_float=x_type != TensorProto.FLOAT) if with_body else None
     functions = [ir.to_proto(body)] if body else []
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
+
+
+def lookup_model_of(
+    table: PQLayer,
+    *,
+    opset: int = 17,
+    rows_shape: list[str | int | None] | None = None,
+    rows_type: int = TensorProto.INT64,
+) -> onnx.ModelProto:
+    """Y = PQGather(rows), node 'table'.
+
+    Args:
+        table: its weight; the bias is not used.
+        opset: of the model and the function body.
+        rows_shape: of the rows; default ["N"].
+        rows_type: of the rows.
+    """
+    values = {name: array for name, array in table.constants().items() if name in LOOKUP_INPUTS}
+    node = helper.make_node(LOOKUP_OP_TYPE, ["rows", *values], ["Y"], name="table", domain=DOMAIN)
+    node.attribute.extend(ir.to_proto(a) for a in lookup_attributes(table.in_features, table.codewords))
+    rows_shape = ["N"] if rows_shape is None else rows_shape
+    rows_info = helper.make_tensor_value_info("rows", rows_type, rows_shape)
+    y_info = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*rows_shape, table.in_features])
+    initializers = [numpy_helper.from_array(v, name) for name, v in values.items()]
+    graph = helper.make_graph([node], "one_table", [rows_info], [y_info], initializers)
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
+    functions = [ir.to_proto(pq_gather_function(opset))]
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
 
 

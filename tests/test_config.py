@@ -46,6 +46,7 @@ OTHERS = {
     (PQConfig, "fast"),
     (PQConfig, "reorder"),
     (Config, "conv1x1"),
+    (Config, "tables"),
     (Config, "pq"),
     (Config, "training"),
     (Config, "target"),
@@ -114,6 +115,16 @@ def test_conv1x1_is_a_boolean() -> None:
     assert Config(conv1x1=True).conv1x1
     with pytest.raises(ConfigError, match=sentence(Config, "conv1x1", "True or False", "yes")):
         Config(conv1x1="yes")  # type: ignore[arg-type]
+
+
+def test_tables_go_by_the_target_unless_it_is_said() -> None:
+    assert not Config().takes_tables
+    assert Config(target=TargetConfig(ratio=2)).takes_tables
+    assert not Config(target=TargetConfig(fc_ratio=2)).takes_tables
+    assert not Config(target=TargetConfig(ratio=2), tables=False).takes_tables
+    assert Config(target=TargetConfig(fc_ratio=2), tables=True).takes_tables
+    with pytest.raises(ConfigError, match=sentence(Config, "tables", "True, False or None", "yes")):
+        Config(tables="yes")  # type: ignore[arg-type]
 
 
 def test_reorder_is_yes_or_no() -> None:

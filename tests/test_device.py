@@ -49,15 +49,15 @@ def test_a_training_step_happens_on_one_device(
         patch.setattr(student_module, "codebook_term", lambda *_: torch.ones(()))
         student = Student(elsewhere, LAYERS, quantized, ())
     trainer = _Trainer(problem, student, objectives.choose(settings, data[0].teacher, data[0].labels), settings, 0)
-    inputs, teacher, labels = data[0].batch(np.arange(32))
+    batch = data[0].batch(np.arange(32))
     trainer.schedule = Schedule(batch=32, steps=2, round=1, regularized=1)
     student.reassign(0)
-    loss, task = trainer.loss((inputs, teacher, labels), phase, features=1.0)
+    loss, task = trainer.loss(batch, phase, features=1.0)
     loss = loss + student.term(regularizer)
     loss.backward()
     trainer.stored.step()
     trainer.latent.step()
-    made = [task, teacher, loss, *inputs.values(), *student.stored(), *student.latent.values()]
+    made = [task, batch.teacher, loss, *batch.inputs.values(), *student.stored(), *student.latent.values()]
     made += [part.codes for part in student.quantized.values()]
     assert {tensor.device.type for tensor in made} == {"meta"}
     assert all(value.grad is not None for value in student.stored())

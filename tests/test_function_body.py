@@ -12,11 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-from pq_layers import FLOAT_BUDGET, IR_VERSION, PQLayer, layers, model_of, normal_rows, random_layer
+from pq_layers import (
+    FLOAT_BUDGET,
+    IR_VERSION,
+    PQLayer,
+    layers,
+    lookup_model_of,
+    model_of,
+    normal_rows,
+    random_layer,
+)
 
 from onnxpq.errors import ModelError
-from onnxpq.function_body import CAST_LIKE_OPSET, MIN_OPSET, pq_matmul_function
-from onnxpq.pq.reference import pq_matmul
+from onnxpq.function_body import CAST_LIKE_OPSET, MIN_OPSET, pq_gather_function, pq_matmul_function
+from onnxpq.pq.reference import decode, pq_matmul
 
 NEWEST_OPSET = 26  # of onnxruntime 1.32
 OPSETS = range(MIN_OPSET, NEWEST_OPSET + 1)
@@ -139,3 +148,86 @@ def test_a_body_for_any_type_gives_back_that_of_x(opset: int, x_type: type, budg
 def test_a_body_for_any_type_needs_cast_like() -> None:
     with pytest.raises(ModelError, match="opset 14; the function body of onnxpq::PQMatMul needs opset 15 or newer"):
         pq_matmul_function(14, any_float=True)
+
+
+def looked_up(table: PQLayer, rows: np.ndarray) -> np.ndarray:
+    return decode(table.codebooks, table.codes, table.scales, table.in_features)[rows]
+
+
+def worst_row(table: PQLayer, rows: np.ndarray, y: np.ndarray) -> float:
+    exact = looked_up(table, rows)
+    assert y.shape == exact.shape
+    return float(np.max(abs(y - exact), initial=0) / np.max(abs(exact), initial=1e-30))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_rows_of_a_table_equal_the_reference_in_every_opset(name: str, opset: int) -> None:
+    skip_if_unknown(opset)
+    table = LAYERS[name]
+    model = lookup_model_of(table, opset=opset)
+    onnx.checker.check_model(model, full_check=True)
+    rows = np.arange(-len(table.scales), len(table.scales))  # all of them, from the end as well
+    (y,) = session(model).run(None, {"rows": rows})
+    assert y.dtype == np.float32
+    assert worst_row(table, rows, y) < FLOAT_BUDGET
+    assert worst_row(table, rows, 1.02 * y) > FLOAT_BUDGET
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3), (2, 0), (0, 2), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize("rows_type", [np.int32, np.int64])
+def test_rows_of_any_shape_and_type(shape: tuple[int, ...], opset: int, rows_type: type) -> None:
+    table = LAYERS["few codewords"]
+    rows = np.random.default_rng(0).integers(-33, 33, shape).astype(rows_type)
+    model = lookup_model_of(
+        table,
+        opset=opset,
+        rows_shape=[None for _ in shape],
+        rows_type=helper.np_dtype_to_tensor_dtype(np.dtype(rows_type)),
+    )
+    (y,) = session(model).run(None, {"rows": rows})
+    assert worst_row(table, rows, y) < FLOAT_BUDGET
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_reference_implementation_agrees_on_rows(name: str) -> None:
+    table = LAYERS[name]
+    rows = np.array([[0, 9], [3, -1]])
+    model = lookup_model_of(table, opset=18, rows_shape=[2, 2])
+    (y,) = onnx.reference.ReferenceEvaluator(model).run(None, {"rows": rows})
+    assert worst_row(table, rows, y) < FLOAT_BUDGET
+
+
+@settings(max_examples=40, deadline=None)
+@given(layers(st.integers(2, 256)), st.sampled_from([9, 10, 11, 12, 13, 18]), st.data())
+def test_any_table(table: PQLayer, opset: int, data: st.DataObject) -> None:
+    size = len(table.scales)
+    rows = np.array(data.draw(st.lists(st.integers(-size, size - 1), max_size=5)), np.int64)
+    (y,) = session(lookup_model_of(table, opset=opset)).run(None, {"rows": rows})
+    assert worst_row(table, rows, y) < FLOAT_BUDGET
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("excess", [0, 1, 1000])
+def test_a_row_that_there_is_not_is_an_error(name: str, excess: int) -> None:
+    table = LAYERS[name]
+    size = len(table.scales)
+    opened = session(lookup_model_of(table))
+    for row in (size + excess, -size - 1 - excess):
+        with pytest.raises(ort_errors.InvalidArgument, match="out of"):
+            opened.run(None, {"rows": np.array([0, row])})
+
+
+def test_a_table_is_not_decoded_at_load(tmp_path: Path) -> None:
+    """Memory holds the codes and what is looked up, not the table."""
+    table = random_layer(0, 5000, 64, d=4, codewords=256, groups=1)
+    session(lookup_model_of(table), tmp_path / "optimized.onnx")
+    assert (tmp_path / "optimized.onnx").stat().st_size < 1.1 * sum(
+        array.nbytes for array in table.constants().values()
+    )
+
+
+def test_an_old_opset_is_refused_for_tables() -> None:
+    with pytest.raises(ModelError, match="uses opset 8; the function body of onnxpq::PQGather needs opset 9 or newer"):
+        pq_gather_function(8)

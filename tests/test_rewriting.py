@@ -128,7 +128,7 @@ class TestFind:
         assert [s.reason for s in skipped] == [
             "The weight 'w' is used by node 'emb' (Gather) too, which is left as it is: the weight would stay "
             "in the file.",
-            "Gather 'emb': its constant 'w' is looked up by index, as an embedding is, not multiplied.",
+            "It is a table that is looked up, as an embedding is. --tables takes it.",
         ]
 
     def test_excluding_one_of_two_users_of_a_weight_leaves_both(self):

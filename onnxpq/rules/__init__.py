@@ -10,11 +10,19 @@ import onnx_ir as ir
 from onnxpq.rules.base import Context, Rule
 from onnxpq.rules.batched import BatchedMatMulRule
 from onnxpq.rules.conv1x1 import Conv1x1Rule
+from onnxpq.rules.gather import GatherRule
 from onnxpq.rules.gemm import GemmRule
 from onnxpq.rules.left import LeftMatMulRule
 from onnxpq.rules.matmul import MatMulRule
 
-RULES: Final[tuple[Rule, ...]] = (GemmRule(), MatMulRule(), LeftMatMulRule(), BatchedMatMulRule(), Conv1x1Rule())
+RULES: Final[tuple[Rule, ...]] = (
+    GemmRule(),
+    MatMulRule(),
+    LeftMatMulRule(),
+    BatchedMatMulRule(),
+    Conv1x1Rule(),
+    GatherRule(),
+)
 """In the order in which they are asked; the first that matches decides. No node is the pattern of two."""
 
 

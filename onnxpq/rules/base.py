@@ -1,7 +1,8 @@
 """What every rewrite rule is: match, check, rewrite; and what every rewrite keeps.
 
 A rule is asked three questions. `match`: is this node my pattern? `check`: which layer is it, or why is it left as it
-is? `rewrite`: put `onnxpq::PQMatMul` in its place. `Rule.apply` calls the last one and enforces its contract.
+is? `rewrite`: put `onnxpq::PQMatMul` (for a table `onnxpq::PQGather`) in its place. `Rule.apply` calls the last one and
+enforces its contract.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from onnxpq.errors import VerificationError
 from onnxpq.layers import Layer, Skipped
-from onnxpq.opschema import DOMAIN, OP_TYPE
+from onnxpq.opschema import DOMAIN, OP_TYPES
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.rules.context import Context
 from onnxpq.rules.editor import Editor
@@ -35,16 +36,16 @@ class Rule(ABC):
 
     @abstractmethod
     def rewrite(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
-        """Puts a `PQMatMul` in the node's place; the pattern's output keeps its name.
+        """Puts an operator of ours in the node's place; the pattern's output keeps its name.
 
-        The `PQMatMul` is named `layer.node`; of several, each is named so with a suffix after a dot.
+        It is named `layer.node`; of several, each is named so with a suffix after a dot.
         """
 
     def apply(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
         """Rewrites, and checks that the rule kept its promises.
 
         Raises:
-            VerificationError: the rule changed the graph's interface, left the node, or put no `PQMatMul` in its place.
+            VerificationError: the rule changed the graph's interface, left the node, or put none of ours in its place.
         """
         graph = editor.graph
         before = interface(graph)
@@ -61,11 +62,11 @@ class Rule(ABC):
                 f"The rule {name} left node '{layer.node}' ({layer.op_type}) in the graph. This is a defect of the "
                 "rule."
             )
-        names = [n.name or "" for n in graph if (n.domain, n.op_type) == (DOMAIN, OP_TYPE)]
+        names = [n.name or "" for n in graph if n.domain == DOMAIN and n.op_type in OP_TYPES]
         if not any(name == layer.node or name.startswith(f"{layer.node}.") for name in names):
             raise VerificationError(
-                f"The rule {name} removed node '{layer.node}' and put no {OP_TYPE} of that name in its place. This is "
-                "a defect of the rule."
+                f"The rule {name} removed node '{layer.node}' and put no operator of '{DOMAIN}' of that name in its "
+                "place. This is a defect of the rule."
             )
 
 

@@ -7,9 +7,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq.constants import values_of
-from onnxpq.function_body import CAST_LIKE_OPSET, node_attributes
+from onnxpq.function_body import CAST_LIKE_OPSET, lookup_attributes, node_attributes
 from onnxpq.layers import Layer
-from onnxpq.opschema import DOMAIN, OP_TYPE
+from onnxpq.opschema import DOMAIN, LOOKUP_OP_TYPE, OP_TYPE, OP_TYPES
 from onnxpq.pq.packing import pack_codes
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.rules.weights import ConstantBias
@@ -112,6 +112,23 @@ class Editor:
             return [product]
         return [*before, product, self.cast(product.outputs[0], dtype, f"{layer.node}.cast")]
 
+    def lookup(self, layer: Layer, rows: ir.Value, tensor: PQTensor, *, dtype: ir.DataType) -> list[ir.Node]:
+        """Nodes, not yet in the graph, of which the last one gives ``W[rows]`` in the element type `dtype`.
+
+        Args:
+            layer: gives the name of the PQGather and of its constants.
+            rows: integers [...].
+            tensor: W, [out, in].
+            dtype: PQGather gives float32; for other types it is cast.
+        """
+        attributes = lookup_attributes(tensor.in_features, tensor.codewords)
+        inputs = [rows, *self._constants(layer.weight, tensor, 1.0)]
+        lookup = ir.Node(DOMAIN, LOOKUP_OP_TYPE, inputs, attributes, name=layer.node)
+        lookup.outputs[0].name = self.unique(f"{layer.node}.output")
+        if dtype == ir.DataType.FLOAT:
+            return [lookup]
+        return [lookup, self.cast(lookup.outputs[0], dtype, f"{layer.node}.cast")]
+
     def cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
         """A Cast to an element type."""
         return self.node("Cast", [value], name, [ir.AttrInt64("to", int(dtype))])
@@ -145,15 +162,15 @@ class Editor:
     def replace(self, old: Sequence[ir.Node], new: Sequence[ir.Node]) -> None:
         """Puts the nodes `new` in the place of `old`, a chain in which only the last node's output is used elsewhere.
 
-        The last new node's output takes over the name, the type and the uses of the last old one's. The PQMatMul among
-        the new nodes takes over the first old node's documentation and metadata.
+        The last new node's output takes over the name, the type and the uses of the last old one's. Our operator
+        among the new nodes takes over the first old node's documentation and metadata.
         """
         old_value, new_value = old[-1].outputs[0], new[-1].outputs[0]
         new_value.doc_string = old_value.doc_string
         new_value.metadata_props.update(old_value.metadata_props)
         new_value.meta.update(old_value.meta)
         for node in new:
-            if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+            if node.domain == DOMAIN and node.op_type in OP_TYPES:
                 node.doc_string = old[0].doc_string
                 node.metadata_props.update(old[0].metadata_props)
         ir.convenience.replace_nodes_and_values(self.graph, old[-1], old, new, [old_value], [new_value])

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxpq.constants import FLOATS
 from onnxpq.layers import Skipped
-from onnxpq.opschema import DOMAIN, INPUTS, OP_TYPE
+from onnxpq.opschema import CODES, DOMAIN, OP_TYPES
 from onnxpq.rules.context import Context, Origin
 from onnxpq.rules.weights import QUANTIZED
 
@@ -19,7 +19,7 @@ _WEIGHT_TYPES = FLOATS | QUANTIZED
 _REASONS = {
     "Conv": "its constant '{name}' is a convolution kernel; only fully-connected layers are compressed",
     "ConvTranspose": "its constant '{name}' is a convolution kernel; only fully-connected layers are compressed",
-    "Gather": "its constant '{name}' is looked up by index, as an embedding is, not multiplied",
+    "Gather": "its constant '{name}' is looked up by index and is no matrix; only rows of a matrix are compressed",
     "LSTM": "its constant '{name}' is the weight of a recurrent layer, which is not supported yet",
     "GRU": "its constant '{name}' is the weight of a recurrent layer, which is not supported yet",
     "RNN": "its constant '{name}' is the weight of a recurrent layer, which is not supported yet",
@@ -30,9 +30,10 @@ _OTHER = "its constant '{name}' is not the weight of a fully-connected layer tha
 def explain(node: ir.Node, context: Context, model: ir.Model) -> Skipped | None:
     """Why a node that no rule matches keeps its large constant; None where it has none."""
     label = context.labels[node]
-    if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
-        codes = node.inputs[INPUTS.index("codes")]
-        return Skipped(label, OP_TYPE, codes.name if codes else None, f"{OP_TYPE} '{label}' is compressed already.")
+    if node.domain == DOMAIN and node.op_type in OP_TYPES:
+        codes = node.inputs[CODES]
+        reason = f"{node.op_type} '{label}' is compressed already."
+        return Skipped(label, node.op_type, codes.name if codes else None, reason)
     origin = _large_constant(node, context)
     if origin is None:
         return None

@@ -76,10 +76,10 @@ def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def check_rewrite(
-    model: ir.Model, inputs: Mapping[str, np.ndarray], *, conv1x1: bool = False
+    model: ir.Model, inputs: Mapping[str, np.ndarray], *, conv1x1: bool = False, tables: bool = False
 ) -> tuple[list[Layer], ir.Model]:
     """Rewrites all layers, compares all outputs, and returns what was rewritten."""
-    layers, _ = find(model, min_weights=0, conv1x1=conv1x1)
+    layers, _ = find(model, min_weights=0, conv1x1=conv1x1, tables=tables)
     assert layers
     tensors = {layer.weight: quantized(layer, seed=number) for number, layer in enumerate(layers)}
     rewritten = rewrite(model, layers, tensors)

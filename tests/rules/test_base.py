@@ -45,7 +45,7 @@ class AddsAnInput(MatMulRule):
     ("rule", "sentence"),
     [
         (LeavesTheNode(), r"The rule LeavesTheNode left node 'fc' \(MatMul\) in the graph\. This is a defect"),
-        (PutsNothingInItsPlace(), r"removed node 'fc' and put no PQMatMul of that name in its place"),
+        (PutsNothingInItsPlace(), r"removed node 'fc' and put no operator of 'onnxpq' of that name in its place"),
         (RenamesTheOutput(), r"changed the inputs or outputs of the graph when it rewrote node 'fc'.*renamed"),
         (ChangesTheShape(), r"changed the inputs or outputs of the graph.*\[1,2,3\].*expected"),
         (AddsAnInput(), r"changed the inputs or outputs of the graph.*more"),

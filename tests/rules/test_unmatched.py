@@ -25,10 +25,11 @@ def test_large_constants_are_explained(body, shape, reason):
     assert reasons(model)["n"].startswith(reason)
 
 
-def test_embeddings_are_explained():
-    model = parse("(int64[N] i) => (float[N,64] y) { [n] y = Gather(w, i) }", initializer("w", 64, 64))
+def test_lookups_of_what_is_no_matrix_are_explained():
+    model = parse("(int64[N] i) => (float[N,8,8] y) { [n] y = Gather(w, i) }", initializer("w", 64, 8, 8))
     assert reasons(model) == {
-        "n": "Gather 'n': its constant 'w' is looked up by index, as an embedding is, not multiplied."
+        "n": "Gather 'n': its constant 'w' is looked up by index and is no matrix; only rows of a matrix are "
+        "compressed."
     }
 
 
@@ -65,8 +66,8 @@ def test_nodes_in_subgraphs_are_explained():
         >
     }"""
     assert {name: reason[:60] for name, reason in reasons(parse(text, initializer("w", 64, 64))).items()} == {
-        "inner": "Gather 'inner': its constant 'w' is looked up by index, as a",
-        "deep": "Gather 'deep': its constant 'w' is looked up by index, as an",
+        "inner": "It is a table that is looked up, as an embedding is. --table",
+        "deep": "The weight 'w' reaches the node through Neg, which computes ",
     }
 
 

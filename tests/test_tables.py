@@ -1,0 +1,199 @@
+"""Tables that are looked up, from the whole run's point of view: what takes them, what is trained beside them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tiny_models import CLASSES, FEATURES, HIDDEN, IR_VERSION, OPSET, initializer
+
+import onnxpq
+from onnxpq import calibration, importing, modelio, pipeline, quantization, rewriting, runtime, training
+from onnxpq.config import Config, LayerConfig, TargetConfig, TrainingConfig
+from onnxpq.data import Dataset
+from onnxpq.errors import TargetError
+from onnxpq.layers import tables
+from onnxpq.pq.layout import Layout
+
+WORDS, LENGTH, SAMPLES = 600, 5, 200
+QUICK = TrainingConfig(steps=60, batch_size=32)
+PLAIN = TrainingConfig(steps=0)
+
+
+def text_model(*, tied: bool = False, by_length: bool = False) -> onnx.ModelProto:
+    """``ids [N, 5] -> table -> mean -> fc1 -> relu -> fc2``.
+
+    Args:
+        tied: scores of words by the table's transpose instead.
+        by_length: what comes out of fc1 is multiplied by a row of another table, which the number of words chooses.
+    """
+    nodes = [
+        helper.make_node("Gather", ["words", "ids"], ["vectors"], name="table"),
+        helper.make_node("ReduceMean", ["vectors"], ["mean"], name="mean", axes=[1], keepdims=0),
+    ]
+    rng = np.random.default_rng(0)
+    # In a space of 12 dimensions: of words that were never seen, too, something can be learned.
+    words = rng.standard_normal((WORDS, 12)) @ rng.standard_normal((12, FEATURES)) / 3
+    weights = [numpy_helper.from_array(words.astype(np.float32), "words")]
+    if tied:
+        nodes += [
+            helper.make_node("Transpose", ["words"], ["turned"], name="turn", perm=[1, 0]),
+            helper.make_node("MatMul", ["mean", "turned"], ["y"], name="head"),
+        ]
+    else:
+        nodes.append(helper.make_node("Gemm", ["mean", "W1"], ["h"], name="fc1", transB=1))
+        if by_length:
+            nodes += [
+                helper.make_node("Shape", ["ids"], ["sizes"], name="sizes"),
+                helper.make_node("Gather", ["sizes", "second"], ["length"], name="length"),
+                helper.make_node("Gather", ["factors", "length"], ["factor"], name="factors"),
+                helper.make_node("Mul", ["h", "factor"], ["scaled"], name="scaled"),
+            ]
+            weights += [
+                initializer("factors", 32, HIDDEN, seed=4),
+                numpy_helper.from_array(np.array(1), "second"),
+            ]
+        nodes += [
+            helper.make_node("Relu", ["scaled" if by_length else "h"], ["a"], name="act"),
+            helper.make_node("Gemm", ["a", "W2"], ["y"], name="fc2", transB=1),
+        ]
+        weights += [
+            initializer("W1", HIDDEN, FEATURES, seed=1),
+            initializer("W2", CLASSES, HIDDEN, seed=2),
+        ]
+    graph = helper.make_graph(
+        nodes,
+        "text",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", LENGTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", WORDS if tied else CLASSES])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def texts(count: int = SAMPLES, seed: int = 3) -> dict[str, np.ndarray]:
+    return {"ids": np.random.default_rng(seed).integers(0, WORDS, (count, LENGTH))}
+
+
+def ways(report: onnxpq.Report) -> dict[str, str]:
+    return {layer.node: layer.training.partition(":")[0] for layer in report.layers}
+
+
+def test_what_is_looked_up_is_compressed_and_the_layers_are_trained_beside_it() -> None:
+    result = onnxpq.compress(text_model(), texts(), config=Config(tables=True, training=QUICK))
+    report = result.report
+    assert ways(report) == {"table": "not trained", "fc1": "end to end", "fc2": "end to end"}
+    assert {node.op_type for node in result.model.graph} >= {"PQGather", "PQMatMul"}
+    assert "words" not in result.model.graph.initializers
+    assert report.ratio > 4
+    assert not report.notes, "that a table has no inputs to look at is not worth a note"
+
+
+@pytest.mark.parametrize("by_length", [False, True], ids=["before the layers", "between them too"])
+def test_the_layers_learn_to_do_with_what_is_left_of_the_table(by_length: bool) -> None:
+    # Where what is looked up does not depend on the samples, the lookup is part of what is trained.
+    model = text_model(by_length=by_length)
+    nearly_exact = LayerConfig("fc*", sub_vector=1, codewords=256)
+    config = Config(tables=True, training=QUICK, layer=(nearly_exact,))
+    found = onnxpq.compress(model, texts(1000), config=config).report.training
+    assert found is not None
+    assert found.best < 0.8 * found.quantized
+    assert abs(found.before) < 1e-3 * found.quantized, "the original is the one with its own tables"
+    kept = onnxpq.compress(model, texts(1000), config=replace(config, tables=False)).report.training
+    assert kept is not None
+    assert kept.quantized < 0.05 * found.quantized, "that was the table's error, not the layers'"
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        ({}, False),
+        ({"tables": True}, True),
+        ({"target": TargetConfig(ratio=4)}, True),
+        ({"target": TargetConfig(size=60_000)}, True),
+        ({"target": TargetConfig(fc_ratio=4)}, False),
+        ({"target": TargetConfig(fc_ratio=4), "tables": True}, True),
+        ({"target": TargetConfig(max_drop=0.9)}, True),
+    ],
+    ids=["no target", "asked for", "ratio", "size", "fc_ratio", "fc_ratio, asked for", "max_drop"],
+)
+def test_a_target_for_the_file_takes_them(settings: dict, taken: bool) -> None:
+    report = onnxpq.compress(text_model(), texts(), config=Config(training=PLAIN, **settings)).report
+    assert ("table" in {layer.node for layer in report.layers}) == taken
+    reasons = {entry.node: entry.reason for entry in report.skipped}
+    assert reasons == ({} if taken else {"table": rewriting.TABLE_REASON})
+
+
+def test_a_file_that_is_out_of_reach_without_them() -> None:
+    config = Config(training=PLAIN, target=TargetConfig(ratio=4), tables=False)
+    with pytest.raises(TargetError, match=r"Out of reach: a file at least 4 times smaller\..*--tables"):
+        onnxpq.compress(text_model(), texts(), config=config)
+
+
+def test_without_data_too() -> None:
+    report = onnxpq.compress(text_model(), config=Config(target=TargetConfig(ratio=4))).report
+    assert {layer.node for layer in report.layers} == {"table", "fc1", "fc2"}
+    assert report.ratio >= 4
+
+
+def test_nothing_but_a_table() -> None:
+    model = text_model()
+    del model.graph.node[2:]
+    del model.graph.initializer[1:]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["N", FEATURES]))
+    report = onnxpq.compress(model, texts(), config=Config(tables=True, training=QUICK)).report
+    assert [layer.training for layer in report.layers] == [pipeline.LOOKED_UP]
+    assert report.training is None
+
+
+def test_a_table_that_a_layer_multiplies_by_is_trained_with_it() -> None:
+    result = onnxpq.compress(text_model(tied=True), texts(), config=Config(tables=True, training=QUICK))
+    assert ways(result.report) == {"table": "end to end", "head": "end to end"}
+    codes = [node.inputs[2] for node in result.model.graph if node.domain == "onnxpq"]
+    assert codes[0] is codes[1], "stored once"
+    assert [layer.bytes_after > 0 for layer in result.report.layers] == [True, False], "and counted once"
+
+
+def test_statistics_are_those_of_what_is_multiplied() -> None:
+    for tied in (False, True):
+        model = modelio.load(text_model(tied=tied))
+        layers, _ = rewriting.find(model, tables=True)
+        found = dict(calibration.collect(importing.normalise(model), layers, Dataset(texts()), seed=0))
+        assert set(found) == ({"words"} if tied else {"W1", "W2"})
+        assert not any(isinstance(entry, str) for entry in found.values())
+
+
+def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
+    model = modelio.load(text_model())
+    normal = importing.normalise(model)
+    layers, _ = rewriting.find(model, tables=True)
+    (name,) = tables(layers)
+    table = next(layer for layer in layers if layer.weight == name)
+    matrix = quantization.weight(normal, table)
+    quantized = quantization.quantize(matrix, Layout(WORDS, FEATURES, 8, 16, 1), seed=0)
+    stored = quantization.constant_of(normal, table, quantized)
+    assert 0.3 < np.linalg.norm(stored - matrix.numpy()) / np.linalg.norm(matrix.numpy()) < 0.95
+    with_stored = rewriting.update_initializers(normal, {name: stored})
+    job = training.Job(
+        with_stored,
+        [layer for layer in layers if layer is not table],
+        "y",
+        Dataset(texts()),
+        Config(training=QUICK),
+        tmp_path,
+        (),
+        lambda _: None,
+        tables={name: quantized},
+        original=normal,
+    )
+    samples = training.prepare(job).samples
+    assert samples is not None
+    taught, learned = samples[0].teacher, samples[0].inputs
+    expected = runtime.run(runtime.session(model, use_library=False), texts())["y"]
+    np.testing.assert_allclose(taught, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    (start,) = learned.values()
+    vectors = stored[texts()["ids"]]
+    begins = vectors if start.ndim == 3 else vectors.mean(1)
+    np.testing.assert_allclose(start, begins, rtol=1e-4, atol=1e-5)
