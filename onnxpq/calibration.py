@@ -24,6 +24,9 @@ Array: TypeAlias = NDArray[Any]
 MAX_ROWS: Final = 2**15
 """Rows of a layer's inputs that are looked at; `benchmarks/quantizer.py --rows` tells what fewer cost."""
 
+MAX_LOOKUPS: Final = 2**20
+"""Rows of a table that are counted."""
+
 BATCH: Final = 32
 """Samples per run, where the model leaves that open: a few, as all that a run computes is in memory at once."""
 
@@ -155,6 +158,50 @@ def collect(
             yield weight, UNSEEN.format(weight=weight)
 
 
+def lookups(
+    model: ir.Model, layers: Sequence[Layer], data: Dataset, *, seed: int, libraries: runtime.Libraries = ()
+) -> dict[str, NDArray[np.int64]]:
+    """How often the samples look each row of a table up: [out] for each weight that is only looked up, by name.
+
+    Args:
+        model: the normalised model.
+        layers: its layers. A table that a subgraph looks up is left out: a run of the model does not tell which rows.
+        data: the samples; of them at random as many as look up `MAX_LOOKUPS` rows of each table.
+        seed: of the choice of samples.
+        libraries: custom-operator libraries that the model needs.
+    """
+    sizes = {layer.weight: layer.out_features for layer in layers if layer.weight in tables(layers)}
+    sources = {weight: _row_numbers(model, weight) for weight in sizes}
+    found = {weight: np.zeros(sizes[weight], np.int64) for weight, names in sources.items() if names}
+    wanted = {name for weight in found for name in sources[weight]}
+    if not found:
+        return {}
+    for values in _values(model, wanted, data, np.random.default_rng(seed), libraries):
+        for weight, size in sizes.items():
+            for name in sources[weight]:
+                rows = values[name].reshape(-1).astype(np.int64)
+                found[weight] += np.bincount(np.where(rows < 0, rows + size, rows), minlength=size)
+        if all(counts.sum() >= MAX_LOOKUPS for counts in found.values()):
+            break
+    return found
+
+
+def _row_numbers(model: ir.Model, weight: str) -> tuple[str, ...]:
+    """The values that say which rows are looked up, empty where any of them is not to be had from a run."""
+    found: list[str] = []
+    values = [model.graph.initializers[weight]]
+    for value in values:
+        for node, _ in value.uses():
+            rows = node.inputs[1] if node.op_type == "Gather" else None
+            if node.op_type in _VIEWS and node.domain == "":
+                values.extend(node.outputs)
+            elif rows is None or node.graph is not model.graph or rows.is_initializer():
+                return ()
+            else:
+                found.append(rows.name or "")
+    return tuple(dict.fromkeys(found))
+
+
 def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:
     """The values that a weight is multiplied with, empty where any of them cannot be told."""
     found: dict[str, None] = {}
@@ -242,7 +289,9 @@ def _values(
         index = order[start : start + size]
         values = compute(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
         # What fills up a fixed batch does not count, where a value tells its samples apart.
-        yield {name: values[name][: len(index)] if fixed == len(values[name]) else values[name] for name in wanted}
+        yield {
+            name: values[name][: len(index)] if values[name].shape[:1] == (fixed,) else values[name] for name in wanted
+        }
 
 
 def _batch_size(one: Mapping[str, Array], wanted: Iterable[str]) -> int:

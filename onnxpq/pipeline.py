@@ -393,13 +393,15 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
     seed, tick = run.config.seed, run.ticker("clustering")
     found: Iterable[tuple[str, InputStatistics | str | None]] = ((weight, None) for weight in of_weight)
     pieces = {weight: _piece(run, normal, layer, layouts[weight], train) for weight, layer in of_weight.items()}
-    looked_up = sorted(tables(layers))
+    counts: Mapping[str, NDArray[np.int64]] = {}
     with run.stage("clustering"):
         loaded = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
         quantized = {weight: part for weight, part in loaded.items() if part is not None}
         if train is not None:
+            if not tables(layers) <= quantized.keys():
+                counts = calibration.lookups(normal, layers, train, seed=seed, libraries=run.libraries)
             found = itertools.chain(
-                ((weight, None) for weight in looked_up),
+                ((weight, None) for weight in sorted(tables(layers))),
                 calibration.collect(
                     normal,
                     layers,
@@ -416,7 +418,9 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
             if weight not in quantized:
                 matrix = quantization.weight(normal, of_weight[weight])
                 known = None if isinstance(statistics, str) else statistics
-                quantized[weight] = quantization.quantize(matrix, layouts[weight], seed=seed, statistics=known)
+                quantized[weight] = quantization.quantize(
+                    matrix, layouts[weight], seed=seed, statistics=known, lookups=counts.get(weight)
+                )
                 checkpoints.save_quantized(pieces[weight], quantized[weight])
             if tick is not None:
                 tick(len(quantized), len(of_weight))

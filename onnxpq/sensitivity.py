@@ -63,6 +63,7 @@ class Curve:
         sizes: bytes of each in the file.
         errors: relative squared error of the layer's outputs (without data: of the weight) with each.
         influence: relative squared error of the model's output per unit of the layer's error; 1 without data.
+        gain: by what factor training is expected to lower what the layer brings into the output.
     """
 
     weight: str
@@ -70,11 +71,17 @@ class Curve:
     sizes: tuple[int, ...]
     errors: tuple[float, ...]
     influence: float
+    gain: float = 1.0
 
     @property
     def costs(self) -> tuple[float, ...]:
-        """What each layout brings into the model's output."""
+        """What each layout brings into the model's output, without training."""
         return tuple(self.influence * error for error in self.errors)
+
+    @property
+    def final_costs(self) -> tuple[float, ...]:
+        """What it is expected to bring in after training."""
+        return tuple(cost / self.gain for cost in self.costs)
 
 
 def curve(matrix: Tensor, family: Sequence[Layout], statistics: InputStatistics | None, *, seed: int) -> list[float]:
@@ -121,11 +128,21 @@ def measure(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatisti
     return errors
 
 
-def approximate(matrix: Tensor, layout: Layout, moment: Tensor | None, *, seed: int) -> Tensor:
-    """A matrix [out, in] as a layout gives it back, by one pass of the quantizer; `moment` is H [in, in] or None."""
+def approximate(
+    matrix: Tensor, layout: Layout, moment: Tensor | None, *, importance: Tensor | None = None, seed: int
+) -> Tensor:
+    """A matrix [out, in] as a layout gives it back, by one pass of the quantizer.
+
+    Args:
+        matrix: the weight.
+        layout: how it is cut.
+        moment: H [in, in] of a layer's inputs, or None.
+        importance: where that is None, what the error of each row counts, [out].
+        seed: of k-means.
+    """
     generator = torch.Generator().manual_seed(seed)
     if moment is None:
-        return codec.decode(*codec.encode(matrix, layout, generator=generator), layout)
+        return codec.decode(*codec.encode(matrix, layout, importance=importance, generator=generator), layout)
     return codec.decode(*calibrated.encode(matrix, layout, moment, generator=generator, rounds=0), layout)
 
 
@@ -206,7 +223,12 @@ class Influence:
 
 
 def influence(
-    probe: Influence, layer: Layer, matrix: Tensor, measured: Curve, statistics: InputStatistics | None
+    probe: Influence,
+    layer: Layer,
+    matrix: Tensor,
+    measured: Curve,
+    statistics: InputStatistics | None,
+    importance: Tensor | None = None,
 ) -> float:
     """The relative squared error of the model's output per unit of a layer's, from one layout of its curve.
 
@@ -216,10 +238,11 @@ def influence(
         matrix: its weight [out, in].
         measured: its curve.
         statistics: of its inputs, as for the curve.
+        importance: of its rows, as for `approximate`.
     """
     at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, TINY)) - np.log(PROBE))))
     moment = None if statistics is None else torch.from_numpy(statistics.regularized())
-    replaced = approximate(matrix, measured.layouts[at], moment, seed=0)
+    replaced = approximate(matrix, measured.layouts[at], moment, importance=importance, seed=0)
     error = _size(matrix - replaced, moment) / max(_size(matrix, moment), 1e-30)
     return probe.error(layer, replaced) / max(error, TINY)
 

@@ -2,12 +2,13 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxpq import allocation, calibration, modelio, quantization, rewriting, runtime, scoring, sensitivity, targets
 from onnxpq.config import Config
@@ -180,13 +181,22 @@ def _curves(case: Case) -> list[Curve]:
         order = np.random.default_rng(config.seed).permutation(len(case.subject.train))
         some = case.subject.train.take(np.sort(order[: sensitivity.PROBED_SAMPLES]))
         probe = Influence(case.subject.normal, free, case.subject.output, some, libraries=case.libraries)
+    lookups = _lookups(case, free)
     measured: dict[str, Curve] = {}
     for layer, statistics in _statistics(case, free):
         if layer.weight not in measured:
-            measured[layer.weight] = _curve(case, layer, statistics, probe)
+            measured[layer.weight] = _curve(case, layer, statistics, probe, lookups.get(layer.weight))
             if case.progress is not None:
                 case.progress(len(measured), len({layer.weight for layer in free}))
     return curves + sensitivity.filled(list(measured.values()))
+
+
+def _lookups(case: Case, layers: Sequence[Layer]) -> dict[str, NDArray[np.int64]]:
+    if case.subject.train is None:
+        return {}
+    return calibration.lookups(
+        case.subject.normal, layers, case.subject.train, seed=case.config.seed, libraries=case.libraries
+    )
 
 
 def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, InputStatistics | None]]:
@@ -206,7 +216,13 @@ def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, In
         yield of_weight[weight], None if isinstance(found, str) else found
 
 
-def _curve(case: Case, layer: Layer, statistics: InputStatistics | None, probe: Influence | None) -> Curve:
+def _curve(
+    case: Case,
+    layer: Layer,
+    statistics: InputStatistics | None,
+    probe: Influence | None,
+    lookups: NDArray[np.int64] | None,
+) -> Curve:
     config = case.config
     most = MAX_NIBBLE_CODEWORDS if config.pq.fast else config.target.max_codewords
     matrix = quantization.weight(case.subject.normal, layer)
@@ -219,8 +235,10 @@ def _curve(case: Case, layer: Layer, statistics: InputStatistics | None, probe: 
     curve = Curve(layer.weight, tuple(layouts), sizes, tuple(errors), 1.0)
     if probe is None:
         return curve
-    influence = sensitivity.influence(probe, layer, matrix, curve, statistics)
-    return Curve(curve.weight, curve.layouts, curve.sizes, curve.errors, influence)
+    importance = None if lookups is None else quantization.importance_of(lookups)
+    influence = sensitivity.influence(probe, layer, matrix, curve, statistics, importance)
+    is_trained = not case.config.training.is_off and layer.weight not in tables(case.subject.layers)
+    return replace(curve, influence=influence, gain=targets.TRAINING_GAIN if is_trained else 1.0)
 
 
 def _bytes(case: Case, weight: str, layout: Layout) -> int:

@@ -28,7 +28,8 @@ SCANS: Final = 4
 """Models that are made and judged without training before the first one is trained; without training, twice as many."""
 
 TRAINING_GAIN: Final = 4.0
-"""By what factor training is expected to lower the squared error of the output; sets where the search begins."""
+"""By what factor training is expected to lower the squared error that a layer brings into the output. It sets where the
+search for a drop begins, and how bytes are shared between layers and tables, which are not trained."""
 
 AIM: Final = 0.7
 """Share of the allowed drop that the next trial aims at."""
@@ -49,11 +50,13 @@ class Plan:
         layouts: by weight name.
         layer_bytes: of all layers.
         cost: squared relative error of the output that is expected without training.
+        final_cost: likewise after it.
     """
 
     layouts: Layouts
     layer_bytes: int
     cost: float
+    final_cost: float
 
 
 class Planner:
@@ -67,7 +70,7 @@ class Planner:
             weigh: bytes of the file with given layouts.
         """
         self._curves = curves
-        self._frontier = Frontier([(curve.sizes, curve.costs) for curve in curves])
+        self._frontier = Frontier([(curve.sizes, curve.final_costs) for curve in curves])
         self._weigh = weigh
         self.smallest, self.largest = self._plan(0), self._plan(len(self._frontier.bytes) - 1)
         self.overhead = weigh(self.smallest.layouts) - self.smallest.layer_bytes
@@ -93,7 +96,7 @@ class Planner:
         return None
 
     def with_cost(self, cost: float) -> Plan:
-        """The fewest bytes that cost at most so much; the largest choice where none does."""
+        """The fewest bytes that cost at most so much in the end; the largest choice where none does."""
         state = int(np.searchsorted(-self._frontier.costs, -cost))
         return self._plan(min(state, len(self._frontier.costs) - 1))
 
@@ -107,7 +110,8 @@ class Planner:
     def _plan(self, state: int) -> Plan:
         options = self._frontier.choice(state)
         layouts = {curve.weight: curve.layouts[i] for curve, i in zip(self._curves, options, strict=True)}
-        return Plan(layouts, int(self._frontier.bytes[state]), float(self._frontier.costs[state]))
+        cost = sum(curve.costs[i] for curve, i in zip(self._curves, options, strict=True))
+        return Plan(layouts, int(self._frontier.bytes[state]), cost, float(self._frontier.costs[state]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +279,7 @@ class _Hunt(Generic[Made]):
         """Train models, beginning below the smallest that did without training, whose place they take."""
         self.low = float(self.planner.smallest.layer_bytes) / CLOSE
         safe = self._high()
-        plan = self.planner.with_cost(TRAINING_GAIN * safe.cost)
+        plan = self.planner.with_cost(safe.cost)
         trained = False
         for left in range(self.target.attempts - 1, -1, -1):
             # The last one is where product quantization alone did.
@@ -313,7 +317,7 @@ class _Hunt(Generic[Made]):
         if middle is None or self.last is None or self.target.max_drop is None:
             return None
         factor = (AIM * self.target.max_drop / max(self.last.cautious, 1e-6)) ** (1 / SLOPE)
-        guess = self.planner.with_cost(plan.cost * min(16.0, max(1 / 16, factor)))
+        guess = self.planner.with_cost(plan.final_cost * min(16.0, max(1 / 16, factor)))
         inside = CLOSE * self.low < guess.layer_bytes < self._high().layer_bytes / CLOSE
         return guess if inside else middle
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +12,13 @@ from tiny_models import CLASSES, FEATURES, HIDDEN, IR_VERSION, OPSET, initialize
 
 import onnxpq
 from onnxpq import calibration, importing, modelio, pipeline, quantization, rewriting, runtime, training
-from onnxpq.config import Config, LayerConfig, TargetConfig, TrainingConfig
+from onnxpq.config import Config, LayerConfig, PQConfig, TargetConfig, TrainingConfig
 from onnxpq.data import Dataset
 from onnxpq.errors import TargetError
 from onnxpq.layers import tables
 from onnxpq.pq.layout import Layout
+from onnxpq.pq.packing import unpack_codes
+from onnxpq.pq.reference import decode
 
 WORDS, LENGTH, SAMPLES = 600, 5, 200
 QUICK = TrainingConfig(steps=60, batch_size=32)
@@ -197,3 +200,58 @@ def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
     vectors = stored[texts()["ids"]]
     begins = vectors if start.ndim == 3 else vectors.mean(1)
     np.testing.assert_allclose(start, begins, rtol=1e-4, atol=1e-5)
+
+
+def counted(model: onnx.ModelProto, data: dict[str, np.ndarray], **settings: Any) -> dict[str, np.ndarray]:
+    loaded = modelio.load(model)
+    layers, _ = rewriting.find(loaded, tables=True)
+    return calibration.lookups(importing.normalise(loaded), layers, Dataset(data), seed=0, **settings)
+
+
+def test_what_is_looked_up_is_counted() -> None:
+    ids = np.array([[0, 1, 1, 2, -1], [5, 1, 0, -WORDS, 7]])
+    found = counted(text_model(by_length=True), {"ids": ids})
+    expected = np.zeros(WORDS, int)
+    expected[[0, 1, 2, 5, 7, WORDS - 1]] = [3, 3, 1, 1, 1, 1]
+    np.testing.assert_array_equal(found["words"], expected)
+    np.testing.assert_array_equal(np.flatnonzero(found["factors"]), [LENGTH])
+    assert not counted(text_model(tied=True), {"ids": ids}), "a layer's weight has the inputs of the layer instead"
+
+
+def test_enough_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MAX_LOOKUPS", 100)
+    (found,) = counted(text_model(), texts(1000)).values()
+    assert 100 <= found.sum() < 100 + calibration.BATCH * LENGTH
+
+
+def test_rows_in_use_are_stored_more_exactly() -> None:
+    """Against the same without data; the mean of all rows loses little by it."""
+    ids = np.random.default_rng(0).integers(0, 60, (400, LENGTH))  # a tenth of the words
+
+    def errors(data: dict[str, np.ndarray] | None) -> tuple[float, float]:
+        config = Config(tables=True, training=PLAIN, pq=PQConfig(sub_vector=4))
+        result = onnxpq.compress(text_model(), data, config=config)
+        decoded = looked_up_rows(result.model)
+        exact = numpy_helper.to_array(text_model().graph.initializer[0])
+        missed = np.square(decoded - exact).sum(1)
+        return missed[:60].mean(), missed.mean()
+
+    with_data, without = errors({"ids": ids}), errors(None)
+    assert with_data[0] < 0.9 * without[0]
+    assert with_data[1] < 1.2 * without[1]
+
+
+def looked_up_rows(model: Any) -> np.ndarray:
+    values = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    codebooks = values["words.codebooks"]
+    codes = unpack_codes(values["words.codes"], WORDS, 1, codebooks.shape[3])
+    return decode(codebooks, codes, values["words.scales"], FEATURES)
+
+
+def test_no_row_counts_for_nothing_and_none_for_all() -> None:
+    counts = np.array([0, 0, 0, 10, 10**9] + [0] * 995)
+    importance = quantization.importance_of(counts).numpy()
+    assert importance.min() == quantization.LEAST_IMPORTANT
+    assert importance.max() == quantization.MOST_IMPORTANT
+    np.testing.assert_allclose(quantization.importance_of(np.full(7, 3)), 1 + quantization.LEAST_IMPORTANT)
+    np.testing.assert_allclose(quantization.importance_of(np.zeros(7, int)), quantization.LEAST_IMPORTANT)

@@ -26,10 +26,10 @@ def layout(size: int) -> Layout:
     return Layout(1, size, 1, 16, 1)
 
 
-def curve(name: str, influence: float = 1.0) -> Curve:
+def curve(name: str, influence: float = 1.0, gain: float = 1.0) -> Curve:
     """A weight whose error falls with the square of its bytes."""
     errors = tuple((SIZES[0] / size) ** 2 for size in SIZES)
-    return Curve(name, tuple(map(layout, SIZES)), SIZES, errors, influence)
+    return Curve(name, tuple(map(layout, SIZES)), SIZES, errors, influence, gain)
 
 
 def layer_bytes(layouts: Layouts) -> int:
@@ -41,8 +41,8 @@ def weigh(layouts: Layouts) -> int:
     return OVERHEAD + layer_bytes(layouts) + sum(len(str(entry.in_features)) - 3 for entry in layouts.values())
 
 
-def planner(*influences: float) -> Planner:
-    return Planner([curve(f"W{i}", influence) for i, influence in enumerate(influences or (0.01, 0.01))], weigh)
+def planner(*influences: float, gain: float = 1.0) -> Planner:
+    return Planner([curve(f"W{i}", influence, gain) for i, influence in enumerate(influences or (0.01, 0.01))], weigh)
 
 
 # The planner
@@ -54,6 +54,16 @@ def test_bytes_go_where_the_influence_is() -> None:
     assert {name: entry.in_features for name, entry in plan.layouts.items()} == {"W0": 3200, "W1": 200}
     assert plan.layer_bytes == 3400
     assert plan.cost == pytest.approx(0.5 / 32**2 + 0.001 / 4)
+
+
+def test_bytes_go_where_training_does_not_help() -> None:
+    alike = Planner([curve("W0"), curve("W1")], weigh).within_layers(1000)
+    unlike = Planner([curve("W0"), curve("W1", gain=64.0)], weigh).within_layers(1000)
+    assert alike is not None
+    assert unlike is not None
+    assert {name: entry.in_features for name, entry in unlike.layouts.items()} == {"W0": 800, "W1": 200}
+    assert alike.cost < unlike.cost == pytest.approx(1 / 64 + 1 / 4), "which is what it is without training"
+    assert unlike.final_cost == pytest.approx(1 / 64 + 1 / 4 / 64)
 
 
 @given(st.integers(1, 9000))
@@ -143,7 +153,7 @@ def run(
     target: TargetConfig, drop: Callable[[int, bool], float], *, trains: bool = True, error: float = 0.0
 ) -> tuple[Found[tuple[int, bool]], list[tuple[int, bool]]]:
     """Search where layers of so many bytes lose ``drop(bytes, trained)``, with so large a standard error."""
-    plans, made = planner(), []
+    plans, made = planner(gain=targets.TRAINING_GAIN if trains else 1.0), []
 
     def make(layouts: Layouts, trained: bool) -> tuple[int, bool]:
         made.append((layer_bytes(layouts), trained))

@@ -80,7 +80,12 @@ def row_weights(scales: Tensor) -> Tensor:
 
 
 def encode(
-    matrix: Tensor, layout: Layout, *, iterations: int = kmeans.DEFAULT_ITERATIONS, generator: torch.Generator
+    matrix: Tensor,
+    layout: Layout,
+    *,
+    importance: Tensor | None = None,
+    iterations: int = kmeans.DEFAULT_ITERATIONS,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Product-quantize a matrix: rows scaled to unit root mean square, then k-means in each codebook's points.
 
@@ -90,6 +95,7 @@ def encode(
     Args:
         matrix: [out, in] float32.
         layout: how to cut it.
+        importance: what the squared error of each row counts, [out]; default: all the same.
         iterations: limit of Lloyd steps.
         generator: source of randomness.
 
@@ -97,7 +103,9 @@ def encode(
         Codebooks [G, K, d] float32, codes [out, M] int64, scales [out] float32.
     """
     scales = row_scales(matrix)
-    codebooks, codes = cluster(matrix, scales, layout, iterations=iterations, generator=generator)
+    codebooks, codes = cluster(
+        matrix, scales, layout, importance=importance, iterations=iterations, generator=generator
+    )
     return codebooks, codes, _fitted_scales(matrix, codebooks, codes, layout, scales)
 
 
@@ -107,6 +115,7 @@ def cluster(
     layout: Layout,
     *,
     positions: Tensor | None = None,
+    importance: Tensor | None = None,
     iterations: int = kmeans.DEFAULT_ITERATIONS,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
@@ -117,6 +126,7 @@ def cluster(
         scales: of its rows, [out].
         layout: how to cut it.
         positions: what an error counts at each position, [M]; default: the same everywhere.
+        importance: what it counts in each row, [out]; likewise.
         iterations: limit of Lloyd steps.
         generator: source of randomness.
 
@@ -124,11 +134,12 @@ def cluster(
         Codebooks [G, K, d], codes [out, M] int64.
     """
     centroids, index = [], []
+    rows = row_weights(scales) if importance is None else row_weights(scales) * importance
     # Some codebooks at a time: all points together would take as much memory as the matrix itself.
     step = max(1, _POINT_ELEMENTS // (layout.per_group * matrix.shape[0] * layout.sub_vector))
     for start in range(0, layout.groups, step):
         some = slice(start, start + step)
-        weights = point_weights(row_weights(scales), layout, some, positions=positions)
+        weights = point_weights(rows, layout, some, positions=positions)
         points = split(matrix, layout, some).reshape(-1, layout.out_features, layout.sub_vector)
         points = (points / scales.unsqueeze(1)).reshape(*weights.shape, layout.sub_vector)
         found = kmeans.kmeans(points, layout.codewords, weights=weights, iterations=iterations, generator=generator)
