@@ -96,6 +96,30 @@ def test_convolutions_of_one_point_are_taken_where_asked_for(folder: Path, capsy
     assert "160 x 96" in capsys.readouterr().out
 
 
+def test_tables_are_taken_where_asked_for_or_where_the_file_is_to_be_small(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(folder / "table.onnx", FORMS["Gather (embedding)"].model())
+
+    def is_taken(command: str, *flags: str) -> bool:
+        assert cli.main([command, "table.onnx", *flags]) in (0, 1)
+        text = "".join(capsys.readouterr())
+        assert ("It is a table that is looked up" in text) != ("160 x 96" in text)
+        return "160 x 96" in text
+
+    assert not is_taken("inspect")
+    assert is_taken("inspect", "--tables")
+    save = ("-o", "o.onnx")
+    assert not is_taken("compress", *save)
+    assert is_taken("compress", *save, "--tables")
+    assert is_taken("compress", *save, "--ratio", "4")
+    assert not is_taken("compress", *save, "--fc-ratio", "4")
+    assert not is_taken("compress", *save, "--ratio", "4", "--no-tables")
+    (folder / "c.toml").write_text("tables = true\n")
+    assert is_taken("inspect", "--config", "c.toml")
+    assert not is_taken("inspect", "--config", "c.toml", "--no-tables")
+
+
 def test_flags_win_over_the_file_of_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "c.toml").write_text('min_weights = 2000\n[pq]\ncodewords = 4\nsub_vector = 2\ncodebooks = "layer"\n')
     assert cli.main(["inspect", "m.onnx", "--config", "c.toml", "--sub-vector", "4"]) == 0
