@@ -125,11 +125,12 @@ def collect(
     Raises:
         DataError: an input of a layer holds NaN or infinity; or the data lack an input of the model.
     """
-    passed_over = tables(layers)
-    features = {layer.weight: layer.in_features for layer in layers if layer.weight not in passed_over}
+    only_looked_up = tables(layers)
+    multiplied = [layer for layer in layers if layer.weight not in only_looked_up]
+    features = {layer.weight: layer.in_features for layer in multiplied}
     sources = {weight: _inputs(model, weight) for weight in features}
     exposed = subgraphs.expose(model, [name for names in sources.values() for name in names])
-    inner = {layer.weight: layer.in_features for layer in layers if layer.place}
+    inner = {layer.weight: layer.in_features for layer in multiplied if layer.place}
     outer = {weight: size for weight, size in features.items() if weight not in inner}
     look = partial(_one_pass, exposed, data, seed, libraries)
     for weights in (*_passes(outer, sources), *_passes(inner, sources)):
@@ -170,7 +171,8 @@ def lookups(
         seed: of the choice of samples.
         libraries: custom-operator libraries that the model needs.
     """
-    sizes = {layer.weight: layer.out_features for layer in layers if layer.weight in tables(layers)}
+    only_looked_up = tables(layers)
+    sizes = {layer.weight: layer.out_features for layer in layers if layer.weight in only_looked_up}
     sources = {weight: _row_numbers(model, weight) for weight in sizes}
     found = {weight: np.zeros(sizes[weight], np.int64) for weight, names in sources.items() if names}
     wanted = {name for weight in found for name in sources[weight]}

@@ -255,3 +255,31 @@ def test_no_row_counts_for_nothing_and_none_for_all() -> None:
     assert importance.max() == quantization.MOST_IMPORTANT
     np.testing.assert_allclose(quantization.importance_of(np.full(7, 3)), 1 + quantization.LEAST_IMPORTANT)
     np.testing.assert_allclose(quantization.importance_of(np.zeros(7, int)), quantization.LEAST_IMPORTANT)
+
+
+IN_BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>
+branches (int64[N,4] ids) => (float[N,4,6] y) {
+    zero = Constant<value = int64 {0}>()
+    sum = ReduceSum<keepdims = 0>(ids)
+    condition = Greater(sum, zero)
+    y = If(condition) <
+        then_branch = one () => (float[N,4,6] p) { [first] h = Gather(v, ids) [fc1] p = MatMul(h, w) },
+        else_branch = two () => (float[N,4,6] q) { [second] k = Gather(u, ids) [fc2] q = MatMul(k, w) }
+    >
+}"""
+
+
+@pytest.mark.parametrize("target", [None, 5.0])
+def test_tables_in_branches(target: float | None) -> None:
+    model = onnx.parser.parse_model(IN_BRANCHES)
+    for seed, (name, *shape) in enumerate((("u", 300, 48), ("v", 300, 48), ("w", 48, 6))):
+        model.graph.initializer.append(initializer(name, *shape, seed=seed))
+    config = Config(tables=True, target=TargetConfig(ratio=target), training=replace(QUICK, steps=20), min_weights=100)
+    report = onnxpq.compress(model, {"ids": texts()["ids"][:60, :4] % 300}, config=config).report
+    assert ways(report) == {
+        "first": "not trained",
+        "fc1": "end to end",
+        "second": "not trained",
+        "fc2": "end to end",
+    }
+    assert report.ratio > 5
