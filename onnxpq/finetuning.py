@@ -15,7 +15,7 @@ never runs out of new ones. What was measured of each choice: benchmarks/README.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -333,30 +333,40 @@ class _Trainer:
             phase: of the training.
             features: weight of the error of the layers' outputs.
         """
-        inputs, taught, teacher, labels = batch
         kept = self.features if features > 0 else ()
-        other, share = None, 1.0
-        if self.settings.mixup > 0 and all(value.is_floating_point() for value in inputs.values()):
-            share = float(self.random.beta(self.settings.mixup, self.settings.mixup))
-            other = torch.from_numpy(self.random.permutation(len(teacher)))
-            inputs, taught = (_mixed(values, share, other) for values in (inputs, taught))
-        original: dict[str, Tensor] = {}
-        if other is not None or kept:
-            with torch.no_grad():
-                original = self.problem.network(taught, weights=self.originals, keep=kept)
-            teacher = original[self.problem.output]
-        found = self.problem.network(inputs, weights=self.student.weights(phase), keep=kept)
-        loss = self.objective(found[self.problem.output], teacher, labels)
-        if other is not None and labels is not None:
-            loss = share * loss + (1 - share) * self.objective(found[self.problem.output], teacher, labels[other])
+        mixture = self._mixture(batch, self.random)
+        original = self._original(mixture, kept) if mixture.is_mixed or kept else {}
+        teacher = original.get(self.problem.output, batch.teacher)
+        found = self.problem.network(mixture.batch.inputs, weights=self.student.weights(phase), keep=kept)
+        loss = mixture.loss(self.objective, found[self.problem.output], teacher)
         value = loss.detach()
         for name in kept:
             loss = loss + features / len(kept) * objectives.relative_error(found[name], original[name])
         return loss, value
 
+    def _mixture(self, batch: Batch, random: np.random.Generator) -> "_Mixture":
+        """Samples mixed in pairs where that is asked for and their inputs are numbers, else as they are."""
+        if self.settings.mixup == 0 or not all(value.is_floating_point() for value in batch.inputs.values()):
+            return _Mixture(batch)
+        share = float(random.beta(self.settings.mixup, self.settings.mixup))
+        other = torch.from_numpy(random.permutation(len(batch.teacher)))
+        inputs, taught = (_mixed(values, share, other) for values in (batch.inputs, batch.taught))
+        return _Mixture(batch._replace(inputs=inputs, taught=taught), share, other)
+
+    @torch.no_grad()
+    def _original(self, mixture: "_Mixture", kept: Collection[str] = ()) -> dict[str, Tensor]:
+        """What the original makes of samples, with the values `kept`."""
+        found: dict[str, Tensor] = self.problem.network(mixture.batch.taught, weights=self.originals, keep=kept)
+        return found
+
     @torch.no_grad()
     def validate(self, samples: Samples, *, original: bool = False) -> float:
-        """Mean loss of the quantized network, or of the original."""
+        """Mean loss of the quantized network, or of the original.
+
+        Where labels count it is that of mixtures, the same ones each time: a network that was trained on these very
+        samples has them by heart, so that on them as they are no other one is as good, and nothing that training finds
+        would be kept (`docs/evaluation.md`).
+        """
         weights = self.originals if original else self.student.weights(TUNED)
         size = self.problem.fixed_batch or VALIDATION_BATCHES * self.schedule.batch
         total = 0.0
@@ -365,10 +375,42 @@ class _Trainer:
             count = len(index)
             if self.problem.fixed_batch is not None:
                 index = np.pad(index, (0, size - count), mode="edge")
-            inputs, taught, teacher, labels = samples.batch(index)
-            scores = self.problem.network(taught if original else inputs, weights=weights)[self.problem.output][:count]
-            total += count * float(self.objective(scores, teacher[:count], None if labels is None else labels[:count]))
+            batch = samples.batch(index)
+            has_labels = self.objective.supervised is not None and batch.labels is not None
+            mixture = self._mixture(batch, np.random.default_rng(start)) if has_labels else _Mixture(batch)
+            teacher = self._original(mixture)[self.problem.output] if mixture.is_mixed else batch.teacher
+            inputs = mixture.batch.taught if original else mixture.batch.inputs
+            scores = self.problem.network(inputs, weights=weights)[self.problem.output]
+            total += count * float(mixture.loss(self.objective, scores, teacher, count))
         return total / len(samples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mixture:
+    """Samples, of which each may be mixed with another one (mixup).
+
+    Attributes:
+        batch: the samples, with mixed inputs.
+        share: of each sample's own.
+        other: the samples that they are mixed with; None where they are as they were.
+    """
+
+    batch: Batch
+    share: float = 1.0
+    other: Tensor | None = None
+
+    @property
+    def is_mixed(self) -> bool:
+        return self.other is not None
+
+    def loss(self, objective: Objective, scores: Tensor, teacher: Tensor, count: int | None = None) -> Tensor:
+        """Of the first `count` samples; labels count in proportion."""
+        labels = self.batch.labels
+        loss = objective(scores[:count], teacher[:count], None if labels is None else labels[:count])
+        if self.other is None or labels is None:
+            return loss
+        others = objective(scores[:count], teacher[:count], labels[self.other][:count])
+        return self.share * loss + (1 - self.share) * others
 
 
 def _mixed(values: Inputs, share: float, other: Tensor) -> Inputs:

@@ -1,5 +1,6 @@
 """Fine-tuning on a small problem whose answer is known: a network that must be told classes apart."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -7,13 +8,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from onnxpq import allocation, finetuning, importing, quantization
+from onnxpq import allocation, finetuning, importing, objectives, quantization
 from onnxpq.config import DEFAULT_ALPHA, PQConfig, TrainingConfig
 from onnxpq.errors import DataError, TrainingError
 from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
 from onnxpq.network import Network
 from onnxpq.pq.quantized import Quantized
+from onnxpq.schedule import Schedule
 from onnxpq.student import Student
 from onnxpq.workspace import Piece
 
@@ -189,3 +191,69 @@ def test_labels_of_mixtures_are_trained_on(network: Network, data: tuple[Samples
     wrong = tuple(Samples(part.inputs, part.teacher, shifted, part.rows) for part in data)
     tuned = tune(network, wrong, distillation=0.0, learning_rate=1e-2)
     assert tuned.best < 0.6 * tuned.before
+
+
+def trainer_of(
+    network: Network, data: tuple[Samples, Samples], loss: str = "auto", fixed_batch: int | None = None
+) -> finetuning._Trainer:
+    settings = TrainingConfig(loss=loss, batch_size=25)
+    problem = Problem(network, LAYERS, "scores", VECTORS, fixed_batch)
+    objective = objectives.choose(settings, data[0].teacher, data[0].labels)
+    trainer = finetuning._Trainer(problem, Student(network, LAYERS, start(network), VECTORS), objective, settings, 0)
+    trainer.schedule = Schedule(batch=25, steps=10, round=5, regularized=5)
+    return trainer
+
+
+@pytest.mark.parametrize("fixed_batch", [None, 60])
+def test_where_labels_count_states_are_compared_by_mixtures(
+    network: Network, data: tuple[Samples, Samples], fixed_batch: int | None
+) -> None:
+    trainer, validation = trainer_of(network, data, fixed_batch=fixed_batch), data[1]
+    state = str(trainer.random.bit_generator.state)
+    found = trainer.validate(validation, original=True)
+    assert found == trainer.validate(validation, original=True), "the same mixtures each time"
+    assert str(trainer.random.bit_generator.state) == state, "and other ones than training draws"
+    total = 0.0
+    for first in range(0, len(validation), fixed_batch or len(validation)):
+        index = validation.rows[first : first + (fixed_batch or len(validation))]
+        count = len(index)
+        index = np.pad(index, (0, (fixed_batch or count) - count), mode="edge")
+        random = np.random.default_rng(first)
+        share, other = random.beta(1.0, 1.0), random.permutation(len(index))
+        x, labels = validation.inputs["x"][index], torch.from_numpy(validation.labels[index])
+        mixed = torch.from_numpy((share * x + (1 - share) * x[other]).astype(np.float32))
+        with torch.no_grad():
+            scores = network({"x": mixed})["scores"][:count]
+        own, others = (float(trainer.objective(scores, scores, part[:count])) for part in (labels, labels[other]))
+        total += count * (share * own + (1 - share) * others)
+    assert found == pytest.approx(total / len(validation), rel=1e-5)
+
+
+def test_without_labels_they_are_compared_by_the_samples_as_they_are(
+    network: Network, data: tuple[Samples, Samples]
+) -> None:
+    found = trainer_of(network, data, "distillation").validate(data[1], original=True)
+    assert found == pytest.approx(0, abs=1e-6)
+
+
+def test_what_a_network_learned_that_knows_its_samples_by_heart_is_kept(
+    network: Network, data: tuple[Samples, Samples]
+) -> None:
+    """Nothing is as good as the original on samples of which it gets every one right, with certainty."""
+    certain = copy.deepcopy(network)
+    with torch.no_grad():
+        certain.parameter("w2").mul_(30)
+        scores = certain({"x": torch.from_numpy(data[0].inputs["x"])})["scores"].numpy()
+    parts = tuple(Samples(part.inputs, scores, part.labels, part.rows) for part in data)
+    exact = {
+        layer.weight: quantization.quantize(
+            quantization.matrix_of(certain.parameter(layer.weight).detach().numpy(), layer),
+            allocation.layout_of(layer, PQConfig(sub_vector=1, codewords=256)),
+            seed=0,
+        )
+        for layer in LAYERS
+    }
+    settings = TrainingConfig(epochs=30, batch_size=64)
+    tuned = finetuning.finetune(Problem(certain, LAYERS, "scores", VECTORS), exact, parts, settings, seed=0)
+    assert tuned.best < 0.9 * tuned.start
+    assert not torch.equal(tuned.quantized["w2"].codebooks, exact["w2"].codebooks)
