@@ -208,7 +208,9 @@ def finetune(
         course.finished = True
         courses.save(piece, trainer.live(), student.kept)
     epochs = tuple(course.epochs)
-    return Finetuned(*student.kept, objective.describe, course.before, course.start, course.best, schedule, epochs)
+    mixed = trainer.compares_mixtures(validation.batch(np.arange(1)))
+    describe = objective.describe + (", of samples mixed in pairs" if mixed else "")
+    return Finetuned(*student.kept, describe, course.before, course.start, course.best, schedule, epochs)
 
 
 class _Trainer:
@@ -344,9 +346,16 @@ class _Trainer:
             loss = loss + features / len(kept) * objectives.relative_error(found[name], original[name])
         return loss, value
 
+    def _can_mix(self, batch: Batch) -> bool:
+        return self.settings.mixup > 0 and all(value.is_floating_point() for value in batch.inputs.values())
+
+    def compares_mixtures(self, batch: Batch) -> bool:
+        """Whether states are compared by mixtures of such samples: see `validate`."""
+        return self.objective.supervised is not None and batch.labels is not None and self._can_mix(batch)
+
     def _mixture(self, batch: Batch, random: np.random.Generator) -> "_Mixture":
         """Samples mixed in pairs where that is asked for and their inputs are numbers, else as they are."""
-        if self.settings.mixup == 0 or not all(value.is_floating_point() for value in batch.inputs.values()):
+        if not self._can_mix(batch):
             return _Mixture(batch)
         share = float(random.beta(self.settings.mixup, self.settings.mixup))
         other = torch.from_numpy(random.permutation(len(batch.teacher)))
@@ -376,8 +385,8 @@ class _Trainer:
             if self.problem.fixed_batch is not None:
                 index = np.pad(index, (0, size - count), mode="edge")
             batch = samples.batch(index)
-            has_labels = self.objective.supervised is not None and batch.labels is not None
-            mixture = self._mixture(batch, np.random.default_rng(start)) if has_labels else _Mixture(batch)
+            mixes = self.compares_mixtures(batch)
+            mixture = self._mixture(batch, np.random.default_rng(start)) if mixes else _Mixture(batch)
             teacher = self._original(mixture)[self.problem.output] if mixture.is_mixed else batch.teacher
             inputs = mixture.batch.taught if original else mixture.batch.inputs
             scores = self.problem.network(inputs, weights=weights)[self.problem.output]

@@ -256,4 +256,5 @@ def test_what_a_network_learned_that_knows_its_samples_by_heart_is_kept(
     settings = TrainingConfig(epochs=30, batch_size=64)
     tuned = finetuning.finetune(Problem(certain, LAYERS, "scores", VECTORS), exact, parts, settings, seed=0)
     assert tuned.best < 0.9 * tuned.start
+    assert tuned.describe.endswith(", of samples mixed in pairs")
     assert not torch.equal(tuned.quantized["w2"].codebooks, exact["w2"].codebooks)
