@@ -92,7 +92,6 @@ _CODEWORDS: Final = f"""
     codewords_last = Transpose <perm = [0, 1, 3, 2]> (codebooks_float)
     codewords = Flatten <axis = 3> (codewords_last)
     in_features = Constant <value: tensor = @{ATTR_IN_FEATURES}> ()
-    {_RANGE}_of_in_features
     scales_float = Cast <to = {_FLOAT}> (scales)
     stage_ones = ConstantOfShape <value = float[1] {{1}}> (stages)
 """
@@ -122,6 +121,7 @@ _BODY: Final = f"""
     by_stage_shape = Concat <axis = 0> (zero, stages, flat)
     by_stage = Reshape (pieces, by_stage_shape)
     padded_weight = MatMul (stage_ones, by_stage)
+    {_RANGE}_of_in_features
     weight = Gather <axis = 1> (padded_weight, range_of_in_features)
     weight_in_out = Transpose <perm = [1, 0]> (weight)
     scaled_weight = Mul (weight_in_out, scales_float)
@@ -279,7 +279,7 @@ def _crop(opset: int) -> str:
     """
     if opset >= 10:
         return "unscaled = Slice (padded, zero, in_features, flat)"
-    return "unscaled = Gather <axis = -1> (padded, range_of_in_features)"
+    return f"{_RANGE}_of_in_features\n    unscaled = Gather <axis = -1> (padded, range_of_in_features)"
 
 
 def _range(size: str, opset: int) -> str:

@@ -121,7 +121,7 @@ def prepare(job: Job) -> Prepared:
         teacher = capture(teaching.suffix, [job.output], taught or given)[job.output]
     except UnalignedError as error:
         # The few samples fitted together, all of them do not: texts of many lengths, for one.
-        weights = dict.fromkeys((layer.weight for layer in plan.part.layers), str(error))
+        weights = dict.fromkeys(_weights(plan.part), str(error))
         return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
     rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
     learn, choose = (Samples(given, teacher, job.data.labels, part, taught) for part in rows)
