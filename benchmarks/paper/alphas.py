@@ -15,7 +15,7 @@ from benchmarks.paper.tuning import TUNED_STEPS, Student
 NAME: Final = "alphas"
 NETWORK: Final = "mnist_mlp"
 FACTOR: Final = 16.0
-TRIED: Final = (1.0, 10.0, 100.0, 1000.0)
+TRIED: Final = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 STEPS: Final = TUNED_STEPS // 8
 
 

@@ -15,7 +15,7 @@ from benchmarks.paper.tuning import Student
 NAME: Final = "rates"
 NETWORK: Final = "mnist_mlp"
 FACTOR: Final = 32.0
-TRIED: Final = (1e-3, 3e-3, 1e-2, 3e-2)
+TRIED: Final = (3e-3, 1e-2, 3e-2, 1e-1)
 STEPS: Final = 500
 
 

@@ -182,9 +182,7 @@ def options(threads: int) -> object:
     return made
 
 
-def batch(task: Task, index: NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, the original's scores and labels of some training images."""
+def batch(task: Task, index: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+    """Features and labels of some training images, in the order in which they are stored."""
     rows = np.sort(index)
-    parts = (task.features[rows], task.teacher[rows], task.train[1][rows])
-    features, teacher, labels = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
-    return features, teacher, labels
+    return torch.from_numpy(task.features[rows]), torch.from_numpy(task.train[1][rows])

@@ -1,7 +1,8 @@
 """Training of a network whose layers are in some form: the comparators' share of what onnxpq does.
 
 The loss (labels and distillation, as onnxpq's default), mixtures of samples, batch, optimizer, schedule and the choice
-of the best epoch by held-out images are onnxpq's own, so that what differs between methods is what they store.
+of the best epoch by mixtures of held-out images are onnxpq's own, so that what differs between methods is what they
+store.
 """
 
 import math
@@ -117,8 +118,8 @@ def tune(
         rate: peak learning rate of the forms' parameters.
         seed: of the order and the mixing of the samples.
         term: is added to the loss.
-        keep_best: end at the epoch with the lowest loss on the held-out images (or where it began), not at the last
-            one.
+        keep_best: end at the epoch with the lowest loss on mixtures of held-out images (or where it began), not at the
+            last one.
     """
     if steps == 0:
         return
@@ -165,16 +166,8 @@ class _Trainer:
         factor = min(1.0, (step + 1) / max(1.0, WARM_UP * self.steps)) * 0.5 * (1 + math.cos(math.pi * done))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        task = self.student.task
-        features, _, labels = batch(task, index)
-        share = float(self.random.beta(MIXUP, MIXUP))
-        other = torch.from_numpy(self.random.permutation(len(labels)))
-        mixed = share * features + (1 - share) * features[other]
-        with torch.no_grad():
-            teacher = task.head({task.feature: mixed})[task.output]
-        scores = self.student.scores(mixed)
-        loss = share * self.objective(scores, teacher, labels)
-        loss = loss + (1 - share) * self.objective(scores, teacher, labels[other])
+        mixture = _mixture(self.student.task, index, self.random)
+        loss = mixture.loss(self.objective, self.student.scores(mixture.features))
         if self.term is not None:
             loss = loss + self.term(done)
         self.optimizer.zero_grad()
@@ -182,12 +175,43 @@ class _Trainer:
         self.optimizer.step()
 
     def validate(self) -> float:
-        """Mean loss on the held-out images."""
+        """Mean loss on mixtures of the held-out images."""
         return _mean_loss(self.student, self.objective)
 
 
+@dataclass(frozen=True, eq=False)
+class _Mixture:
+    """Images mixed in pairs (mixup).
+
+    Attributes:
+        features: [N, ...], mixed.
+        teacher: [N, classes], the original's scores for them.
+        labels: [N] of the images, and of those that they are mixed with.
+        share: of each image's own.
+    """
+
+    features: Tensor
+    teacher: Tensor
+    labels: tuple[Tensor, Tensor]
+    share: float
+
+    def loss(self, objective: Objective, scores: Tensor) -> Tensor:
+        own, other = (objective(scores, self.teacher, labels) for labels in self.labels)
+        return self.share * own + (1 - self.share) * other
+
+
+def _mixture(task: Task, index: np.ndarray, random: np.random.Generator) -> _Mixture:
+    features, labels = batch(task, index)
+    share = float(random.beta(MIXUP, MIXUP))
+    other = torch.from_numpy(random.permutation(len(labels)))
+    mixed = share * features + (1 - share) * features[other]
+    with torch.no_grad():
+        teacher = task.head({task.feature: mixed})[task.output]
+    return _Mixture(mixed, teacher, (labels, labels[other]), share)
+
+
 def held_out_loss(student: Student) -> float:
-    """Mean loss of a student on the held-out images."""
+    """Mean loss of a student on mixtures of the held-out images."""
     return _mean_loss(student, _objective(student.task))
 
 
@@ -198,8 +222,10 @@ def _objective(task: Task) -> Objective:
 
 @torch.no_grad()
 def _mean_loss(student: Student, objective: Objective) -> float:
+    # The same mixtures each time. The networks know these images by heart, and on them as they are nothing is as good
+    # as the original (`onnxpq.finetuning` compares states likewise).
     rows, total = student.task.rows[1], 0.0
-    for part in np.array_split(rows, max(1, len(rows) // 1024)):
-        features, teacher, labels = batch(student.task, part)
-        total += len(part) * float(objective(student.scores(features), teacher, labels))
+    for number, part in enumerate(np.array_split(rows, max(1, len(rows) // 1024))):
+        mixture = _mixture(student.task, part, np.random.default_rng(number))
+        total += len(part) * float(mixture.loss(objective, student.scores(mixture.features)))
     return total / len(rows)

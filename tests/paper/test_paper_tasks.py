@@ -23,10 +23,10 @@ def test_matrix_is_out_by_in(task):
 
 
 def test_head_gives_the_files_scores(task):
-    features, teacher, labels = tasks.batch(task, np.array([3, 1]))
+    features, labels = tasks.batch(task, np.array([3, 1]))
     with torch.no_grad():
         scores = task.head({task.feature: features})[task.output]
-    torch.testing.assert_close(scores, teacher, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores, torch.from_numpy(task.teacher[[1, 3]]), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(labels.numpy(), task.train[1][[1, 3]])
 
 

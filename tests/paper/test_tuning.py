@@ -17,7 +17,8 @@ def test_student_has_the_forms_and_the_biases(task):
     student = student_of(task)
     assert set(student.weights()) == {"w0", "b0", "b1"}
     plain = tuning.Student.of(task, {"w0": forms.Dense(task.matrix(task.layers[0]))})
-    features, teacher, _ = tuning.batch(task, np.arange(9))
+    features, _ = tuning.batch(task, np.arange(9))
+    teacher = torch.from_numpy(task.teacher[:9])
     torch.testing.assert_close(plain.scores(features).detach(), teacher, rtol=1e-4, atol=1e-4)
 
 
@@ -31,6 +32,22 @@ def test_tuning_lowers_the_held_out_loss_and_repeats(task):
         losses.append(trainer.validate())
         assert losses[-1] < 0.9 * before
     assert losses[0] == losses[1]
+
+
+def test_states_are_compared_by_mixtures_of_the_held_out_images(task):
+    student, rows = student_of(task), task.rows[1]
+    objective = tuning._objective(task)
+    features, labels = tuning.batch(task, rows)
+    random = np.random.default_rng(0)
+    share, other = float(random.beta(1.0, 1.0)), random.permutation(len(rows))
+    assert 0.02 < share < 0.98, "the mixture is one"
+    mixed = share * features + (1 - share) * features[other]
+    with torch.no_grad():
+        scores, teacher = student.scores(mixed), task.head({task.feature: mixed})[task.output]
+        own, others = objective(scores, teacher, labels), objective(scores, teacher, labels[other])
+    wanted = share * float(own) + (1 - share) * float(others)
+    assert tuning.held_out_loss(student) == pytest.approx(wanted, rel=1e-5)
+    assert tuning.held_out_loss(student) == tuning.held_out_loss(student)
 
 
 def test_no_steps_change_nothing(task):
