@@ -7,7 +7,8 @@ The weight lies beside the model (external data) or in it (embedded). Each form 
 which has made and run a small session before, so that what onnxruntime itself takes is not counted. The figures are the
 growth of the process as the system counts it (/proc/self/smaps_rollup), in MB of a million bytes. Anonymous memory is
 what was allocated and written; the rest of the resident memory are pages of files, which the system can drop and
-share: with "two processes" another one runs the same file meanwhile.
+share: with "two processes" another one runs the same file meanwhile. "Stock" is the function body on onnxruntime's own
+operators, "unfolded" the same without constant folding.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from onnxpq import modelio  # noqa: E402
 
 SIZE = 8192
 SMALL = 64
-FORMS = ("external", "external, two processes", "embedded")
+FORMS = ("external", "external, two processes", "embedded", "embedded, stock", "embedded, stock, unfolded")
 MEGABYTE = 1e6
 
 Memory = dict[str, float]
@@ -58,22 +59,22 @@ def write_model(path: Path, size: int, *, external: bool) -> None:
     modelio.save(ir.from_proto(model_of(random_layer(0, size, size))), path, external_data=external)
 
 
-def session_of(path: Path) -> onnxruntime.InferenceSession:
-    """With the operator library, one thread."""
+def session_of(path: Path, form: str) -> onnxruntime.InferenceSession:
+    """With what the form says, one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxpq.session(path, options=options)
+    return onnxpq.session(path, options=options, use_library="stock" not in form, fold_constants="unfolded" not in form)
 
 
-def grown(folder: Path, size: int) -> dict[str, Memory]:
+def grown(folder: Path, size: int, form: str) -> dict[str, Memory]:
     """Growth of this process by a session of `folder`'s large model: once it is made, and once it has run."""
-    small = session_of(folder / "small.onnx")
+    small = session_of(folder / "small.onnx", form)
     small.run(None, {"X": normal_rows(0, 1, SMALL)})
     x = normal_rows(0, 1, size)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory()
-    session = session_of(folder / "large.onnx")
+    session = session_of(folder / "large.onnx", form)
     made = memory()
     session.run(None, {"X": x})
     ran = memory()
@@ -93,9 +94,9 @@ def measure(form: str, size: int) -> dict[str, Any]:
         write_model(folder / "large.onnx", size, external=external)
         files = sum(path.stat().st_size for path in folder.glob("large.onnx*")) / MEGABYTE
         if form.endswith("two processes"):
-            other = session_of(folder / "large.onnx")
+            other = session_of(folder / "large.onnx", form)
             other.run(None, {"X": normal_rows(0, 1, size)})
-        command = [sys.executable, __file__, "--size", str(size), "--measure", scratch]
+        command = [sys.executable, __file__, "--size", str(size), "--measure", scratch, "--form", form]
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return {"file": files, **json.loads(result.stdout)}
 
@@ -116,9 +117,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=SIZE, help="inputs and outputs of the layer")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(grown(options.measure, options.size)))
+        print(json.dumps(grown(options.measure, options.size, options.form)))
         return
     results = {form: measure(form, options.size) for form in FORMS}
     print(json.dumps(results) if options.json else table(results))

@@ -112,13 +112,13 @@ class Latency:
         batch: samples per call.
         original: the user's model.
         library: the compressed one on the native operator; None where the library was not built.
-        stock: the compressed one on the function body.
+        stock: the compressed one on the function body; None where the model is large (`verification.FOLDED_BYTES`).
     """
 
     batch: int
     original: float
     library: float | None
-    stock: float
+    stock: float | None
 
 
 @dataclass(frozen=True)
@@ -388,11 +388,14 @@ def _latency(latency: Sequence[Latency]) -> list[str]:
             f"batch {entry.batch}",
             f"{entry.original:.3f}",
             "-" if entry.library is None else f"{entry.library:.3f}",
-            f"{entry.stock:.3f}",
+            "-" if entry.stock is None else f"{entry.stock:.3f}",
         )
         for entry in latency
     ]
-    return [table([head, *rows])] if rows else []
+    lines = [table([head, *rows])] if rows else []
+    if any(entry.stock is None for entry in latency):
+        lines.append("  stock operators were not timed: loading them takes nine times the bytes of the layers")
+    return lines
 
 
 def _bytes(count: int) -> str:

@@ -10,6 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -39,6 +40,10 @@ LIBRARY_MISSING: Final = (
     " onnxruntime's own operators: correct, but at the speed and memory of the uncompressed layers."
 )
 """Said once a process by `session`."""
+
+HANDED_BYTES: Final = 2**23
+"""A model in memory with more bytes of tensors is handed to onnxruntime as a file: from external data it takes 1.1
+bytes for each byte of them, from bytes in memory 3 while it loads and 2.2 as long as the session lives."""
 
 EXTENSIONS_DOMAINS: Final = ("ai.onnx.contrib", "com.microsoft.extensions")
 """Domains of the operators of the package onnxruntime-extensions."""
@@ -81,6 +86,7 @@ def session(
     model: Model,
     *,
     use_library: bool = True,
+    fold_constants: bool = True,
     options: "SessionOptions | None" = None,
     providers: Sequence[Any] | None = None,
     custom_ops_libraries: Libraries = (),
@@ -93,6 +99,8 @@ def session(
         model: a path, the bytes of a file, or a model in memory; external data are found only beside a path and in an
             `onnx_ir.Model`.
         use_library: False runs the model's own function body instead, in onnxruntime's standard operators.
+        fold_constants: False decodes the weights of a function body at each call, and a layer's only while it runs.
+            onnxruntime's constant folding decodes all when it loads, which takes nine times their bytes meanwhile.
         options: the caller's options; the library is added to them. Default: onnxruntime's, but without its warnings.
         providers: execution providers, as onnxruntime takes them; where absent, the CPU.
         custom_ops_libraries: paths of further libraries of operators that the model uses.
@@ -117,15 +125,21 @@ def session(
         _register(ort, options, _existing(library))
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         source = _source(model, Path(scratch))
-        chosen = providers or ["CPUExecutionProvider"]
+        open_session = partial(
+            ort.InferenceSession,
+            source,
+            options,
+            providers=providers or ["CPUExecutionProvider"],
+            disabled_optimizers=None if fold_constants else ["ConstantFolding"],
+        )
         try:
-            return ort.InferenceSession(source, options, providers=chosen)
+            return open_session()
         except _failures(ort) as error:
             failure = error
         try:
             # Only now, so that an ordinary model is not read twice.
             if _uses_extensions(source) and _register(ort, options, _extensions_path()):
-                return ort.InferenceSession(source, options, providers=chosen)
+                return open_session()
         except _failures(ort) as error:
             failure = error
     name = f"'{source}'" if isinstance(source, str) else "given in memory"
@@ -259,13 +273,13 @@ def _extensions_path() -> str:
 
 
 def _source(model: Model, scratch: Path) -> str | bytes:
-    """What onnxruntime loads: a path or bytes. A model in memory that protobuf cannot hold goes by way of a file."""
+    """What onnxruntime loads: a path or bytes. A large model in memory goes by way of a file."""
     if isinstance(model, bytes):
         return model
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
     if isinstance(model, ir.Model):
-        if modelio.tensor_bytes(model) <= modelio.MAX_EMBEDDED_BYTES:
+        if modelio.tensor_bytes(model) <= HANDED_BYTES:
             return modelio.to_bytes(model)
         path = scratch / "model.onnx"
         modelio.save(model, path, external_data=True)

@@ -130,6 +130,14 @@ def test_text_leaves_out_what_is_not_there() -> None:
         assert word not in text
 
 
+def test_stock_operators_that_were_not_timed_are_said_to_be_so() -> None:
+    said = " stock operators were not timed: loading them takes nine times the bytes of the layers"
+    assert said not in squeezed(REPORT).splitlines()
+    text = squeezed(replace(REPORT, verification=replace(VERIFICATION, latency=(Latency(1, 0.5, 0.0625, None),))))
+    assert " batch 1 0.500 0.062 -" in text.splitlines()
+    assert said in text.splitlines()
+
+
 def test_output_of_one_column_has_no_top_1() -> None:
     outputs = (OutputReport("y", 0.5, 0.25, None),)
     text = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs)))

@@ -75,8 +75,9 @@ def test_every_form_of_a_model(tmp_path: Path) -> None:
         np.testing.assert_array_equal(output, outputs[0])
 
 
-def test_model_too_large_for_protobuf_goes_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelio, "MAX_EMBEDDED_BYTES", 100)
+def test_large_model_in_memory_goes_by_way_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "HANDED_BYTES", 100)
+    monkeypatch.setattr(modelio, "to_bytes", None)
     session = runtime.session(ir.from_proto(MODEL), use_library=False)
     expected = runtime.session(MODEL, use_library=False).run(None, {"X": X})[0]
     np.testing.assert_array_equal(session.run(None, {"X": X})[0], expected)

@@ -22,7 +22,8 @@ def test_nothing_is_copied_and_pages_are_read_when_used(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import operator_memory  # noqa: PLC0415 -- found only now
 
-    external, shared, embedded = (operator_memory.measure(form, operator_memory.SIZE) for form in operator_memory.FORMS)
+    forms = operator_memory.FORMS[:3]
+    external, shared, embedded = (operator_memory.measure(form, operator_memory.SIZE) for form in forms)
     assert LAYER < external["file"] < LAYER + 1
     assert external["made"]["resident"] < 1
     assert external["ran"]["private"] + external["ran"]["shared"] <= external["file"] + 5
