@@ -2,7 +2,7 @@
 
 That of `PQMatMul` is what runtimes without the operator library compute: it decodes the weight and multiplies. All of
 the decoding depends on constants alone, so onnxruntime does it once, when a session is made, and is left with a MatMul
-and an Add. That of `PQGather` is what every runtime computes: it decodes the rows that are asked for.
+and an Add. That of `PQGather` decodes the rows that are asked for.
 
 One body serves all shapes, K, G and R; it uses operators and signatures that are the same from opset 9 on, so that it
 can use the opset of the model that it is put into: Gather by a range for Slice (changed at 10), MatMul with ones for
@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxpq.errors import ModelError
 from onnxpq.opschema import (
+    ATTR_COLUMNS,
     ATTR_FAST,
     ATTR_IN_FEATURES,
     ATTR_PLACE_VALUES,
@@ -245,11 +246,16 @@ def node_attributes(in_features: int, codewords: int, *, fast: bool = False) -> 
         codewords: K.
         fast: whether the operator is to use tables of 8 bits; K <= 16 only.
     """
-    return (*lookup_attributes(in_features, codewords), ir.AttrInt64(ATTR_FAST, int(fast)))
+    return (*_sizes(in_features, codewords), ir.AttrInt64(ATTR_FAST, int(fast)))
 
 
 def lookup_attributes(in_features: int, codewords: int) -> tuple[ir.Attr, ...]:
-    """The attributes that a `PQGather` node carries: `in` and K, as tensors."""
+    """The attributes that a `PQGather` node carries."""
+    return (*_sizes(in_features, codewords), ir.AttrInt64(ATTR_COLUMNS, in_features))
+
+
+def _sizes(in_features: int, codewords: int) -> tuple[ir.Attr, ...]:
+    """`in` and K, as tensors."""
     place_values = [16**i for i in range(codes_per_byte(codewords))]
     return (
         ir.AttrTensor(ATTR_IN_FEATURES, ir.tensor(np.array([in_features], np.int64))),

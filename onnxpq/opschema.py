@@ -29,10 +29,10 @@ Codes of outputs past ``out`` are zero.
 ``onnxpq::PQGather``, version 1, looks rows of such a matrix up, as Gather along the first axis does: Y[..., :] is row
 ``rows[...]`` of the weight, where rows are int32 or int64 and negative ones count from the end. Its other inputs are
 ``codebooks``, ``codes`` and ``scales``, stored as above (so that a table which a layer multiplies by too is stored
-once), and Y is float32. It has no kernel: the function body decodes the rows that are asked for and no others.
+once), and Y is float32. Only the rows that are asked for are decoded.
 
-PQMatMul's own kernel reads one attribute, ``fast``; all sizes follow from the shapes. The other attributes serve
-the function body that stock runtimes use (see `onnxpq.function_body`); they are tensors because
+The kernels read one attribute each, ``fast`` and ``columns``; all other sizes follow from the shapes. The other
+attributes serve the function body that stock runtimes use (see `onnxpq.function_body`); they are tensors because
 ``Constant(value=...)`` by reference works in every opset, where ``Constant(value_ints=...)`` needs opset 12.
 """
 
@@ -69,8 +69,12 @@ ATTR_FAST: Final = "fast"
 """int, 0 or 1; the operator takes a node without it as 0. 1 asks for tables of 8 bits instead of 15, where K <= 16: 1.1
 to 1.2 times as fast (custom_ops/bench), about 1 % error of an output instead of 0.2 %. The body is exact either way."""
 
-LOOKUP_ATTRIBUTES: Final = (ATTR_IN_FEATURES, ATTR_PLACE_VALUES)
-ATTRIBUTES: Final = (*LOOKUP_ATTRIBUTES, ATTR_FAST)
+ATTR_COLUMNS: Final = "columns"
+"""int: ``in`` once more, of PQGather: its kernel has no X that tells it, and onnxruntime gives out no tensors of
+attributes while shapes are inferred."""
+
+ATTRIBUTES: Final = (ATTR_IN_FEATURES, ATTR_PLACE_VALUES, ATTR_FAST)
+LOOKUP_ATTRIBUTES: Final = (ATTR_IN_FEATURES, ATTR_PLACE_VALUES, ATTR_COLUMNS)
 
 
 def codes_per_byte(codewords: int) -> int:

@@ -123,11 +123,7 @@ def model_of(
     x_info = helper.make_tensor_value_info("X", x_type, x_shape)
     y_shape = [*x_shape[:-1], len(layer.scales)]
     y_info = helper.make_tensor_value_info("Y", x_type, y_shape)
-    initializers = [numpy_helper.from_array(v, name) for name, v in values.items() if name not in as_inputs]
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values[name].dtype), values[name].shape)
-        for name in as_inputs
-    ]
+    initializers, inputs = _given(values, as_inputs)
     graph = helper.make_graph([node], "one_layer", [x_info, *inputs], [y_info], initializers)
     body = pq_matmul_function(opset, any_float=x_type != TensorProto.FLOAT) if with_body else None
     functions = [ir.to_proto(body)] if body else []
@@ -141,6 +137,9 @@ def lookup_model_of(
     opset: int = 17,
     rows_shape: list[str | int | None] | None = None,
     rows_type: int = TensorProto.INT64,
+    constants: dict[str, NDArray[Any]] | None = None,
+    as_inputs: tuple[str, ...] = (),
+    with_body: bool = True,
 ) -> onnx.ModelProto:
     """Y = PQGather(rows), node 'table'.
 
@@ -149,18 +148,33 @@ def lookup_model_of(
         opset: of the model and the function body.
         rows_shape: of the rows; default ["N"].
         rows_type: of the rows.
+        constants: replace constant inputs of the node, to make bad ones.
+        as_inputs: constant inputs that become graph inputs instead.
+        with_body: whether the model carries the function body.
     """
-    values = {name: array for name, array in table.constants().items() if name in LOOKUP_INPUTS}
+    values = {name: array for name, array in table.constants().items() if name in LOOKUP_INPUTS} | (constants or {})
     node = helper.make_node(LOOKUP_OP_TYPE, ["rows", *values], ["Y"], name="table", domain=DOMAIN)
     node.attribute.extend(ir.to_proto(a) for a in lookup_attributes(table.in_features, table.codewords))
     rows_shape = ["N"] if rows_shape is None else rows_shape
     rows_info = helper.make_tensor_value_info("rows", rows_type, rows_shape)
     y_info = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*rows_shape, table.in_features])
-    initializers = [numpy_helper.from_array(v, name) for name, v in values.items()]
-    graph = helper.make_graph([node], "one_table", [rows_info], [y_info], initializers)
+    initializers, inputs = _given(values, as_inputs)
+    graph = helper.make_graph([node], "one_table", [rows_info, *inputs], [y_info], initializers)
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
-    functions = [ir.to_proto(pq_gather_function(opset))]
+    functions = [ir.to_proto(pq_gather_function(opset))] if with_body else []
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
+
+
+def _given(
+    values: dict[str, NDArray[Any]], as_inputs: tuple[str, ...]
+) -> tuple[list[onnx.TensorProto], list[onnx.ValueInfoProto]]:
+    """Initializers, and graph inputs in the place of some of them."""
+    initializers = [numpy_helper.from_array(v, name) for name, v in values.items() if name not in as_inputs]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values[name].dtype), values[name].shape)
+        for name in as_inputs
+    ]
+    return initializers, inputs
 
 
 def normal_rows(seed: int, *shape: int) -> NDArray[np.float32]:

@@ -30,6 +30,7 @@ struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtShapeInferContext;
 struct OrtTensorTypeAndShapeInfo;
+struct OrtOpAttr;
 struct OrtApi;
 struct OrtCustomOp;
 
@@ -39,8 +40,12 @@ enum ONNXTensorElementDataType : int {
   ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED = 0,  // as an input's type: any
   ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT = 1,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 = 2,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 = 6,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 = 7,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 = 10,
 };
+
+enum OrtOpAttrType : int { ORT_OP_ATTR_INT = 1 };
 
 enum OrtCustomOpInputOutputCharacteristic : int { INPUT_OUTPUT_REQUIRED = 0 };
 
@@ -94,11 +99,14 @@ struct OrtApi {
   UnusedFunction unused_250[18];
   OrtStatus*(ONNXPQ_ORT_CALL* ShapeInferContext_GetInputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                                    OrtTensorTypeAndShapeInfo** out);
-  UnusedFunction unused_269[1];
+  OrtStatus*(ONNXPQ_ORT_CALL* ShapeInferContext_GetAttribute)(const OrtShapeInferContext* context, const char* name,
+                                                              const OrtOpAttr** out);
   OrtStatus*(ONNXPQ_ORT_CALL* ShapeInferContext_SetOutputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                                     const OrtTensorTypeAndShapeInfo* info);
   OrtStatus*(ONNXPQ_ORT_CALL* SetSymbolicDimensions)(OrtTensorTypeAndShapeInfo* info, const char** names, size_t count);
-  UnusedFunction unused_272[2];
+  OrtStatus*(ONNXPQ_ORT_CALL* ReadOpAttr)(const OrtOpAttr* attribute, OrtOpAttrType type, void* data, size_t capacity,
+                                          size_t* size);
+  UnusedFunction unused_273[1];
   OrtStatus*(ONNXPQ_ORT_CALL* KernelContext_ParallelFor)(const OrtKernelContext* context,
                                                          void (*task)(void* user_data, size_t index), size_t total,
                                                          size_t batches, void* user_data);
@@ -154,8 +162,10 @@ ONNXPQ_CHECK_POSITION(ReleaseTensorTypeAndShapeInfo, 99);
 ONNXPQ_CHECK_POSITION(KernelInfo_GetNodeName, 244);
 ONNXPQ_CHECK_POSITION(KernelInfoGetConstantInput_tensor, 249);
 ONNXPQ_CHECK_POSITION(ShapeInferContext_GetInputTypeShape, 268);
+ONNXPQ_CHECK_POSITION(ShapeInferContext_GetAttribute, 269);
 ONNXPQ_CHECK_POSITION(ShapeInferContext_SetOutputTypeShape, 270);
 ONNXPQ_CHECK_POSITION(SetSymbolicDimensions, 271);
+ONNXPQ_CHECK_POSITION(ReadOpAttr, 272);
 ONNXPQ_CHECK_POSITION(KernelContext_ParallelFor, 274);
 #undef ONNXPQ_CHECK_POSITION
 

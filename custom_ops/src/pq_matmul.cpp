@@ -16,7 +16,6 @@ constexpr size_t kByteTaskLookups = 8 * 1024;
 // A product of the table building costs about as much as four lookups of K <= 16, an eighth of one of K > 16.
 constexpr size_t kNibbleLookupsPerProduct = 4;
 constexpr size_t kProductsPerByteLookup = 8;
-constexpr size_t kMinTasks = 4, kMaxTasks = 64;
 
 // Rows that share a panel.
 constexpr size_t kPanelRows = 64;
@@ -29,37 +28,12 @@ constexpr size_t kTileBytes = 256 * 1024;
 
 constexpr size_t kAlignment = 64;
 
-size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
-
 struct AlignedDelete {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
 };
 using Scratch = std::unique_ptr<void, AlignedDelete>;
 
 Scratch allocate(size_t bytes) { return Scratch(::operator new(bytes, std::align_val_t(kAlignment))); }
-
-// Calls body(begin, end) for ranges that cover [0, total), each worth about `task_cost` where one item costs
-// `item_cost`.
-template <typename Body>
-void for_ranges(const ThreadPool& threads, size_t total, size_t item_cost, size_t task_cost, const Body& body) {
-  const size_t items = std::max(ceil_div(task_cost, std::max<size_t>(item_cost, 1)), ceil_div(total, kMaxTasks));
-  const size_t tasks = ceil_div(total, items);
-  if (tasks < kMinTasks || threads.run == nullptr) {
-    body(size_t{0}, total);
-    return;
-  }
-  struct Job {
-    const Body* body;
-    size_t items, total;
-  } job = {&body, items, total};
-  threads.run(
-      threads.pool,
-      [](void* argument, size_t task) {
-        const Job& j = *static_cast<const Job*>(argument);
-        (*j.body)(task* j.items, std::min((task + 1) * j.items, j.total));
-      },
-      tasks, &job);
-}
 
 // Tiles of rows are multiplied one after the other, all threads on each, or, where there are so many, each by the
 // thread that takes it: then nothing is handed from one thread to another.

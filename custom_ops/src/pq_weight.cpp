@@ -27,7 +27,7 @@ const char* name_of(TensorType type) {
 }
 
 [[noreturn]] void refuse(const std::string& node, const char* input, const std::string& problem) {
-  throw Refusal("onnxpq::PQMatMul node '" + node + "': input '" + input + "' " + problem);
+  throw Refusal(node + ": input '" + input + "' " + problem);
 }
 
 void check_float(const std::string& node, const char* input, const TensorView& tensor) {
@@ -148,13 +148,13 @@ std::string to_string(const std::vector<int64_t>& shape) {
 PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs, bool fast) : shape_{} {
   check_codebooks(node, inputs.codebooks);
   if (fast && inputs.codebooks.shape[3] > static_cast<int64_t>(kNibbleCodewords)) {
-    throw Refusal("onnxpq::PQMatMul node '" + node + "': attribute 'fast' is 1 with " +
+    throw Refusal(node + ": attribute 'fast' is 1 with " +
                   std::to_string(inputs.codebooks.shape[3]) + " codewords; expected 0 where there are more than 16.");
   }
   check_per_output(node, "scales", inputs.scales);
-  check_per_output(node, "bias", inputs.bias);
+  if (inputs.has_bias) check_per_output(node, "bias", inputs.bias);
   const int64_t out = inputs.scales.shape[0];
-  if (inputs.bias.shape[0] != out) {
+  if (inputs.has_bias && inputs.bias.shape[0] != out) {
     refuse(node, "bias",
            "has shape " + to_string(inputs.bias.shape) + "; expected [" + std::to_string(out) +
                "], the shape of 'scales'.");
@@ -190,7 +190,7 @@ PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs, bool f
   }
   const size_t padded_out = static_cast<size_t>(inputs.codes.shape[0]) * (nibbles ? kNibbleOutputs : kByteOutputs);
   scales_ = widened(inputs.scales, shape_.out, padded_out);
-  bias_ = widened(inputs.bias, shape_.out, padded_out);
+  if (inputs.has_bias) bias_ = widened(inputs.bias, shape_.out, padded_out);
 }
 
 Weight PQWeight::view(size_t in, const void* codebooks, const void* codes) const {

@@ -18,7 +18,7 @@ class Refusal : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-enum class TensorType { kFloat32, kFloat16, kUint8, kOther };
+enum class TensorType { kFloat32, kFloat16, kUint8, kInt32, kInt64, kOther };
 
 // A tensor that somebody else owns.
 struct TensorView {
@@ -32,6 +32,7 @@ struct ConstantInputs {
   TensorView codes;      // [B, S, 16]
   TensorView scales;     // [out]
   TensorView bias;       // [out]
+  bool has_bias = true;
 };
 
 std::string to_string(const std::vector<int64_t>& shape);
@@ -40,8 +41,8 @@ std::string to_string(const std::vector<int64_t>& shape);
 // output), and the codebooks where K is no multiple of 8 or below 16. Everything else stays where it is.
 class PQWeight {
  public:
-  // `fast`: tables of 8 bits. Throws Refusal, with `node` in the sentence, where the inputs contradict each other, a
-  // code points past the codebook, or fast tables are asked for where K > 16.
+  // `node`: operator and name, for sentences. `fast`: tables of 8 bits. Throws Refusal where the inputs contradict each
+  // other, a code points past the codebook, or fast tables are asked for where K > 16.
   PQWeight(const std::string& node, const ConstantInputs& inputs, bool fast);
 
   // Sub-vectors hold (M-1)*d + 1 to M*d inputs; how many there are is for X to say.

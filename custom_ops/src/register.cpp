@@ -8,6 +8,7 @@
 
 #include "kernels/kernels.h"
 #include "ort_abi.h"
+#include "pq_gather_op.h"
 #include "pq_matmul_op.h"
 
 namespace onnxpq {
@@ -17,14 +18,17 @@ using namespace abi;
 
 constexpr const char* kDomain = "onnxpq";  // onnxpq/opschema.py
 
-// The operator and its domain for one runtime. Sessions keep referring to both and onnxruntime does not say when they
-// are done, so that they live as long as the process.
+// The operators and their domain for one runtime. Sessions keep referring to them and onnxruntime does not say when
+// they are done, so that they live as long as the process.
 struct Registration {
   Registration(const OrtApi& api, const Kernels& kernels)
       : float32(&api, &kernels, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
-        float16(&api, &kernels, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {}
+        float16(&api, &kernels, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
+        by_int32(&api, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32),
+        by_int64(&api, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {}
 
   PQMatMulOp float32, float16;
+  PQGatherOp by_int32, by_int64;
   OrtCustomOpDomain* domain = nullptr;
 };
 
@@ -50,8 +54,11 @@ OrtStatus* add_operators(const OrtApi& api, OrtSessionOptions* options) {
   if (registration.domain == nullptr) {
     OrtCustomOpDomain* domain = nullptr;
     if (OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain)) return status;
-    if (OrtStatus* status = api.CustomOpDomain_Add(domain, &registration.float32)) return status;
-    if (OrtStatus* status = api.CustomOpDomain_Add(domain, &registration.float16)) return status;
+    const Operator* const operators[] = {&registration.float32, &registration.float16, &registration.by_int32,
+                                         &registration.by_int64};
+    for (const Operator* op : operators) {
+      if (OrtStatus* status = api.CustomOpDomain_Add(domain, op)) return status;
+    }
     registration.domain = domain;
   }
   return api.AddCustomOpDomain(options, registration.domain);

@@ -2,9 +2,9 @@
 
     python custom_ops/tests/cases.py FOLDER       # then, anywhere: python custom_ops/tests/run_cases.py FOLDER
 
-A case is a model and an .npz file with, for each batch i: `X_i`; `exact_i`, what it means; `bits_i`, what the operator
-library gives on this machine, which every other one must give bit for bit; and two budgets of relative error. Or it has
-only `refusal`, the sentence with which the library must refuse the model.
+A case is a model of one input and an .npz file with, for each batch i: `X_i`, what goes in; `exact_i`, what it means;
+`bits_i`, what the operator library gives on this machine, which every other one must give bit for bit; and two budgets
+of relative error. Or it has only `refusal`, the sentence with which the library must refuse the model.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "tests"), str(ROOT)]
 
-from pq_layers import IR_VERSION, PQLayer, model_of, normal_rows, random_layer  # noqa: E402 -- its folder is no package
+from pq_layers import IR_VERSION, PQLayer, lookup_model_of, model_of, normal_rows, random_layer  # noqa: E402 -- its folder is no package
 
 import onnxpq  # noqa: E402 -- from the checkout where it is not installed
 from onnxpq import modelio  # noqa: E402
 from onnxpq.opschema import ATTR_FAST, MAX_NIBBLE_CODEWORDS  # noqa: E402
-from onnxpq.pq.reference import pq_matmul  # noqa: E402
+from onnxpq.pq.reference import decode, pq_matmul  # noqa: E402
 
 TABLE_BUDGET = 4e-3
 """rms error of a layer through the tables of K <= 16, relative to the rms of y."""
@@ -50,6 +50,12 @@ LAYERS: dict[str, tuple[PQLayer, int, list[str | int | None], list[list[int]]]] 
 
 HALF, FAST = "K16-half", "K16-fast"
 LAYERS[HALF] = LAYERS[FAST] = LAYERS["K16"]
+
+TABLES: dict[str, tuple[PQLayer, int, int]] = {
+    # table; opset; type of the rows
+    "table-K256": (random_layer(9, 700, 61, codewords=256, groups=1), 17, TensorProto.INT64),
+    "table-K13-R2": (random_layer(10, 90, 33, d=3, codewords=13, groups=2, stages=2), 11, TensorProto.INT32),
+}
 
 NETWORK_INPUTS = 96
 NETWORK_LAYERS = 2
@@ -96,6 +102,14 @@ def write(folder: Path) -> None:
         half = HALF_BUDGET if name == HALF else 0
         budgets = {"library_budget": budget + half, "body_budget": FLOAT_BUDGET + half}
         _write(folder / name, model, batches, exact, budgets)
+    for name, (table, opset, rows_type) in TABLES.items():
+        size = len(table.scales)
+        weight = decode(table.codebooks, table.codes, table.scales, table.in_features)
+        numpy_type = helper.tensor_dtype_to_np_dtype(rows_type)
+        batches = [np.random.default_rng(i).integers(-size, size, (i, 40)).astype(numpy_type) for i in (1, 20)]
+        model = lookup_model_of(table, opset=opset, rows_shape=["N", 40], rows_type=rows_type)
+        budgets = {"library_budget": FLOAT_BUDGET, "body_budget": FLOAT_BUDGET}
+        _write(folder / name, model, batches, [weight[rows] for rows in batches], budgets)
     model = network()
     budgets = {"library_budget": NETWORK_LAYERS * TABLE_BUDGET, "body_budget": FLOAT_BUDGET}
     session = onnxpq.session(model, use_library=False)
@@ -111,7 +125,8 @@ def _write(
     session = onnxpq.session(model)
     arrays: dict[str, np.ndarray | float] = dict(budgets)
     for i, (x, y) in enumerate(zip(batches, exact, strict=True)):
-        arrays |= {f"X_{i}": x, f"exact_{i}": y, f"bits_{i}": session.run(None, {"X": x})[0]}
+        bits = session.run(None, {session.get_inputs()[0].name: x})[0]
+        arrays |= {f"X_{i}": x, f"exact_{i}": y, f"bits_{i}": bits}
     onnx.save(model, f"{path}.onnx")
     np.savez(f"{path}.npz", **arrays)
 

@@ -36,7 +36,8 @@ def failure(path: Path, library: str) -> str:
     budget = float(case["library_budget" if library else "body_budget"])
     batches = sum(name.startswith("X_") for name in case)
     for i in range(batches):
-        y, exact, bits = session.run(None, {"X": case[f"X_{i}"]})[0], case[f"exact_{i}"], case[f"bits_{i}"]
+        given = {session.get_inputs()[0].name: case[f"X_{i}"]}
+        y, exact, bits = session.run(None, given)[0], case[f"exact_{i}"], case[f"bits_{i}"]
         if y.shape != exact.shape:
             return f"batch {i}: shape {y.shape}, expected {exact.shape}"
         if library and not np.array_equal(y, bits):

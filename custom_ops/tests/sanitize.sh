@@ -80,5 +80,5 @@ mkdir -p "$build/site/onnxpq/lib"
 cp "$build/address/libonnxpq_ops.so" "$build/site/onnxpq/lib/"
 # Safe path: not the package in the current folder. No conftest.py: it loads torch, which these tests have no use for.
 PYTHONSAFEPATH=1 PYTHONPATH=$build/site:$root/tests sanitized -m pytest -q --noconftest -p no:cacheprovider \
-  tests/custom_ops/test_pq_matmul_op.py tests/custom_ops/test_concurrency.py
+  tests/custom_ops/test_pq_matmul_op.py tests/custom_ops/test_pq_gather_op.py tests/custom_ops/test_concurrency.py
 no_leaks

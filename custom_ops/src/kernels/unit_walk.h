@@ -16,6 +16,7 @@ class UnitWalk {
     left_in_group_ = (group + 1) * weight.group_width - m_;
   }
 
+  size_t codebook() const { return codebook_; }
   size_t codebook_row() const { return codebook_ * weight_.d; }  // of [R*G*d][codebook_width]
   size_t x_begin() const { return m_ * weight_.d; }
   size_t x_count() const {
