@@ -57,7 +57,7 @@ def child(model: str, epochs: int, width: int) -> None:
     import onnxpq  # noqa: PLC0415 -- the parent needs neither
     from onnxpq import calibration, modelio, pipeline, runtime, verification  # noqa: PLC0415
 
-    runtime.HANDED_BYTES = verification.FOLDED_BYTES = LARGE
+    runtime.HANDED_BYTES = verification.FOLDED_BYTES = modelio.READ_TWICE_BYTES = LARGE
     calibration.MOMENT_BYTES = calibration.KEPT_BYTES = PASS_BYTES
     peaks = {"start": peak()}
     data = {"x": np.random.default_rng(1).standard_normal((SAMPLES, width)).astype(np.float32)}

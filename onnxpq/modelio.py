@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -46,6 +47,9 @@ RAISED_OPSET: Final = 13
 MAX_EMBEDDED_BYTES: Final = 1_500_000_000
 """Models with more bytes of tensors get an external data file; protobuf cannot write 2 GiB."""
 
+READ_TWICE_BYTES: Final = 2**27
+"""A larger file is let go of while ONNX's checker reads it, which holds it twice, and read again."""
+
 _EXTERNAL_KEY: Final = "onnxpq.external_data"
 
 _FOREIGN_FORMATS: Final = (
@@ -84,7 +88,15 @@ def load(source: Source) -> ir.Model:
         external = external_tensors_of(proto, folder)
         _check_external_data(external, where)
         # The path form of the checker also takes models whose weights exceed protobuf's 2 GiB.
-        run_checker(proto if isinstance(source, bytes | onnx.ModelProto) else os.fspath(source), where)
+        if isinstance(source, bytes | onnx.ModelProto):
+            run_checker(proto, where)
+        else:
+            is_large = proto.ByteSize() > READ_TWICE_BYTES
+            if is_large:
+                del proto
+            run_checker(os.fspath(source), where)
+            if is_large:
+                proto, _ = _read_proto(source, where)
         model = from_proto(proto, where)
         for tensor in external_tensors(model):
             tensor.base_dir = folder
@@ -386,9 +398,24 @@ def files_of(source: Source | None, *, strict: bool = False) -> list[str]:
         return []
     path = os.fspath(source)
     try:
-        proto, folder = _read_proto(path, f"'{path}'")
+        return [path, *_external_files(path, _identity(path))]
     except ModelError:
         if strict:
             raise
         return [path]
-    return [path, *sorted({tensor.path for tensor in external_tensors_of(proto, folder)})]
+
+
+@lru_cache(maxsize=8)
+def _external_files(path: str, _identity: tuple[int, ...]) -> tuple[str, ...]:
+    """The external data files of a model file, which is asked several times in a run and takes reading the whole."""
+    proto, folder = _read_proto(path, f"'{path}'")
+    return tuple(sorted({tensor.path for tensor in external_tensors_of(proto, folder)}))
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    """What changes with a file's content; nothing where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -79,6 +79,15 @@ class TestLoad:
         monkeypatch.chdir("/")
         modelio.load(external_file)
 
+    def test_a_large_file_is_read_twice_and_is_the_same_model(self, tmp_path: Path, monkeypatch):
+        path = tmp_path / "m.onnx"
+        onnx.save(proto(), path)
+        once, read, real = modelio.load(path), [], modelio._read_proto
+        monkeypatch.setattr(modelio, "READ_TWICE_BYTES", 0)
+        monkeypatch.setattr(modelio, "_read_proto", lambda *given: read.append(given) or real(*given))
+        assert modelio.to_bytes(modelio.load(path)) == modelio.to_bytes(once)
+        assert len(read) == 2
+
     @pytest.mark.parametrize("opset", [7, 8])
     def test_old_opsets_are_raised(self, opset, tmp_path: Path):
         path = tmp_path / "old.onnx"
@@ -409,3 +418,11 @@ def test_weights_of_old_files_are_constants(tmp_path: Path) -> None:
     assert set(model.graph.initializers) == {"w"}
     layers, _ = rewriting.find(model, min_weights=1)
     assert [layer.weight for layer in layers] == ["w"]
+
+
+def test_external_files_are_asked_again_where_the_file_is_another(external_file: Path):
+    path = external_file.parent / "m.onnx"
+    onnx.save(proto(), path)
+    assert modelio.files_of(path) == [str(path)]
+    external_file.replace(path)
+    assert len(modelio.files_of(path)) == 2
