@@ -14,7 +14,7 @@ from benchmarks.paper.candidates import Candidate, Clusterer, choose
 from benchmarks.paper.forms import FLOAT_BYTES, Coded, Dense, Form, Hashed, Sign
 from benchmarks.paper.graph import Builder
 from benchmarks.paper.tasks import Task
-from benchmarks.paper.tuning import LATENT_RATE, STORED_RATE, Effort, Student, tune
+from benchmarks.paper.tuning import RATES, Effort, Student, tune
 
 FACTORS: Final = (8.0, 16.0, 32.0, 64.0, 128.0)
 """How many times smaller the fully-connected layers are to be."""
@@ -108,7 +108,7 @@ def _clustered(kind: str, *, tuned: bool) -> Make:
         chosen = _chosen(task, kind, factor, seed)
         if chosen is None:
             return None
-        content = _tuned(task, _forms(task, chosen), effort.tuned if tuned else 0, STORED_RATE, seed)
+        content = _tuned(task, _forms(task, chosen), effort.tuned if tuned else 0, RATES[kind], seed)
         return Made(content, _words(chosen), _formula(task, chosen))
 
     return make
@@ -128,9 +128,8 @@ def _signs(task: Task) -> dict[str, Form]:
 
 def _sign(*, tuned: bool) -> Make:
     def make(task: Task, _factor: float, seed: int, effort: Effort) -> Made:
-        return Made(
-            _tuned(task, _signs(task), effort.tuned if tuned else 0, LATENT_RATE, seed), "1 bit, a scale per row"
-        )
+        content = _tuned(task, _signs(task), effort.tuned if tuned else 0, RATES["sign"], seed)
+        return Made(content, "1 bit, a scale per row")
 
     return make
 
@@ -149,7 +148,7 @@ def hashed(task: Task, factor: float, seed: int, effort: Effort) -> Made:
     forms = _hashed(task, factor, seed)
     buckets = "; ".join(f"{form.parameters[0].numel()} buckets" for form in forms.values())
     student = Student.of(task, forms)
-    tune(student, effort.scratch, rate=LATENT_RATE, seed=seed)
+    tune(student, effort.scratch, rate=RATES["hashed"], seed=seed)
     return Made(write(task, forms, student.others), buckets)
 
 
@@ -167,7 +166,7 @@ def smaller(task: Task, factor: float, seed: int, effort: Effort) -> Made | None
         if layer.bias is not None:
             others[layer.bias] = torch.zeros(out, requires_grad=True)
     student = Student(task, forms, others)
-    tune(student, effort.scratch, rate=LATENT_RATE, seed=seed)
+    tune(student, effort.scratch, rate=RATES["smaller"], seed=seed)
     hidden = "-".join(str(out) for out, _ in sizes[:-1])
     return Made(write(task, forms, others), f"hidden {hidden}")
 

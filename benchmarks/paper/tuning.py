@@ -27,11 +27,17 @@ TUNED_STEPS: Final = 4000
 SCRATCH_STEPS: Final = 8000
 """Steps for what begins at random weights."""
 
-STORED_RATE: Final = 3e-2
-"""Peak learning rate of the numbers that a form stores: the best of those tried, by `rates`."""
-
-LATENT_RATE: Final = 3e-2
-"""That of weights behind a sign, and of what begins at random; likewise."""
+RATES: Final = {
+    "svd": 1e-1,
+    "kmeans": 3e-1,
+    "residual": 1e-1,
+    "pq": 1e-1,
+    "sign": 3e-2,
+    "hashed": 3e-1,
+    "smaller": 3e-2,
+}
+"""Peak learning rate of each kind of form: the best of those tried, by `rates`; of a smaller dense network that of the
+weights behind a sign, which are as many."""
 
 OTHER_RATE: Final = TrainingConfig().learning_rate
 """That of biases, as in onnxpq."""
@@ -200,19 +206,19 @@ class _Mixture:
         return self.share * own + (1 - self.share) * other
 
 
-def _mixture(task: Task, index: np.ndarray, random: np.random.Generator) -> _Mixture:
+def _mixture(task: Task, index: np.ndarray, random: np.random.Generator, *, mixed: bool = True) -> _Mixture:
     features, labels = batch(task, index)
-    share = float(random.beta(MIXUP, MIXUP))
+    share = float(random.beta(MIXUP, MIXUP)) if mixed else 1.0
     other = torch.from_numpy(random.permutation(len(labels)))
-    mixed = share * features + (1 - share) * features[other]
+    blend = share * features + (1 - share) * features[other]
     with torch.no_grad():
-        teacher = task.head({task.feature: mixed})[task.output]
-    return _Mixture(mixed, teacher, (labels, labels[other]), share)
+        teacher = task.head({task.feature: blend})[task.output]
+    return _Mixture(blend, teacher, (labels, labels[other]), share)
 
 
-def held_out_loss(student: Student) -> float:
-    """Mean loss of a student on mixtures of the held-out images."""
-    return _mean_loss(student, _objective(student.task))
+def held_out_loss(student: Student, *, mixed: bool = True) -> float:
+    """Mean loss of a student on mixtures of the held-out images, or on the images as they are."""
+    return _mean_loss(student, _objective(student.task), mixed=mixed)
 
 
 def _objective(task: Task) -> Objective:
@@ -221,11 +227,11 @@ def _objective(task: Task) -> Objective:
 
 
 @torch.no_grad()
-def _mean_loss(student: Student, objective: Objective) -> float:
+def _mean_loss(student: Student, objective: Objective, *, mixed: bool = True) -> float:
     # The same mixtures each time. The networks know these images by heart, and on them as they are nothing is as good
     # as the original (`onnxpq.finetuning` compares states likewise).
     rows, total = student.task.rows[1], 0.0
     for number, part in enumerate(np.array_split(rows, max(1, len(rows) // 1024))):
-        mixture = _mixture(student.task, part, np.random.default_rng(number))
+        mixture = _mixture(student.task, part, np.random.default_rng(number), mixed=mixed)
         total += len(part) * float(mixture.loss(objective, student.scores(mixture.features)))
     return total / len(rows)
