@@ -141,6 +141,39 @@ def test_constants_are_checked(name: str, replacement: np.ndarray, message: str)
         onnxpq.session(model)
 
 
+def damaged(array: np.ndarray, data: st.DataObject) -> np.ndarray:
+    """Another type, another rank, or fewer entries along an axis."""
+    kind = data.draw(st.sampled_from(["type", "flat", "axis", "short"]))
+    if kind == "type":
+        return array.astype(data.draw(st.sampled_from([np.int8, np.uint8, np.float16, np.float32, np.float64])))
+    if kind == "flat":
+        return array.reshape(-1)
+    axis = data.draw(st.integers(0, array.ndim - 1))
+    if kind == "axis":
+        return np.expand_dims(array, axis)
+    return array.take(range(data.draw(st.integers(0, array.shape[axis]))), axis)
+
+
+@settings(max_examples=200, deadline=None)
+@given(layers(st.integers(2, 256)), st.sampled_from(["codebooks", "codes", "scales"]), st.data())
+def test_damaged_constants_are_refused_or_give_rows(table: PQLayer, name: str, data: st.DataObject) -> None:
+    """What is wrong is for the sanitizers to see (custom_ops/tests/sanitize.sh), and which sentence for the fuzzer."""
+    changed = {name: damaged(table.constants()[name], data)}
+    refusal = ""
+    try:
+        session = onnxpq.session(lookup_model_of(table, constants=changed, with_body=False))
+    except ModelError as error:
+        refusal = str(error)
+    if refusal:
+        assert "PQGather" in refusal
+        return
+    size = len(changed.get("scales", table.scales))
+    rows = np.array([0, size - 1, -size])
+    y = session.run(None, {"rows": rows})[0]
+    assert y.shape == (3, table.in_features)
+    np.testing.assert_array_equal(y[0], y[2])
+
+
 def test_code_past_the_codebook_is_refused() -> None:
     table = random_layer(1, 40, 33, codewords=13)
     codes = table.constants()["codes"].copy()
