@@ -11,13 +11,10 @@ def test_every_term_and_weight_is_stored_once(task, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(tasks, "load", lambda *_, **__: task)
     monkeypatch.setattr(alphas, "FACTOR", 16.0)
     store = Store(tmp_path / "rows")
-    alphas.run(store, steps=16)
+    alphas.run(store, steps=2)
     rows = store.rows(alphas.NAME)
-    assert len(rows) == 2 + (len(terms.ALPHA) - 1) * (len(alphas.TRIED) + alphas.KEPT)
-    short = {row["factor"]: row["loss"] for row in rows.values() if row["method"].endswith("/l2")}
-    long = {row["factor"] for row in rows.values() if row["method"].endswith("/l2, all steps")}
-    assert long == set(sorted(short, key=short.__getitem__)[: alphas.KEPT])
+    assert len(rows) == 1 + (len(terms.ALPHA) - 1) * len(alphas.TRIED)
     assert all(row["loss"] > 0 for row in rows.values())
     assert "l2 alpha 100: held-out loss" in capsys.readouterr().out
     monkeypatch.setattr(alphas, "loss", None)
-    alphas.run(store, steps=16)
+    alphas.run(store, steps=2)
