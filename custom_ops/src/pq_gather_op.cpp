@@ -25,7 +25,6 @@ class PQGatherKernel {
         node_(node_name(api, info, kOperator)),
         table_(node_, constants(api, info, node_), /*fast=*/false),
         columns_(columns(info)),
-        // The data of the constants stay where they are: they are read again while the kernel computes.
         codewords_(table_.view(columns_, constant_input(api, info, node_, kCodebooks, "codebooks").data, nullptr)) {}
 
   void compute(OrtKernelContext* context) const {
@@ -37,8 +36,7 @@ class PQGatherKernel {
     const std::vector<int64_t> rows = checked(given, count);
     auto* const y = static_cast<float*>(output(api_, context, shape));
     if (count == 0) return;
-    const Weight table =
-        table_.view(columns_, data_of(api_, context, kCodebooks), data_of(api_, context, kCodes));
+    const Weight table = table_.view(columns_, data_of(api_, context, kCodebooks), data_of(api_, context, kCodes));
     OrtPool pool(api_, context);
     pq_gather(table, codewords_, rows.data(), count, y, pool.threads());
     check(pool.failure());
