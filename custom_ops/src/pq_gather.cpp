@@ -51,11 +51,13 @@ void gather_row(const Weight& table, const Codewords& codewords, size_t row, flo
     float* const target = y + walk.x_begin();
     const auto each = [&](const auto& take) {
       const size_t count = walk.x_count();
-      if (D == 0 || count < d) {
-        for (size_t i = 0; i < count; ++i) take(i);
-      } else {
-        for (size_t i = 0; i < D; ++i) take(i);
+      if constexpr (D != 0) {
+        if (count == D) {
+          for (size_t i = 0; i < D; ++i) take(i);
+          return;
+        }
       }
+      for (size_t i = 0; i < count; ++i) take(i);
     };
     if (s < table.M) {
       each([&](size_t i) { target[i] = codeword[i]; });
