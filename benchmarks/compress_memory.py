@@ -20,9 +20,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-RESULTS = Path(__file__).parent / "results" / "compress_memory.json"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from benchmarks.memory import peak  # noqa: E402 -- a script is run with its own folder on the path, not the root
+
+RESULTS = ROOT / "benchmarks" / "results" / "compress_memory.json"
 SAMPLES = 2048
-KIB = 1024
 PASS_BYTES = 2**22
 """Moments of the layers' inputs that are collected in one pass, and kept: less than usual, so that small models need
 several passes."""
@@ -43,13 +47,6 @@ def build(path: Path, layers: int, width: int) -> None:
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width])
     graph = helper.make_graph(nodes, "chain", [x], [y], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-
-
-def peak() -> int:
-    """The largest resident set so far, in bytes."""
-    # Not `ru_maxrss`, which begins with that of the process that started this one.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * KIB
 
 
 def child(model: str, epochs: int, width: int) -> None:

@@ -28,6 +28,7 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 from pq_layers import model_of, normal_rows, random_layer  # noqa: E402 -- its folder is no package
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
+from benchmarks.memory import peak  # noqa: E402
 from onnxpq import modelio  # noqa: E402
 
 SIZE = 8192
@@ -43,15 +44,13 @@ def memory() -> Memory:
     """Of this process."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     found = {
         "resident": kilobytes["Rss"],
         "private": kilobytes["Private_Clean"] + kilobytes["Private_Dirty"],
         "shared": kilobytes["Shared_Clean"] + kilobytes["Shared_Dirty"],
         "anonymous": kilobytes["Anonymous"],
-        "peak": int(peak.split()[1]),
     }
-    return {kind: value * 1024 / MEGABYTE for kind, value in found.items()}
+    return {kind: value * 1024 / MEGABYTE for kind, value in found.items()} | {"peak": peak() / MEGABYTE}
 
 
 def write_model(path: Path, size: int, *, external: bool) -> None:
