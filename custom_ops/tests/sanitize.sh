@@ -42,8 +42,11 @@ preload="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-na
 sanitized() {
   rm -f "$build"/report.*
   # All errors but leaks abort the process. Leaks leave its exit code alone: which of them count is decided below.
+  # intercept_tls_get_addr: up to GCC 13 and LLVM 16 the search for leaks takes some thread-local blocks of dlopened libraries
+  # for those of a glibc before 2.25, by their address alone, and then reads where nothing is: an abort ("Tracer caught signal
+  # 11") in one run of some dozens. Without it such blocks are not searched for pointers, which can only show more leaks.
   PYTHONMALLOC=malloc OMP_NUM_THREADS=1 LD_PRELOAD=$preload \
-    ASAN_OPTIONS="abort_on_error=1:exitcode=0:detect_leaks=1:malloc_context_size=25:log_path=$build/report" \
+    ASAN_OPTIONS="abort_on_error=1:exitcode=0:detect_leaks=1:intercept_tls_get_addr=0:malloc_context_size=25:log_path=$build/report" \
     UBSAN_OPTIONS=print_stacktrace=1 "$python" "$@" && return
   local status=$?
   cat "$build"/report.* >&2 || true
@@ -52,13 +55,8 @@ sanitized() {
 our_leaks() { cat "$build"/report.* 2> /dev/null | grep -cE "$source/src|onnxpq_ops|leaking_ops" || true; }
 
 echo "-- the library that leaks must be seen to leak"
-# On a busy machine it once aborted after its answer, and not in forty runs after that; why is not known. What is tried here
-# is the search for leaks, not the operator, so it may fail once.
-seek() {
-  sanitized "$source/tests/fuzz.py" --library "$build/address/libleaking_ops.so" \
-    --case '{"seed": 1, "out": 40, "in_features": 33, "d": 4, "codewords": 16, "groups": 9, "stages": 1}'
-}
-seek || seek
+sanitized "$source/tests/fuzz.py" --library "$build/address/libleaking_ops.so" \
+  --case '{"seed": 1, "out": 40, "in_features": 33, "d": 4, "codewords": 16, "groups": 9, "stages": 1}'
 [ "$(our_leaks)" -gt 0 ] || { echo "no leak was seen" >&2; exit 1; }
 echo "seen: $(our_leaks) frames of the library"
 
