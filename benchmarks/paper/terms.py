@@ -20,9 +20,8 @@ from benchmarks.paper.tuning import Student, tune
 from onnxpq.pq import kmeans
 from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 
-ALPHA: Final = {"none": 0.0, "murray-ng": 1000.0, "l1": 1000.0, "l2": 10.0, "quartic": 1000.0, "codebook": 1000.0}
-"""Weight of each term at the end: the best of 1, 10, 100 and 1000 in trainings of 500 steps (`results/paper/`);
-long ones want less, at least of murray-ng."""
+ALPHA: Final = {"none": 0.0, "murray-ng": 100.0, "l1": 1000.0, "l2": 1000.0, "quartic": 1000.0, "codebook": 1000.0}
+"""Weight of each term at the end: the best of 10, 100, 1000 and 10000 at 16x on the first network (`alphas.py`)."""
 
 RATE: Final = 1e-2
 """Peak learning rate of the weights under a term."""
