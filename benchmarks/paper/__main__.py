@@ -20,7 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("run", help="measure every row that is not stored yet; stop it whenever you like")
     command.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows NETWORK/METHOD/FACTOR/SEED")
-    command.add_argument("--quick", action="store_true", help="a smoke run on few images, stored in the cache folder")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--quick", action="store_true", help="a smoke run on few images, stored in the cache folder")
+    kind.add_argument(
+        "--again", action="store_true", help="measure stored rows once more, into the cache folder, and compare"
+    )
     command.add_argument("--threads", type=int, default=1, help="of torch; start the command twice for two cores")
     command.set_defaults(run=_run)
     command = commands.add_parser("latency", help="time a call of one image, of untrained files of the same form")
@@ -50,12 +54,15 @@ def _run(options: argparse.Namespace) -> None:
     from benchmarks.paper import running, tables, tuning  # noqa: PLC0415
 
     torch.set_num_threads(options.threads)
-    store = Store(datasets.cache_folder() / "paper_quick") if options.quick else Store()
+    folder = "paper_quick" if options.quick else "paper_again" if options.again else None
+    store = Store() if folder is None else Store(datasets.cache_folder() / folder)
     wanted = running.keys(options.only, quick=options.quick)
+    if options.again:
+        wanted = [key for key in wanted if key in Store().rows(key.network)]
     with _progress() as progress:
         effort = tuning.QUICK if options.quick else tuning.FULL
         running.run(store, wanted, effort, quick=options.quick, progress=progress)
-    print(tables.text(store))
+    print(tables.compared(Store(), store) if options.again else tables.text(store))
 
 
 def _latency(options: argparse.Namespace) -> None:

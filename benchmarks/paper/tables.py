@@ -121,6 +121,25 @@ def text(store: Store) -> str:
     return "\n".join(parts)
 
 
+def compared(first: Store, again: Store) -> str:
+    """The errors of two runs, row by row, as a Markdown table, and how far they are apart."""
+    lines = ["| row | stored | again | difference |", "|---" * 4 + "|"]
+    differences = []
+    for network in NETWORKS:
+        stored = first.rows(network)
+        for key, row in again.rows(network).items():
+            before, after = stored.get(key, row)["error"], row["error"]
+            if key not in stored or before is None or after is None:
+                continue
+            differences.append(abs(after - before))
+            lines.append(f"| {key} | {before:.2f} | {after:.2f} | {after - before:+.2f} |")
+    if not differences:
+        return "No row was measured again."
+    same = sum(difference == 0 for difference in differences)
+    lines += ["", f"{same} of {len(differences)} rows are the same; the largest difference is {max(differences):.2f}."]
+    return "\n".join(lines)
+
+
 def missing(store: Store) -> str:
     """What has been run and what has not, as a sentence per network."""
     from benchmarks.paper.methods import METHODS  # noqa: PLC0415 -- torch takes seconds to load

@@ -28,6 +28,18 @@ def test_an_interrupted_run_says_that_it_goes_on(monkeypatch, capsys):
     assert "the same command goes on" in capsys.readouterr().err
 
 
+def test_rows_are_measured_again_into_a_folder_of_their_own(monkeypatch, tmp_path, capsys):
+    ran = []
+    monkeypatch.setattr("benchmarks.datasets.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("benchmarks.paper.running.run", lambda store, wanted, *_, **__: ran.append((store, wanted)))
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    assert command.main(["run", "--again", "--only", "mnist_mlp/original", "mnist_mlp/pq/8/0"]) == 0
+    ((store, wanted),) = ran
+    assert store.folder == tmp_path / "paper_again"
+    assert [str(key) for key in wanted] == ["mnist_mlp original 1x seed 0", "mnist_mlp pq 8x seed 0"]
+    assert "No row was measured again." in capsys.readouterr().out
+
+
 def test_rows_are_named_where_there_is_no_terminal(capsys):
     with command._progress() as progress:
         progress(0, 1, None)

@@ -31,6 +31,21 @@ def test_spread():
     assert tables.spread(ROWS[6:]) == "-"
 
 
+def test_two_runs_are_compared_row_by_row(tmp_path):
+    stored, again = Store(tmp_path / "stored"), Store(tmp_path / "again")
+    for entry in ROWS:
+        stored.add(entry)
+    for entry in (row("pq", 8.0, 2.0), row("onnxpq", 8.0, 1.58), row("onnxpq", 64.0, 9.0), row("kmeans", 16.0, None)):
+        again.add(entry)
+    assert tables.compared(stored, again).splitlines()[2:] == [
+        "| mnist_mlp onnxpq 8x seed 0 | 1.50 | 1.58 | +0.08 |",
+        "| mnist_mlp pq 8x seed 0 | 2.00 | 2.00 | +0.00 |",
+        "",
+        "1 of 2 rows are the same; the largest difference is 0.08.",
+    ]
+    assert tables.compared(stored, Store(tmp_path / "empty")) == "No row was measured again."
+
+
 def test_summary_has_both_factors_and_a_line_per_method():
     lines = tables.summary(ROWS).splitlines()
     # 500 bytes of other things: 3500 / (500 + 3000 / f).
