@@ -78,7 +78,7 @@ _TARGETS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
         "--attempts",
         "target.attempts",
         int,
-        "with --max-drop: train so many models at most in search of the smallest",
+        "with --max-drop: train so many models wholly at most in search of the smallest",
     ),
     ("--max-codewords", "target.max_codewords", int, "16 for codes that run fastest, 256 for the smallest file"),
 )

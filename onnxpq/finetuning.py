@@ -152,13 +152,14 @@ class Finetuned:
     epochs: tuple[Epoch, ...]
 
 
-def finetune(
+def finetune(  # noqa: PLR0913 -- what a caller may leave out, by keyword
     problem: Problem,
     quantized: Mapping[str, Quantized],
     data: tuple[Samples, Samples],
     settings: TrainingConfig,
     *,
     seed: int,
+    share: float = 1.0,
     progress: Progress | None = None,
     piece: Piece | None = None,
 ) -> Finetuned:
@@ -170,6 +171,7 @@ def finetune(
         data: samples to train on, and samples to choose the best epoch by.
         settings: see `TrainingConfig`.
         seed: of the order and the mixing of the samples.
+        share: of the steps that the settings give.
         progress: is told the steps that are done and their number.
         piece: where the state is saved from time to time, to go on from it, and the outcome.
 
@@ -186,7 +188,7 @@ def finetune(
     problem.network.to(devices.best())
     student = Student(problem.network, problem.layers, quantized, problem.vectors)
     trainer = _Trainer(problem, student, objective, settings, seed)
-    schedule = trainer.plan(train, validation)
+    schedule = trainer.plan(train, validation, share)
     course = trainer.course
     if (kept := courses.resume(piece, trainer.live())) is not None:
         student.kept = kept
@@ -238,7 +240,7 @@ class _Trainer:
         tensors = [*self.student.stored(), *self.student.latent.values()]
         return Live(self.course, self.student.quantized, tensors, (self.stored, self.latent), self.random)
 
-    def plan(self, train: Samples, validation: Samples) -> Schedule:
+    def plan(self, train: Samples, validation: Samples, share: float) -> Schedule:
         """Batch size and steps (`onnxpq.schedule.plan`); nothing is changed by it."""
 
         def work(batch: Batch) -> None:
@@ -255,6 +257,7 @@ class _Trainer:
             sizes,
             self.problem.fixed_batch,
             lambda size: schedules.count(partial(work, train.batch(np.arange(size)))),
+            share,
         )
         return self.schedule
 

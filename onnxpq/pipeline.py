@@ -147,7 +147,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
 def _compress(run: _Run, subject: Subject, make: Callable[..., "_Made"]) -> Result:
     """One model with the layouts of the settings, or those that a target needs."""
     if not run.config.target.is_set:
-        made = make(allocation.layouts(subject.layers, run.config), trained=True)
+        made = make(allocation.layouts(subject.layers, run.config), share=1.0)
         return Result(made.model, _report(run, subject, made))
     case = targeting.Case(subject, run.config, run.libraries, run.ticker("sensitivity"))
     with run.stage("sensitivity"):
@@ -233,12 +233,15 @@ def _arranged(subject: Subject, layouts: Mapping[str, Layout]) -> Subject:
     return replace(subject, prepared=prepared, normal=normal, moments=subject.moments.reordered(orders))
 
 
-def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained], Trained]:
-    """Training from a quantized start; what it needs is computed when it is first used, and anew for another model."""
+def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained, float], Trained]:
+    """Training from a quantized start, with a share of the steps.
+
+    What it needs is computed when it is first used, and anew for another model.
+    """
     last: list[tuple[tuple[object, ...], Job, training.Prepared]] = []
 
-    def train(subject: Subject, start: Trained) -> Trained:
-        if subject.train is None or run.config.training.is_off:
+    def train(subject: Subject, start: Trained, share: float) -> Trained:
+        if share == 0 or subject.train is None or run.config.training.is_off:
             return start
         fixed = {name: start.quantized[name] for name in sorted(tables(subject.layers))}
         layers = [layer for layer in subject.layers if layer.weight not in fixed]
@@ -264,7 +267,7 @@ def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained], Trained]:
                 last[:] = [(made_for, job, training.prepare(job))]
         _, job, prepared = last[0]
         with run.stage("training"):
-            trained = training.train(job, prepared, start.quantized)
+            trained = training.train(job, prepared, start.quantized, share)
         return replace(trained, ways=trained.ways | dict.fromkeys(fixed, LOOKED_UP))
 
     return train
@@ -283,15 +286,14 @@ def _with_tables(subject: Subject, quantized: Mapping[str, Quantized]) -> ir.Mod
 def _make(
     run: _Run,
     subject: Subject,
-    trainer: Callable[[Subject, Trained], Trained],
+    trainer: Callable[[Subject, Trained, float], Trained],
     layouts: Mapping[str, Layout],
     *,
-    trained: bool,
+    share: float,
 ) -> _Made:
-    """A compressed model with given layouts."""
+    """A compressed model with given layouts, after a share of the training: 0 is product quantization alone."""
     own = _arranged(subject, layouts)
-    state = Trained(_cluster(run, own, layouts))
-    state = trainer(own, state) if trained else state
+    state = trainer(own, Trained(_cluster(run, own, layouts)), share)
     fast = run.config.pq.fast
     tensors = {name: replace(part.freeze(), fast=fast) for name, part in state.quantized.items()}
     updated = rewriting.update_initializers(own.prepared, state.values)

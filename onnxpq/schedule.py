@@ -91,7 +91,11 @@ def count(call: Callable[[], object]) -> float:
 
 
 def plan(
-    settings: TrainingConfig, samples: tuple[int, int], fixed_batch: int | None, cost: Callable[[int], float]
+    settings: TrainingConfig,
+    samples: tuple[int, int],
+    fixed_batch: int | None,
+    cost: Callable[[int], float],
+    share: float = 1.0,
 ) -> Schedule:
     """Fit a training to its data and to the time that the settings give it.
 
@@ -100,6 +104,7 @@ def plan(
         samples: to train on, and to validate on.
         fixed_batch: the number of samples that the network takes at a time; None for any.
         cost: seconds on the reference machine of a training step on that many samples (`count`).
+        share: of the steps, in rounds of the same length, for a training that only tells what a whole one may reach.
 
     Returns:
         With `epochs` a round is a pass over the samples; else they are up to `ROUNDS` equal parts of the steps.
@@ -121,6 +126,9 @@ def plan(
         size = -(-steps // ROUNDS)
         rounds = -(-steps // size)
     total = size * rounds if settings.steps is None else settings.steps
+    if share < 1:
+        rounds = min(rounds, max(2, round(share * rounds)))
+        total = min(total, size * rounds)
     return Schedule(batch, total, size, min(total, size * round(rounds * settings.regularized)))
 
 

@@ -25,7 +25,8 @@ class TargetConfig:
             against the original's outputs as a share of their mean square), or "module:function" (a score of your own:
             see `onnxpq.scoring`); "auto": with labels accuracy or mse as they are, else agreement where the
             output has scores of classes and mse where not.
-        attempts: how often the model is trained at most in search of the smallest file that keeps to `max_drop`.
+        attempts: how often the model is trained wholly, at most, in search of the smallest file that keeps to
+            `max_drop`; some brief trainings go before.
         max_codewords: most codewords that a layer may get: with 16 all layers run at full speed, with 256 a file of the
             same bytes is more accurate.
     """
@@ -35,7 +36,7 @@ class TargetConfig:
     size: int | None = None
     max_drop: float | None = None
     metric: str = "auto"
-    attempts: int = 4
+    attempts: int = 2
     max_codewords: int = 256
 
     def __post_init__(self) -> None:

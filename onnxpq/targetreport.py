@@ -13,7 +13,7 @@ class Trial:
     Attributes:
         file_bytes: of its file.
         layer_bytes: of the compressed layers in it.
-        trained: whether it was trained; else it is product quantization alone.
+        trained: share of the training that it got: 0 is product quantization alone, 1 all of it.
         expected_error: relative L2 error of the output that the sensitivity pass expects without training; without
             data, root of the sum of the layers' squared relative errors of the weights.
         relative_error: the one found; None without data, or where the output holds no floats.
@@ -23,7 +23,7 @@ class Trial:
 
     file_bytes: int
     layer_bytes: int
-    trained: bool
+    trained: float
     expected_error: float
     relative_error: float | None
     drop: Interval | None
@@ -86,7 +86,7 @@ def _trials(trials: Sequence[Trial], chosen: int, metric: str | None) -> str:
         (
             str(trial.file_bytes),
             str(trial.layer_bytes),
-            "yes" if trial.trained else "no",
+            {0.0: "no", 1.0: "yes"}.get(trial.trained, f"{trial.trained:.0%}"),
             _number(trial.expected_error),
             _number(trial.relative_error),
             "-" if trial.drop is None else percent(trial.drop),

@@ -136,13 +136,14 @@ def _boundary(cut: Cut, job: Job, capture: Callable[..., dict[str, Array]]) -> d
     return {name: values[name] for name in cut.boundary}
 
 
-def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> Trained:
+def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized], share: float = 1.0) -> Trained:
     """Train all layers.
 
     Args:
         job: the model and its data.
         prepared: `prepare(job)`.
         quantized: where to start, by weight name.
+        share: of the steps that the settings give.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
@@ -150,25 +151,25 @@ def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> T
     """
     trained = Trained(dict(quantized))
     if prepared.plan.part is not None and prepared.samples is not None:
-        _end_to_end(job, prepared.plan.part, prepared.samples, trained)
+        _end_to_end(job, prepared.plan.part, prepared.samples, trained, share)
     tick = job.ticker("layer-wise training")
     for done, (weight, reason) in enumerate(prepared.plan.layer_wise.items(), start=1):
         # All together they get the time that the rest has got.
         minutes = job.config.training.minutes / len(prepared.plan.layer_wise)
-        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, minutes, trained)
+        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, minutes, trained, share)
         if tick is not None:
             tick(done, len(prepared.plan.layer_wise))
     return trained
 
 
-def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
+def _piece(job: Job, way: str, start: Mapping[str, Quantized], share: float) -> Piece:
     """Where a training is kept: it depends on what it starts from, apart from what is the same for the whole run."""
-    settings = f"{way} {job.output} {job.config.training} {job.config.seed}"
+    settings = f"{way} {job.output} {job.config.training} {share:g} {job.config.seed}"
     parts = itertools.chain([settings.encode()], checkpoints.parts({**start, **job.tables}))
     return job.workspace.piece("training", parts)
 
 
-def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
+def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained, share: float) -> None:
     start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
     problem = Problem(
         part.network, part.layers, job.output, vectors(job, part), part.fixed_batch, originals=_originals(job, part)
@@ -179,8 +180,9 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         samples,
         job.config.training,
         seed=job.config.seed,
+        share=share,
         progress=job.ticker("training"),
-        piece=_piece(job, END_TO_END, start),
+        piece=_piece(job, END_TO_END, start, share),
     )
     trained.ways |= _ways(trained.quantized, tuned.quantized)
     trained.quantized |= tuned.quantized
@@ -237,7 +239,7 @@ def vectors(job: Job, part: Part) -> list[str]:
     return sorted((found | own) - others - {layer.weight for layer in job.layers})
 
 
-def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, trained: Trained) -> None:
+def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, trained: Trained, share: float) -> None:
     """Train a layer against the outputs that the original layer gives for its inputs.
 
     Args:
@@ -246,6 +248,7 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, t
         reason: why it is not trained end to end.
         minutes: for it.
         trained: takes the result.
+        share: of the steps.
     """
     layer, alone = next(
         ((layer, found) for layer in layers if (found := partition.alone(job.model, layer))), (None, None)
@@ -287,7 +290,8 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, t
         # A mixture tells nothing new about a layer, which is linear, and the layer's output is what the loss looks at.
         replace(job.config.training, minutes=minutes, mixup=0.0, features=0.0),
         seed=job.config.seed,
-        piece=_piece(job, LAYER_WISE, start),
+        share=share,
+        piece=_piece(job, LAYER_WISE, start, share),
     )
     trained.quantized |= tuned.quantized
     trained.values |= tuned.values

@@ -14,7 +14,7 @@ from tiny_models import classes, mlp, samples, save_data, save_model
 
 import onnxpq
 from onnxpq import calibration, cli, workspace
-from onnxpq.config import Config, TrainingConfig
+from onnxpq.config import Config, TargetConfig, TrainingConfig
 from onnxpq.errors import WorkspaceError
 
 MODEL = mlp()
@@ -120,6 +120,27 @@ def test_a_second_call_has_nothing_left_to_do(whole: onnxpq.Result, tmp_path: Pa
     assert stages == {"verification"}, "nothing was trained or computed again"
     assert content(second, tmp_path / "o") == content(first, tmp_path / "o") == content(whole, tmp_path / "o")
     assert not any(note.startswith("Continued") for note in first.report.notes)
+
+
+def test_brief_and_whole_trainings_of_a_target_are_kept_apart(tmp_path: Path) -> None:
+    """They begin with the same codes: what is kept of one must not pass for the other."""
+    settings = Config(training=TrainingConfig(epochs=16, batch_size=32), target=TargetConfig(max_drop=1.0, attempts=1))
+    first = compress(tmp_path / "w", config=settings)
+    trained: list[int] = []
+
+    def tell(stage: str, done: int, of: int) -> None:
+        if stage == "training":
+            trained.append(done)
+
+    second = compress(tmp_path / "w", config=settings, progress=tell)
+    assert first.report.target is not None
+    trials = [(trial.layer_bytes, trial.trained) for trial in first.report.target.trials]
+    assert {share for _, share in trials} == {0.0, 0.125, 1.0}
+    assert {size for size, share in trials if share == 1} <= {size for size, share in trials if 0 < share < 1}
+    assert first.report.training is not None
+    assert len(first.report.training.epochs) > 2, "a brief one has two"
+    assert trained == []
+    assert content(second, tmp_path / "o") == content(first, tmp_path / "o")
 
 
 def test_layers_trained_each_by_itself(tmp_path: Path) -> None:

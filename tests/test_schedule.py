@@ -11,10 +11,16 @@ from onnxpq.schedule import Schedule, plan
 
 
 def planned(
-    samples: tuple[int, int], sample: float, *, fixed: float = 0.0, fixed_batch: int | None = None, **settings: object
+    samples: tuple[int, int],
+    sample: float,
+    *,
+    fixed: float = 0.0,
+    fixed_batch: int | None = None,
+    share: float = 1.0,
+    **settings: object,
 ) -> Schedule:
     """For a step that takes `fixed` seconds and `sample` more per sample."""
-    return plan(TrainingConfig(**settings), samples, fixed_batch, lambda size: fixed + sample * size)
+    return plan(TrainingConfig(**settings), samples, fixed_batch, lambda size: fixed + sample * size, share)
 
 
 def test_counts_products_numbers_and_calls_forward_and_backward() -> None:
@@ -83,3 +89,16 @@ def test_steps_are_kept_to_the_number() -> None:
 
 def test_what_does_not_grow_with_the_batch_leaves_fewer_steps() -> None:
     assert planned((4000, 100), 1e-3, fixed=1.0).steps < planned((4000, 100), 1e-3).steps
+
+
+@pytest.mark.parametrize("settings", [{}, {"steps": 1200}, {"epochs": 16}])
+def test_a_share_of_a_training_has_as_long_rounds_and_as_large_batches(settings: dict[str, object]) -> None:
+    whole, part = (planned((3600, 400), 1e-3, share=share, **settings) for share in (1.0, 0.125))
+    assert (part.batch, part.round) == (whole.batch, whole.round)
+    assert part.steps == pytest.approx(whole.steps / 8, abs=whole.round)
+    assert 0 < part.regularized < part.steps
+
+
+def test_a_share_of_few_epochs_still_has_both_phases() -> None:
+    assert planned((1000, 100), 1e-3, share=0.125, epochs=4, batch_size=50).steps == 2 * 20
+    assert planned((1000, 100), 1e-3, share=0.125, epochs=1, batch_size=50).steps == 20

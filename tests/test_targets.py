@@ -149,17 +149,21 @@ def test_what_is_asked_for_in_words() -> None:
 # The search
 
 
+Losses = Callable[[int, float], float]
+"""What layers of so many bytes lose after a share of the training."""
+
+
 def run(
-    target: TargetConfig, drop: Callable[[int, bool], float], *, trains: bool = True, error: float = 0.0
-) -> tuple[Found[tuple[int, bool]], list[tuple[int, bool]]]:
-    """Search where layers of so many bytes lose ``drop(bytes, trained)``, with so large a standard error."""
+    target: TargetConfig, drop: Losses, *, trains: bool = True, error: float = 0.0
+) -> tuple[Found[tuple[int, float]], list[tuple[int, float]]]:
+    """Search where layers of so many bytes lose ``drop(bytes, share)``, with so large a standard error."""
     plans, made = planner(gain=targets.TRAINING_GAIN if trains else 1.0), []
 
-    def make(layouts: Layouts, trained: bool) -> tuple[int, bool]:
-        made.append((layer_bytes(layouts), trained))
+    def make(layouts: Layouts, share: float) -> tuple[int, float]:
+        made.append((layer_bytes(layouts), share))
         return made[-1]
 
-    def judge(model: tuple[int, bool]) -> Drop:
+    def judge(model: tuple[int, float]) -> Drop:
         value = drop(*model)
         return Drop("accuracy", Interval(value, value, value + 1.959963984540054 * error), 0.1, 100)
 
@@ -167,24 +171,29 @@ def run(
     return targets.search(target, plans, top, Work(make, judge, trains)), made
 
 
-def falling(scale: float) -> Callable[[int, bool], float]:
-    """A drop that falls with the bytes, a third as large once trained."""
-    return lambda size, trained: scale / size / (3 if trained else 1)
+def wholly(made: list[tuple[int, float]]) -> list[int]:
+    """Sizes of those that got all of the training."""
+    return [size for size, share in made if share == 1]
+
+
+def falling(scale: float, gain: float = 3.0) -> Losses:
+    """A drop that falls with the bytes, a third as large once trained, and between these after a brief training."""
+    return lambda size, share: scale / size / {0.0: 1.0, targets.BRIEF: gain**0.5, 1.0: gain}[share]
 
 
 def test_a_size_takes_one_model() -> None:
     found, made = run(TargetConfig(ratio=5), falling(1e6))
-    assert made == [(800, True)]
-    assert found.made == (800, True)
+    assert made == [(800, 1)]
+    assert found.made == (800, 1)
     assert found.trials[0].met
     assert found.trials[0].file_bytes <= 2000
-    assert run(TargetConfig(ratio=5), falling(1e6), trains=False)[1] == [(800, False)]
+    assert run(TargetConfig(ratio=5), falling(1e6), trains=False)[1] == [(800, 0)]
 
 
 def test_without_data_a_size_is_all_that_is_checked() -> None:
     plans = planner()
     target = TargetConfig(size=3000)
-    work: Work[Layouts] = Work(lambda layouts, _trained: layouts, None, False)
+    work: Work[Layouts] = Work(lambda layouts, _share: layouts, None, False)
     found = targets.search(target, plans, targets.limit(target, plans, 10_000, 8000), work)
     assert len(found.trials) == 1
     assert (found.trials[0].drop, found.trials[0].relative_error, found.trials[0].met) == (None, None, True)
@@ -195,12 +204,13 @@ def test_without_data_a_size_is_all_that_is_checked() -> None:
 def test_the_smallest_that_keeps_to_the_drop_is_found(scale: float) -> None:
     limit = 0.01
     found, made = run(TargetConfig(max_drop=limit, attempts=6), falling(scale))
-    size, trained = found.made
-    assert trained
-    assert falling(scale)(size, True) <= limit
-    needed = next(s for s in sorted({a + b for a in SIZES for b in SIZES}) if falling(scale)(s, True) <= limit)
+    size, share = found.made
+    assert share == 1
+    assert falling(scale)(size, 1) <= limit
+    needed = next(s for s in sorted({a + b for a in SIZES for b in SIZES}) if falling(scale)(s, 1) <= limit)
     assert size <= 2 * needed
-    assert sum(is_trained for _, is_trained in made) <= 6
+    assert len(wholly(made)) <= 6
+    assert len([size for size, share in made if share == targets.BRIEF]) <= targets.BRIEFS
     assert found.trials[found.chosen].layer_bytes == size
     # All that was tried is there, in order.
     assert [(trial.layer_bytes, trial.trained) for trial in found.trials] == made
@@ -209,36 +219,56 @@ def test_the_smallest_that_keeps_to_the_drop_is_found(scale: float) -> None:
 def test_without_training_the_smallest_is_found_too() -> None:
     found, made = run(TargetConfig(max_drop=0.01), falling(10), trains=False)
     assert found.made[0] == 1200
-    assert not any(trained for _, trained in made)
+    assert not any(share for _, share in made)
     assert len(made) <= 1 + 2 * targets.SCANS
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 def test_training_that_helps_nothing_ends_where_quantization_alone_did(attempts: int) -> None:
-    found, made = run(TargetConfig(max_drop=0.01, attempts=attempts), lambda size, _trained: 20 / size)
-    assert sum(trained for _, trained in made) <= attempts
+    found, made = run(TargetConfig(max_drop=0.01, attempts=attempts), falling(20, gain=1))
+    assert len(wholly(made)) <= attempts
     assert 20 / found.made[0] <= 0.01
     assert found.trials[found.chosen].met
 
 
 def test_training_that_harms_leaves_quantization_alone() -> None:
-    found, _ = run(TargetConfig(max_drop=0.01), lambda size, trained: 1.0 if trained else 20 / size)
+    found, _ = run(TargetConfig(max_drop=0.01), lambda size, share: 1.0 if share else 20 / size)
     assert not found.made[1]
     assert found.trials[found.chosen].met
-    assert any(trial.trained and not trial.met for trial in found.trials)
+    assert {trial.trained for trial in found.trials if not trial.met} >= {targets.BRIEF, 1}
+
+
+def test_a_brief_training_that_did_is_followed_by_a_whole_one() -> None:
+    """Whatever the whole ones below it do, one is at the size that is known to do."""
+    kept = falling(20, gain=4)
+    sizes = {a + b for a in SIZES for b in SIZES}
+    briefly = min(size for size in sizes if kept(size, targets.BRIEF) <= 0.01)
+    found, made = run(
+        TargetConfig(max_drop=0.01, attempts=2), lambda size, share: 1.0 if size < briefly else kept(size, share)
+    )
+    smallest = min(size for size, share in made if share == targets.BRIEF and size >= briefly)
+    assert {size < briefly for size in wholly(made)} == {True, False}
+    assert found.made == (smallest, 1)
+
+
+def test_no_model_is_made_twice() -> None:
+    for scale in (0.1, 1, 10, 60):
+        for gain in (0.5, 1, 4):
+            _, made = run(TargetConfig(max_drop=0.01, attempts=6), falling(scale, gain=gain))
+            assert len(set(made)) == len(made)
 
 
 def test_a_standard_error_counts() -> None:
     found, _ = run(TargetConfig(max_drop=0.01, attempts=6), falling(20), error=0.004)
-    assert falling(20)(found.made[0], True) <= 0.006
+    assert falling(20)(found.made[0], 1) <= 0.006
 
 
 def test_a_drop_that_nothing_reaches_is_refused_before_training() -> None:
     made: list[int] = []
 
-    def drop(size: int, trained: bool) -> float:
+    def drop(size: int, share: float) -> float:
         made.append(size)
-        assert not trained
+        assert share == 0
         return 0.5
 
     message = (
@@ -253,8 +283,8 @@ def test_a_drop_that_nothing_reaches_is_refused_before_training() -> None:
 @pytest.mark.parametrize("limit", [0.001, 0.01])
 def test_a_size_and_a_drop_take_one_model_that_keeps_to_both_or_misses(limit: float) -> None:
     found, made = run(TargetConfig(size=2000, max_drop=limit), falling(20))
-    assert made == [(800, True)]
-    assert found.made == (800, True)
+    assert made == [(800, 1)]
+    assert found.made == (800, 1)
     assert found.trials[found.chosen].met == (limit == 0.01)
 
 
@@ -270,15 +300,15 @@ def test_whatever_the_curve_the_result_is_the_smallest_seen_that_kept(
 ) -> None:
     random = np.random.default_rng(seed)
 
-    def drop(size: int, trained: bool) -> float:
-        return scale / size / (gain if trained else 1) * float(random.uniform(0.7, 1.4))
+    def drop(size: int, share: float) -> float:
+        return falling(scale, gain)(size, share) * float(random.uniform(0.7, 1.4))
 
     try:
         found, made = run(TargetConfig(max_drop=limit, attempts=attempts), drop)
     except TargetError:
         return
-    assert sum(trained for _, trained in made) <= attempts
+    assert len(wholly(made)) <= attempts
     chosen = found.trials[found.chosen]
     assert chosen.met
-    kept = [trial for trial in found.trials if trial.met and trial.trained == chosen.trained]
+    kept = [trial for trial in found.trials if trial.met]
     assert chosen.layer_bytes == min(trial.layer_bytes for trial in kept)
