@@ -30,6 +30,9 @@ Score: TypeAlias = Callable[[Outputs, Outputs, Array | None], object]
 BATCH = 256
 """Samples per run, where the model leaves that open."""
 
+BEYOND_CHANCE = 3.0
+"""So many standard errors are no chance."""
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -40,12 +43,14 @@ class Drop:
         drop: with the 95 % interval that pairs give; of width 0 where the metric gives one number for all samples.
         relative_error: relative L2 difference of the output, None where it holds no floats.
         samples: number of them.
+        wrong: share of them that the original gets wrong; None where the metric is not accuracy.
     """
 
     metric: str
     drop: Interval
     relative_error: float | None
     samples: int
+    wrong: float | None = None
 
     @property
     def cautious(self) -> float:
@@ -131,18 +136,36 @@ def measure(
     squares = np.zeros(2)
     for part, count in batches(dataset, fixed_batch or BATCH, exact=fixed_batch is not None):
         before, after = (_cut(runtime.run(session, part.inputs), count) for session in (original, compressed))
-        exact, found = before[metric.output], after[metric.output]
+        exact, other = before[metric.output], after[metric.output]
         if np.issubdtype(exact.dtype, np.floating):
-            squares += _square(found - exact).sum(), _square(exact).sum()
+            squares += _square(other - exact).sum(), _square(exact).sum()
         labels = None if part.labels is None else part.labels[:count]
         if metric.score is None:
-            losses.append(_losses(metric.name, exact, found, labels))
+            losses.append(_losses(metric.name, exact, other, labels))
         else:
             parts.append((before, after))
     if metric.score is not None:
         losses.append(_scored(metric, metric.score, parts, dataset.labels))
     relative = math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else None
-    return Drop(metric.name, _interval(np.concatenate(losses)), relative, len(dataset))
+    found = np.concatenate(losses)
+    wrong = float(found[:, 0].mean()) if metric.name == "accuracy" else None
+    return Drop(metric.name, _interval(found), relative, len(dataset), wrong)
+
+
+def by_heart(decided: Drop, proof: Drop) -> str | None:
+    """A remark where the original gets more of the samples that decided right than chance explains."""
+    if decided.wrong is None or proof.wrong is None:
+        return None
+    counts = decided.samples, proof.samples
+    share = (decided.wrong * counts[0] + proof.wrong * counts[1]) / sum(counts)
+    chance = math.sqrt(share * (1 - share) * (1 / counts[0] + 1 / counts[1]))
+    if proof.wrong - decided.wrong <= BEYOND_CHANCE * chance:
+        return None
+    return (
+        f"The original gets {decided.wrong:.2%} of the samples that decided wrong, and {proof.wrong:.2%} of those that "
+        "it was verified on: it was probably trained on the former. What a smaller model loses there then looks larger "
+        "than it is. With data that the original has not seen (--data) a smaller file may do."
+    )
 
 
 def _losses(metric: str, exact: Array, found: Array, labels: Array | None) -> NDArray[np.float64]:

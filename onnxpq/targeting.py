@@ -116,9 +116,12 @@ def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
 def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> TargetReport:
     """What was reached, by the verified file and on the samples that it was verified on."""
     target, trial, checked = case.config.target, found.trials[found.chosen], report.verification
-    proof = None
+    proof, remark = None, None
     if aim.metric is not None:
-        proof = _drop(case, aim, found.made.model, case.subject.evidence.dataset).drop
+        proven = _drop(case, aim, found.made.model, case.subject.evidence.dataset)
+        proof = proven.drop
+        if target.max_drop is not None and found.last is not None:
+            remark = scoring.by_heart(found.last, proven)
     kept = [
         (target.ratio is None or report.ratio >= target.ratio),
         (target.fc_ratio is None or report.layer_ratio >= target.fc_ratio),
@@ -144,6 +147,7 @@ def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> Target
         chosen=found.chosen,
         proof=proof,
         expected=aim.planner.expected(),
+        remark=remark,
     )
 
 

@@ -45,6 +45,7 @@ class TargetReport:
         proof: drop of the result on the samples that the report verifies on; None without data.
         expected: the best that is expected without training: for some numbers of bytes of the file the relative L2
             error of the output, without data as in `Trial`.
+        remark: what makes the decision doubtful, if anything does.
     """
 
     asked: str
@@ -56,12 +57,15 @@ class TargetReport:
     chosen: int
     proof: Interval | None
     expected: tuple[tuple[int, float], ...]
+    remark: str | None = None
 
     def to_text(self) -> str:
         """As a person reads it."""
         lines = [f"Target: {self.asked}", f"  {'reached' if self.reached else 'MISSED'}: {self.outcome}"]
         if self.proof is not None and self.metric is not None:
             lines.append(f"  {drop_of(self.metric)} on the verification samples: {percent(self.proof)}")
+        if self.remark is not None:
+            lines.append(f"  {self.remark}")
         where = "" if self.decided_on is None else f", judged on {self.decided_on}"
         lines += [f"Tried{where}", _trials(self.trials, self.chosen, self.metric)]
         if self.expected:

@@ -147,11 +147,13 @@ class Found(Generic[Made]):
         made: the result.
         trials: all that was tried.
         chosen: index of the trial that gave the result.
+        last: what the last trial lost; None where it was not judged.
     """
 
     made: Made
     trials: list[Trial] = field(default_factory=list)
     chosen: int = 0
+    last: Drop | None = None
 
 
 def asked(target: TargetConfig, metric: str | None) -> str:
@@ -319,7 +321,7 @@ class _Hunt(Generic[Made]):
         """The result."""
         if self.kept is None:
             raise AssertionError("search() makes at least one model")
-        return Found(self.kept[2], self.trials, self.kept[1])
+        return Found(self.kept[2], self.trials, self.kept[1], self.last)
 
     def _forget_low(self) -> None:
         """More training may do with less than was too small so far."""

@@ -82,7 +82,7 @@ def test_accuracy() -> None:
     found = drop(Metric("accuracy", "y"), [1, 2], x, np.array([0, 0, 1, 1]))
     assert found.metric == "accuracy"
     assert found.drop.value == 0
-    assert found.samples == 4
+    assert (found.samples, found.wrong) == (4, 0.25)
     # Differences 0, 1, 0, -1: standard deviation sqrt(2/3), so a standard error of sqrt(2/3) / 2.
     assert found.drop.high == pytest.approx(Z95 * np.sqrt(2 / 3) / 2)
     assert found.drop.low == -found.drop.high
@@ -91,10 +91,35 @@ def test_accuracy() -> None:
     assert found.relative_error == pytest.approx(np.sqrt(missed / np.square(x.astype(float)).sum()))
 
 
+@pytest.mark.parametrize(
+    ("decided", "proof", "remarked"),
+    [
+        # By hand: pooled share .0117, standard error .0026 of the difference; .0137 are 5.2 of them.
+        ((0.0, 2000), (0.0137, 10000), True),
+        ((0.009, 2000), (0.0137, 10000), False),  # 1.7 of them
+        ((0.0, 20), (0.0137, 10000), False),
+        ((0.02, 2000), (0.0137, 10000), False),
+        ((0.0, 2000), (0.0, 10000), False),
+    ],
+)
+def test_samples_that_the_original_knows_by_heart(
+    decided: tuple[float, int], proof: tuple[float, int], remarked: bool
+) -> None:
+    interval = Interval(0.0, 0.0, 0.0)
+    first, second = (Drop("accuracy", interval, 0.1, count, wrong) for wrong, count in (decided, proof))
+    remark = scoring.by_heart(first, second)
+    assert (remark is not None) == remarked
+    if remark is not None:
+        assert remark.startswith(
+            "The original gets 0.00% of the samples that decided wrong, and 1.37% of those that it"
+        )
+    assert scoring.by_heart(Drop("mse", interval, 0.1, 2000), second) is None
+
+
 def test_agreement() -> None:
     x = np.array([[4, 1], [3, 2], [1, 3], [1, 5]], np.float32)
     found = drop(Metric("agreement", "y"), [1, 2], x)
-    assert found.drop.value == 0.25
+    assert (found.drop.value, found.wrong) == (0.25, None)
     assert found.cautious == pytest.approx(0.25 + np.std([0, 1, 0, 0], ddof=1) / 2)
 
 

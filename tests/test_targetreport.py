@@ -17,6 +17,7 @@ REPORT = TargetReport(
     chosen=1,
     proof=Interval(0.004, -0.001, 0.009),
     expected=((1500, 0.5), (2000, 0.125)),
+    remark="It knows them by heart.",
 )
 
 
@@ -26,6 +27,7 @@ def test_text() -> None:
         "Target: accuracy at most 0.5 % lower",
         " reached: a file of 2,000 bytes",
         " drop of accuracy on the verification samples: 0.40 % [-0.10, 0.90]",
+        " It knows them by heart.",
         "Tried, judged on 135 validation samples, not learned from",
         " file bytes layers trained expected error found drop of accuracy kept to",
         " 4000 3000 no 0.0156 0.0312 0.00 % [-0.10, 0.10] yes",
