@@ -77,6 +77,26 @@ def _file_factor(rows: Sequence[Row], factor: float) -> str:
     return f" ({row['file_bytes'] / (rest + layers / factor):.1f}x)"
 
 
+def against_others(store: Store) -> str:
+    """Errors of onnxpq and of the best other method, by network and factor, as Markdown; the better one in bold."""
+    lines = ["| | original | factor | onnxpq | best other | which |", "|---" * 6 + "|"]
+    for network, name in NETWORKS.items():
+        found = groups([row for row in store.rows(network).values() if row["error"] is not None])
+        means = {key: statistics.mean(row["error"] for row in rows) for key, rows in found.items()}
+        for factor in sorted({factor for method, factor in means if method == "onnxpq"}):
+            others = {m: mean for (m, f), mean in means.items() if f == factor and not m.startswith("onnxpq")}
+            own = means["onnxpq", factor]
+            best = min(others, key=lambda method: others[method], default=None)
+            texts = [f"{own:.2f}", "" if best is None else f"{others[best]:.2f}"]
+            if best is not None and texts[0] != texts[1]:
+                place = 0 if own < others[best] else 1
+                texts[place] = f"**{texts[place]}**"
+            first = f"{name} | {means['original', 1.0]:.2f}" if ("original", 1.0) in means else f"{name} | "
+            which = "" if best is None else title(best)
+            lines.append(f"| {first} | {factor:g}x | {' | '.join(texts)} | {which} |")
+    return "\n".join(lines)
+
+
 def full(rows: Sequence[Row]) -> str:
     """Every method and factor with what it took, as a Markdown table."""
     lines = [
@@ -161,7 +181,7 @@ def write(store: Store, folder: Path) -> None:
     """Put the tables into the page, all rows into a page of their own, and draw the plots."""
     page = folder / PAGE
     content = page.read_text(encoding="utf-8")
-    parts: dict[str, str] = {"stored": missing(store)}
+    parts: dict[str, str] = {"stored": missing(store), "best": against_others(store)}
     every = ["# All rows of the evaluation", "", f"Made by `python -m benchmarks.paper tables`; see [{PAGE}]({PAGE})."]
     for network, name in NETWORKS.items():
         rows = list(store.rows(network).values())

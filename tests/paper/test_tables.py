@@ -59,6 +59,18 @@ def test_summary_has_both_factors_and_a_line_per_method():
     assert lines[-1] == "Test error in per cent; the original has 1.37 %."
 
 
+def test_the_best_of_the_others_at_each_factor(tmp_path):
+    store = Store(tmp_path)
+    for entry in (*ROWS, row("svd", 8.0, 1.9), row("onnxpq-none", 8.0, 0.1), row("hashed", 16.0, 1.7)):
+        store.add(entry)
+    store.add(row("onnxpq", 32.0, 2.0))
+    assert tables.against_others(store).splitlines()[2:] == [
+        "| MNIST, 784-1000-10 | 1.37 | 8x | **1.50** | 1.90 | truncated SVD |",
+        "| MNIST, 784-1000-10 | 1.37 | 16x | 1.75 | **1.70** | HashedNets |",
+        "| MNIST, 784-1000-10 | 1.37 | 32x | 2.00 |  |  |",
+    ]
+
+
 def test_full_table_has_every_figure():
     lines = tables.full(ROWS).splitlines()
     assert "| PQ (Gong) | 8x | 8.0x | 8.0x | 4.0x | 2.50 [2.00, 3.00] | 2 | 10 | 20 | d=8 K=16 |" in lines
@@ -95,7 +107,7 @@ def test_pages_and_plots_are_written(tmp_path):
         store.add(some)
     counts = {done: list(range(120)) for done in ("0", "0.5", "1")}
     store.add({"network": "histograms", "method": "mnist_mlp/l2", "factor": 32.0, "seed": 0, "counts": counts})
-    places = "".join(f"{tables.MARK.format(name=name)}\n{tables.END}\n" for name in ("stored", "mnist_mlp"))
+    places = "".join(f"{tables.MARK.format(name=name)}\n{tables.END}\n" for name in ("stored", "best", "mnist_mlp"))
     (tmp_path / tables.PAGE).write_text(places)
     tables.write(store, tmp_path)
     page = (tmp_path / tables.PAGE).read_text()
