@@ -242,7 +242,10 @@ def plot(rows: Sequence[Row], name: str, file: Path) -> None:
 def plot_histograms(rows: Sequence[Row], file: Path) -> None:
     """A row per term; the weights before, in the middle and at the end of training under it."""
     from benchmarks.paper.histograms import EDGES  # noqa: PLC0415 -- torch takes seconds to load
+    from benchmarks.paper.terms import ALPHA  # noqa: PLC0415
 
+    order = list(ALPHA)
+    rows = sorted(rows, key=lambda row: order.index(row["method"].split("/")[1]))
     with _figure(file, (8, 1.3 * len(rows))) as figure:
         grid = figure.subplots(len(rows), 3, sharex=True, squeeze=False)
         for line, row in zip(grid, rows, strict=True):
