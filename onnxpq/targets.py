@@ -340,14 +340,18 @@ class _Hunt(Generic[Made]):
         return next((plan for plan in plans if plan is not None and self.low < plan.layer_bytes < high), None)
 
     def _next(self, plan: Plan) -> Plan | None:
-        """Where the last drop says that the limit is met with some room; inside of what is known."""
-        middle = self._between()
-        if middle is None or self.last is None or self.target.max_drop is None:
+        """Where the last drop says that the limit is met, with some room if there is any; inside of what is known."""
+        middle, limit = self._between(), self.target.max_drop
+        if middle is None or self.last is None or limit is None:
             return None
-        factor = (AIM * self.target.max_drop / max(self.last.cautious, 1e-6)) ** (1 / SLOPE)
-        guess = self.planner.with_cost(plan.final_cost * min(16.0, max(1 / 16, factor)))
-        inside = CLOSE * self.low < guess.layer_bytes < self._high().layer_bytes / CLOSE
-        return guess if inside else middle
+        for share in (AIM, 1.0):
+            factor = (share * limit / max(self.last.cautious, 1e-6)) ** (1 / SLOPE)
+            guess = self.planner.with_cost(plan.final_cost * min(16.0, max(1 / 16, factor)))
+            if CLOSE * self.low < guess.layer_bytes < self._high().layer_bytes / CLOSE:
+                return guess
+        # The last one is so near to the limit that nothing much smaller is expected to do.
+        has_met = self.last.cautious <= limit
+        return None if has_met and guess.layer_bytes >= self._high().layer_bytes / CLOSE else middle
 
 
 def _times(before: int, after: int) -> str:

@@ -251,6 +251,13 @@ def test_a_brief_training_that_did_is_followed_by_a_whole_one() -> None:
     assert found.made == (smallest, 1)
 
 
+def test_nothing_far_below_one_that_is_near_the_limit_is_trained() -> None:
+    _, made = run(TargetConfig(max_drop=0.01), lambda size, share: 0.0095 if share else 20 / size)
+    assert len([size for size, share in made if share == targets.BRIEF]) == 1
+    first, *others = (size for size, share in made if share)
+    assert all(size > first / 1.5 for size in others)
+
+
 def test_no_model_is_made_twice() -> None:
     for scale in (0.1, 1, 10, 60):
         for gain in (0.5, 1, 4):
