@@ -128,7 +128,7 @@ def test_the_term_pulls_weights_to_the_codewords(network: Network, data: tuple[S
         student = Student(network, LAYERS, start(network), VECTORS)
         objective = finetuning.objectives.choose(chosen, data[0].teacher, data[0].labels)
         trainer = finetuning._Trainer(Problem(network, LAYERS, "scores", VECTORS), student, objective, chosen, 0)
-        trainer.plan(*data)
+        trainer.plan(*data, share=1.0)
         list(trainer.epochs(*data, None, Piece()))
         return float(student.term("codebook").detach())
 
