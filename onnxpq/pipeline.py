@@ -267,7 +267,7 @@ def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained, float], Tra
                 last[:] = [(made_for, job, training.prepare(job))]
         _, job, prepared = last[0]
         with run.stage("training"):
-            trained = training.train(job, prepared, start.quantized, share)
+            trained = training.train(replace(job, share=share), prepared, start.quantized)
         return replace(trained, ways=trained.ways | dict.fromkeys(fixed, LOOKED_UP))
 
     return train
@@ -288,7 +288,6 @@ def _make(
     subject: Subject,
     trainer: Callable[[Subject, Trained, float], Trained],
     layouts: Mapping[str, Layout],
-    *,
     share: float,
 ) -> _Made:
     """A compressed model with given layouts, after a share of the training: 0 is product quantization alone."""

@@ -126,9 +126,8 @@ def plan(
         size = -(-steps // ROUNDS)
         rounds = -(-steps // size)
     total = size * rounds if settings.steps is None else settings.steps
-    if share < 1:
-        rounds = min(rounds, max(2, round(share * rounds)))
-        total = min(total, size * rounds)
+    rounds = min(rounds, max(2, round(share * rounds)))
+    total = min(total, size * rounds)
     return Schedule(batch, total, size, min(total, size * round(rounds * settings.regularized)))
 
 

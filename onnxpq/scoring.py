@@ -136,20 +136,20 @@ def measure(
     squares = np.zeros(2)
     for part, count in batches(dataset, fixed_batch or BATCH, exact=fixed_batch is not None):
         before, after = (_cut(runtime.run(session, part.inputs), count) for session in (original, compressed))
-        exact, other = before[metric.output], after[metric.output]
+        exact, found = before[metric.output], after[metric.output]
         if np.issubdtype(exact.dtype, np.floating):
-            squares += _square(other - exact).sum(), _square(exact).sum()
+            squares += _square(found - exact).sum(), _square(exact).sum()
         labels = None if part.labels is None else part.labels[:count]
         if metric.score is None:
-            losses.append(_losses(metric.name, exact, other, labels))
+            losses.append(_losses(metric.name, exact, found, labels))
         else:
             parts.append((before, after))
     if metric.score is not None:
         losses.append(_scored(metric, metric.score, parts, dataset.labels))
     relative = math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else None
-    found = np.concatenate(losses)
-    wrong = float(found[:, 0].mean()) if metric.name == "accuracy" else None
-    return Drop(metric.name, _interval(found), relative, len(dataset), wrong)
+    every = np.concatenate(losses)
+    wrong = float(every[:, 0].mean()) if metric.name == "accuracy" else None
+    return Drop(metric.name, _interval(every), relative, len(dataset), wrong)
 
 
 def by_heart(decided: Drop, proof: Drop) -> str | None:

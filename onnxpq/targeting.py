@@ -101,7 +101,7 @@ def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
     Args:
         case: what is compressed.
         aim: from `prepare`.
-        make: a model with given layouts (by weight name) after a ``share=`` of the training.
+        make: a model with given layouts (by weight name) after a share of the training.
 
     Raises:
         TargetError: the drop is out of reach.
@@ -109,8 +109,7 @@ def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
     judged = aim.judged
     judge = None if judged is None else lambda made: _drop(case, aim, made.model, judged)
     trains = case.subject.train is not None and not case.config.training.is_off
-    work = Work(lambda layouts, share: make(layouts, share=share), judge, trains)
-    return targets.search(case.config.target, aim.planner, aim.top, work)
+    return targets.search(case.config.target, aim.planner, aim.top, Work(make, judge, trains))
 
 
 def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> TargetReport:

@@ -254,9 +254,10 @@ class _Hunt(Generic[Made]):
         self.target, self.planner, self.work = target, planner, work
         self.trials: list[Trial] = []
         self.last: Drop | None = None
-        self.low = 0.0
-        """Layers of so many bytes were too small, or are smaller than any."""
-        self._forget_low()
+        self.bottom = float(planner.smallest.layer_bytes) / CLOSE
+        """Layers of so many bytes are smaller than any."""
+        self.low = self.bottom
+        """Layers of so many bytes were too small with as much training, or are smaller than any."""
         self.kept: tuple[Plan, int, Made] | None = None
         """The smallest that kept to the target, its trial and its model; before that, the last one tried."""
 
@@ -292,7 +293,7 @@ class _Hunt(Generic[Made]):
 
     def train_briefly(self) -> None:
         """Train a few a little, beginning below the smallest that did without training."""
-        self._forget_low()
+        self.low = self.bottom
         plan: Plan | None = self.planner.with_cost(self._high().cost)
         for _ in range(BRIEFS):
             if plan is None:
@@ -302,7 +303,7 @@ class _Hunt(Generic[Made]):
 
     def train(self) -> None:
         """Train models, beginning below the smallest that did so far, whose place they take."""
-        self._forget_low()
+        self.low = self.bottom
         safe = self._high()
         plan: Plan | None = self.planner.with_cost(safe.final_cost * WHOLE_GAIN)
         for _ in range(self.target.attempts - 1):
@@ -322,10 +323,6 @@ class _Hunt(Generic[Made]):
         if self.kept is None:
             raise AssertionError("search() makes at least one model")
         return Found(self.kept[2], self.trials, self.kept[1], self.last)
-
-    def _forget_low(self) -> None:
-        """More training may do with less than was too small so far."""
-        self.low = float(self.planner.smallest.layer_bytes) / CLOSE
 
     def _high(self) -> Plan:
         return self.planner.largest if self.kept is None else self.kept[0]
@@ -350,8 +347,7 @@ class _Hunt(Generic[Made]):
             if CLOSE * self.low < guess.layer_bytes < self._high().layer_bytes / CLOSE:
                 return guess
         # The last one is so near to the limit that nothing much smaller is expected to do.
-        has_met = self.last.cautious <= limit
-        return None if has_met and guess.layer_bytes >= self._high().layer_bytes / CLOSE else middle
+        return None if self.trials[-1].met and guess.layer_bytes >= self._high().layer_bytes / CLOSE else middle
 
 
 def _times(before: int, after: int) -> str:

@@ -55,6 +55,7 @@ class Job:
         constants: names of the constants that the user's file has in its main graph, and that can be given new values.
         tables: what is quantized already and not trained, by weight name; `model` holds their decoded values.
         original: the model with its own tables, which teaches; None where `model` does.
+        share: of the steps that the settings give.
     """
 
     model: ir.Model
@@ -69,6 +70,7 @@ class Job:
     constants: Collection[str] = ()
     tables: Mapping[str, Quantized] = field(default_factory=dict)
     original: ir.Model | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,14 +138,13 @@ def _boundary(cut: Cut, job: Job, capture: Callable[..., dict[str, Array]]) -> d
     return {name: values[name] for name in cut.boundary}
 
 
-def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized], share: float = 1.0) -> Trained:
+def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> Trained:
     """Train all layers.
 
     Args:
         job: the model and its data.
         prepared: `prepare(job)`.
         quantized: where to start, by weight name.
-        share: of the steps that the settings give.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
@@ -151,25 +152,25 @@ def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized], shar
     """
     trained = Trained(dict(quantized))
     if prepared.plan.part is not None and prepared.samples is not None:
-        _end_to_end(job, prepared.plan.part, prepared.samples, trained, share)
+        _end_to_end(job, prepared.plan.part, prepared.samples, trained)
     tick = job.ticker("layer-wise training")
     for done, (weight, reason) in enumerate(prepared.plan.layer_wise.items(), start=1):
         # All together they get the time that the rest has got.
         minutes = job.config.training.minutes / len(prepared.plan.layer_wise)
-        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, minutes, trained, share)
+        _by_itself(job, [layer for layer in job.layers if layer.weight == weight], reason, minutes, trained)
         if tick is not None:
             tick(done, len(prepared.plan.layer_wise))
     return trained
 
 
-def _piece(job: Job, way: str, start: Mapping[str, Quantized], share: float) -> Piece:
+def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
     """Where a training is kept: it depends on what it starts from, apart from what is the same for the whole run."""
-    settings = f"{way} {job.output} {job.config.training} {share:g} {job.config.seed}"
+    settings = f"{way} {job.output} {job.config.training} {job.share:g} {job.config.seed}"
     parts = itertools.chain([settings.encode()], checkpoints.parts({**start, **job.tables}))
     return job.workspace.piece("training", parts)
 
 
-def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained, share: float) -> None:
+def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
     start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
     problem = Problem(
         part.network, part.layers, job.output, vectors(job, part), part.fixed_batch, originals=_originals(job, part)
@@ -180,9 +181,9 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         samples,
         job.config.training,
         seed=job.config.seed,
-        share=share,
+        share=job.share,
         progress=job.ticker("training"),
-        piece=_piece(job, END_TO_END, start, share),
+        piece=_piece(job, END_TO_END, start),
     )
     trained.ways |= _ways(trained.quantized, tuned.quantized)
     trained.quantized |= tuned.quantized
@@ -239,7 +240,7 @@ def vectors(job: Job, part: Part) -> list[str]:
     return sorted((found | own) - others - {layer.weight for layer in job.layers})
 
 
-def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, trained: Trained, share: float) -> None:
+def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, trained: Trained) -> None:
     """Train a layer against the outputs that the original layer gives for its inputs.
 
     Args:
@@ -248,7 +249,6 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, t
         reason: why it is not trained end to end.
         minutes: for it.
         trained: takes the result.
-        share: of the steps.
     """
     layer, alone = next(
         ((layer, found) for layer in layers if (found := partition.alone(job.model, layer))), (None, None)
@@ -290,8 +290,8 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, t
         # A mixture tells nothing new about a layer, which is linear, and the layer's output is what the loss looks at.
         replace(job.config.training, minutes=minutes, mixup=0.0, features=0.0),
         seed=job.config.seed,
-        share=share,
-        piece=_piece(job, LAYER_WISE, start, share),
+        share=job.share,
+        piece=_piece(job, LAYER_WISE, start),
     )
     trained.quantized |= tuned.quantized
     trained.values |= tuned.values

@@ -58,7 +58,8 @@ def _run(options: argparse.Namespace) -> None:
     store = Store() if folder is None else Store(datasets.cache_folder() / folder)
     wanted = running.keys(options.only, quick=options.quick)
     if options.again:
-        wanted = [key for key in wanted if key in Store().rows(key.network)]
+        stored = {key for network in running.NETWORKS for key in Store().rows(network)}
+        wanted = [key for key in wanted if key in stored]
     with _progress() as progress:
         effort = tuning.QUICK if options.quick else tuning.FULL
         running.run(store, wanted, effort, quick=options.quick, progress=progress)

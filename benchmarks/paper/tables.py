@@ -146,10 +146,10 @@ def compared(first: Store, again: Store) -> str:
     lines = ["| row | stored | again | difference |", "|---" * 4 + "|"]
     differences = []
     for network in NETWORKS:
-        stored = first.rows(network)
-        for key, row in again.rows(network).items():
-            before, after = stored.get(key, row)["error"], row["error"]
-            if key not in stored or before is None or after is None:
+        runs = first.rows(network), again.rows(network)
+        for key in sorted(runs[0].keys() & runs[1].keys()):
+            before, after = (rows[key]["error"] for rows in runs)
+            if before is None or after is None:
                 continue
             differences.append(abs(after - before))
             lines.append(f"| {key} | {before:.2f} | {after:.2f} | {after - before:+.2f} |")
