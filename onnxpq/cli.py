@@ -1,7 +1,7 @@
 """The command line: flags -> Config -> a call -> printed report -> exit code.
 
 Exit codes: 0 written and verified; 1 an error that the message explains, a missed target among them; 2 wrong usage;
-130 interrupted.
+130 interrupted; 141 whoever was to read what is printed went away, as after SIGPIPE.
 """
 
 import argparse
@@ -106,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except OnnxpqError as error:
         print(f"onnxpq: error: {error}", file=sys.stderr)
         return 1
@@ -115,6 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         continues = "" if folder is None else f" The same command continues with what is in '{folder}'."
         print(f"onnxpq: interrupted; nothing was written.{continues}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough, as `head` has. What Python still holds of it would fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "rich"):
             raise

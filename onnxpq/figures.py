@@ -1,6 +1,6 @@
-"""Figures as reports show them: a share with its interval, and a table."""
+"""Figures as reports show them: a share with its interval, a table, nodes that are left alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -24,4 +24,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
             for cell, width, flush in zip(row, widths, right, strict=True)
         ]
         lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def left_alone(skipped: Iterable[tuple[str, str, str]]) -> str:
+    """For nodes' names, operators and reasons, a section with a line per reason; empty where there are none."""
+    nodes: dict[tuple[str, str], list[str]] = {}
+    for node, op_type, reason in skipped:
+        nodes.setdefault((op_type, reason), []).append(node)
+    lines = ["Left alone"] if nodes else []
+    for (op_type, reason), names in nodes.items():
+        what = op_type if len(names) == 1 else f"{len(names)} {op_type}"
+        lines.append(f"  {', '.join(names)} ({what}): {reason}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from onnxpq import allocation, modelio, rewriting
 from onnxpq.config import Config
-from onnxpq.figures import table
+from onnxpq.figures import left_alone, table
 
 
 def describe(model: modelio.Source, config: Config) -> str:
@@ -43,5 +43,5 @@ def describe(model: modelio.Source, config: Config) -> str:
     else:
         lines.append("No layer can be compressed.")
     if skipped:
-        lines += ["", "Left alone", *(f"  {entry.node} ({entry.op_type}): {entry.reason}" for entry in skipped)]
+        lines += ["", left_alone((entry.node, entry.op_type, entry.reason) for entry in skipped)]
     return "\n".join(lines)

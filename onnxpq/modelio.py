@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 from onnxpq.errors import ModelError, OutputError
 from onnxpq.modelproto import (
     EMBEDDED_BYTES,
+    all_tensors,
     check,
     check_tensors,
     embed_external,
@@ -216,13 +217,8 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def tensor_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers, those of strings apart."""
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
-    )
+    """Bytes of all constants, those of strings apart."""
+    return sum(tensor.nbytes for tensor in all_tensors(model) if tensor.dtype != ir.DataType.STRING)
 
 
 def opset(model: ir.Model, domain: str = "") -> int:

@@ -218,11 +218,17 @@ def external_tensors_of(proto: onnx.ModelProto, folder: str) -> list[ir.External
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """All tensors of the model that lie in external data files."""
-    initializers = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-    attributes = (tensor for _, _, tensor in _tensor_attributes(model))
-    for tensor in (*initializers, *attributes):
-        if isinstance(tensor, ir.ExternalTensor):
-            yield tensor
+    return (tensor for tensor in all_tensors(model) if isinstance(tensor, ir.ExternalTensor))
+
+
+def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """All constants of the model: initializers, and attributes of nodes, as weights are that some exporters write."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+    for _, _, tensor in _tensor_attributes(model):
+        yield tensor
 
 
 def embed_external(model: ir.Model, *, initializers: bool = True) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from onnxpq.figures import Interval, table
+from onnxpq.figures import Interval, left_alone, table
 from onnxpq.targetreport import TargetReport
 
 END_TO_END = "end to end"
@@ -272,7 +272,8 @@ class Report:
 
     def to_text(self) -> str:
         """The report as a person reads it."""
-        sections = [_layers(self.layers), _skipped(self.skipped)]
+        skipped = left_alone((entry.node, entry.op_type, entry.reason) for entry in self.skipped)
+        sections = [_layers(self.layers), skipped]
         if self.training is not None:
             sections.append(_training(self.training))
         sections.append(_layer_wise(self.layers, self.layer_wise))
@@ -329,12 +330,6 @@ def _layers(layers: Sequence[LayerReport]) -> str:
         for layer in layers
     ]
     return "Compressed layers\n" + table([head, *rows])
-
-
-def _skipped(skipped: Sequence[SkippedReport]) -> str:
-    if not skipped:
-        return ""
-    return "Left alone\n" + "\n".join(f"  {entry.node} ({entry.op_type}): {entry.reason}" for entry in skipped)
 
 
 def _training(training: Training) -> str:

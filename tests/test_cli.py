@@ -383,3 +383,19 @@ def test_program_writes_a_model(folder: Path) -> None:
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.endswith("Wrote o.onnx.\n")
     assert (folder / "o.onnx").exists()
+
+
+def test_program_ends_quietly_when_nobody_reads_on(folder: Path) -> None:
+    # A reader that closes its end at once; what is printed is shorter than Python's buffer, so it fails at the end.
+    reading, writing = os.pipe()
+    os.close(reading)
+    found = subprocess.run(
+        [sys.executable, "-m", "onnxpq", "inspect", "m.onnx"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (141, "")

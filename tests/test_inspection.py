@@ -60,6 +60,17 @@ def test_other_nodes_have_their_reason() -> None:
     assert found[at + 2] == "fc (MatMul): Excluded by 'fc'."
 
 
+def test_weights_of_constant_nodes_are_counted() -> None:
+    # As Paddle's exporter writes them.
+    nodes = [
+        helper.make_node("Constant", [], ["W"], value=initializer("W", 64, 64, seed=0)),
+        helper.make_node("MatMul", ["x", "W"], ["y"], name="fc"),
+    ]
+    found = lines(build(nodes, {"x": ["N", 64]}, {"y": ["N", 64]}, []))
+    assert found[0].startswith("16,384 bytes of constants")
+    assert "Constants after compression: about 768 bytes" in found
+
+
 def test_a_weight_is_counted_once() -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "W"], ["h"], name="first"),
