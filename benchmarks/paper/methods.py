@@ -122,6 +122,15 @@ def _tuned(task: Task, forms: Mapping[str, Form], steps: int, rate: float, seed:
     return write(task, forms, student.others)
 
 
+def _dense(task: Task) -> dict[str, Form]:
+    return {layer.weight: Dense(task.matrix(layer)) for layer in task.layers}
+
+
+def dense_tuned(task: Task, _factor: float, seed: int, effort: Effort) -> Made:
+    """The weights themselves, trained on: what the training brings without compression."""
+    return Made(_tuned(task, _dense(task), effort.tuned, RATES["dense"], seed), "float16")
+
+
 def _signs(task: Task) -> dict[str, Form]:
     return {layer.weight: Sign(task.matrix(layer)) for layer in task.layers}
 
@@ -238,6 +247,7 @@ def _start(kind: str) -> Callable[[Task, float, int], dict[str, Form] | None]:
 
 STARTS: Final[dict[str, Callable[[Task, float, int], dict[str, Form] | None]]] = {
     **{kind: _start(kind) for kind in ("svd", "kmeans", "residual", "pq")},
+    "dense": lambda task, _factor, _seed: _dense(task),
     "sign": lambda task, _factor, _seed: _signs(task),
     "hashed": _hashed,
 }
@@ -256,6 +266,7 @@ METHODS: Final[dict[str, Method]] = {
     "sign": Method("sign, scales", _sign(tuned=False), factors=(32.0,), trained=False),
     "residual": Method("residual VQ", _clustered("residual", tuned=False), trained=False),
     "pq": Method("PQ (Gong)", _clustered("pq", tuned=False), is_main=True, trained=False),
+    "dense-tuned": Method("trained on, float16", dense_tuned, factors=(2.0,)),
     "svd-tuned": Method("truncated SVD, tuned", _clustered("svd", tuned=True)),
     "kmeans-tuned": Method("scalar k-means, tuned", _clustered("kmeans", tuned=True), factors=SCALAR),
     "sign-tuned": Method("sign, scales, tuned", _sign(tuned=True), factors=(32.0,)),

@@ -18,7 +18,7 @@ from benchmarks.paper.store import Key, Row, Store
 from benchmarks.paper.tasks import NETWORKS, Task
 from benchmarks.paper.tuning import Effort
 
-QUICK_FACTORS: Final = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+QUICK_FACTORS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """What a smoke run looks at: 64x, and the methods that have a factor of their own."""
 
 

@@ -32,6 +32,7 @@ RATES: Final = {
     "kmeans": 3e-1,
     "residual": 1e-1,
     "pq": 1e-1,
+    "dense": 1e-2,
     "sign": 3e-2,
     "hashed": 3e-1,
     "smaller": 3e-2,
