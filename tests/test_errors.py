@@ -118,7 +118,7 @@ TRIGGERS: dict[type[OnnxpqError], tuple[Callable[[Path], None], str]] = {
     ),
     errors.NothingToCompressError: (
         no_layer,
-        r"^The model has no fully-connected layer that can be compressed\.\n  conv \(Conv\): Conv 'conv': its constant "
+        r"^The model has no fully-connected layer that can be compressed\.\n  conv \(Conv\): The constant "
         r"'K' is a convolution kernel; only fully-connected layers are compressed\.$",
     ),
     errors.UnsupportedOperatorError: (

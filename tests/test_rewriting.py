@@ -278,7 +278,7 @@ class TestRewrite:
         half = rewrite(model, layers[:1], tensors)
         rest, skipped = find(half)
         assert [layer.node for layer in rest] == ["second"]
-        assert [s.reason for s in skipped] == ["PQMatMul 'first' is compressed already."]
+        assert [s.reason for s in skipped] == ["It is compressed already."]
         whole = rewrite(half, rest, tensors)
         x = {"x": np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)}
         np.testing.assert_array_equal(run(whole, x)[0], run(rewrite(model, layers, tensors), x)[0])

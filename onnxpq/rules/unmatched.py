@@ -17,14 +17,14 @@ LARGE_CONSTANT: Final = 4096
 _WEIGHT_TYPES = FLOATS | QUANTIZED
 
 _REASONS = {
-    "Conv": "its constant '{name}' is a convolution kernel; only fully-connected layers are compressed",
-    "ConvTranspose": "its constant '{name}' is a convolution kernel; only fully-connected layers are compressed",
-    "Gather": "its constant '{name}' is looked up by index and is no matrix; only rows of a matrix are compressed",
-    "LSTM": "its constant '{name}' is the weight of a recurrent layer, which is not supported yet",
-    "GRU": "its constant '{name}' is the weight of a recurrent layer, which is not supported yet",
-    "RNN": "its constant '{name}' is the weight of a recurrent layer, which is not supported yet",
+    "Conv": "The constant '{name}' is a convolution kernel; only fully-connected layers are compressed",
+    "ConvTranspose": "The constant '{name}' is a convolution kernel; only fully-connected layers are compressed",
+    "Gather": "The constant '{name}' is looked up by index and is no matrix; only rows of a matrix are compressed",
+    "LSTM": "The constant '{name}' is the weight of a recurrent layer, which is not supported yet",
+    "GRU": "The constant '{name}' is the weight of a recurrent layer, which is not supported yet",
+    "RNN": "The constant '{name}' is the weight of a recurrent layer, which is not supported yet",
 }
-_OTHER = "its constant '{name}' is not the weight of a fully-connected layer that onnxpq knows"
+_OTHER = "The constant '{name}' is not the weight of a fully-connected layer that onnxpq knows"
 
 
 def explain(node: ir.Node, context: Context, model: ir.Model) -> Skipped | None:
@@ -32,19 +32,17 @@ def explain(node: ir.Node, context: Context, model: ir.Model) -> Skipped | None:
     label = context.labels[node]
     if node.domain == DOMAIN and node.op_type in OP_TYPES:
         codes = node.inputs[CODES]
-        reason = f"{node.op_type} '{label}' is compressed already."
-        return Skipped(label, node.op_type, codes.name if codes else None, reason)
+        return Skipped(label, node.op_type, codes.name if codes else None, "It is compressed already.")
     origin = _large_constant(node, context)
     if origin is None:
         return None
     if node.op_identifier() in model.functions:
-        text = "it calls a local function with the constant '{name}', in which there is no fully-connected layer"
+        text = "It calls a local function with the constant '{name}', in which there is no fully-connected layer"
     elif origin.tensor.dtype in QUANTIZED:
-        text = "its constant '{name}' is quantized already"
+        text = "The constant '{name}' is quantized already"
     else:
         text = _REASONS.get(node.op_type, _OTHER)
-    reason = f"{node.op_type} '{label}': {text.format(name=origin.name)}."
-    return Skipped(label, node.op_type, origin.name, reason)
+    return Skipped(label, node.op_type, origin.name, f"{text.format(name=origin.name)}.")
 
 
 def _large_constant(node: ir.Node, context: Context) -> Origin | None:

@@ -139,7 +139,7 @@ def test_a_compressed_one_is_known_as_such():
     _, rewritten = check_rewrite(lookup(), rows(), tables=True)
     layers, (skipped,) = with_tables(rewritten)
     assert not layers
-    assert skipped.reason == "PQGather 'table' is compressed already."
+    assert skipped.reason == "It is compressed already."
 
 
 def test_columns_are_refused():

@@ -14,9 +14,9 @@ from onnxpq.rewriting import find
         (
             "Conv(x, w)",
             (64, 8, 3, 3),
-            "Conv 'n': its constant 'w' is a convolution kernel; only fully-connected layers",
+            "The constant 'w' is a convolution kernel; only fully-connected layers",
         ),
-        ("Mul(x, w)", (8, 32, 32), "Mul 'n': its constant 'w' is not the weight of a fully-connected layer"),
+        ("Mul(x, w)", (8, 32, 32), "The constant 'w' is not the weight of a fully-connected layer"),
     ],
 )
 def test_large_constants_are_explained(body, shape, reason):
@@ -28,7 +28,7 @@ def test_large_constants_are_explained(body, shape, reason):
 def test_lookups_of_what_is_no_matrix_are_explained():
     model = parse("(int64[N] i) => (float[N,8,8] y) { [n] y = Gather(w, i) }", initializer("w", 64, 8, 8))
     assert reasons(model) == {
-        "n": "Gather 'n': its constant 'w' is looked up by index and is no matrix; only rows of a matrix are "
+        "n": "The constant 'w' is looked up by index and is no matrix; only rows of a matrix are "
         "compressed."
     }
 
@@ -37,14 +37,14 @@ def test_recurrent_layers_are_explained():
     text = "(float[5,N,16] x) => (float[5,1,N,32] y) { [n] y, h, c = LSTM<hidden_size=32>(x, w, r) }"
     model = parse(text, initializer("w", 1, 128, 16), initializer("r", 1, 128, 32))
     assert reasons(model) == {
-        "n": "LSTM 'n': its constant 'r' is the weight of a recurrent layer, which is not supported yet."
+        "n": "The constant 'r' is the weight of a recurrent layer, which is not supported yet."
     }
 
 
 def test_quantized_operators_are_explained():
     weight = numpy_helper.from_array(np.ones((64, 64), np.int8), "w")
     model = parse("(int8[N,64] x) => (int32[N,64] y) { [n] y = MatMulInteger(x, w) }", weight)
-    assert reasons(model) == {"n": "MatMulInteger 'n': its constant 'w' is quantized already."}
+    assert reasons(model) == {"n": "The constant 'w' is quantized already."}
 
 
 def test_small_constants_are_not_mentioned():
@@ -80,7 +80,7 @@ def test_calls_of_functions_without_layers_are_explained():
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.append(initializer("w", 64, 64))
     assert reasons(modelio.load(proto)) == {
-        "call": "scaled 'call': it calls a local function with the constant 'w', in which there is no fully-connected "
+        "call": "It calls a local function with the constant 'w', in which there is no fully-connected "
         "layer."
     }
 
@@ -88,4 +88,4 @@ def test_calls_of_functions_without_layers_are_explained():
 def test_compressed_layers_are_listed_as_such():
     model = parse("(float[N,6] x) => (float[N,6] y) { [fc] y = MatMul(x, w) }", initializer("w", 6, 6))
     _, rewritten = check_rewrite(model, {"x": np.ones((1, 6), np.float32)})
-    assert reasons(rewritten) == {"fc": "PQMatMul 'fc' is compressed already."}
+    assert reasons(rewritten) == {"fc": "It is compressed already."}
