@@ -54,8 +54,7 @@ def test_other_nodes_have_their_reason() -> None:
     assert "No layer can be compressed." in found
     at = found.index("Left alone")
     assert found[at + 1] == (
-        "conv (Conv): The constant 'K' is a convolution kernel; "
-        "only fully-connected layers are compressed."
+        "conv (Conv): The constant 'K' is a convolution kernel; only fully-connected layers are compressed."
     )
     assert found[at + 2] == "fc (MatMul): Excluded by 'fc'."
 

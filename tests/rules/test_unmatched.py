@@ -28,17 +28,14 @@ def test_large_constants_are_explained(body, shape, reason):
 def test_lookups_of_what_is_no_matrix_are_explained():
     model = parse("(int64[N] i) => (float[N,8,8] y) { [n] y = Gather(w, i) }", initializer("w", 64, 8, 8))
     assert reasons(model) == {
-        "n": "The constant 'w' is looked up by index and is no matrix; only rows of a matrix are "
-        "compressed."
+        "n": "The constant 'w' is looked up by index and is no matrix; only rows of a matrix are compressed."
     }
 
 
 def test_recurrent_layers_are_explained():
     text = "(float[5,N,16] x) => (float[5,1,N,32] y) { [n] y, h, c = LSTM<hidden_size=32>(x, w, r) }"
     model = parse(text, initializer("w", 1, 128, 16), initializer("r", 1, 128, 32))
-    assert reasons(model) == {
-        "n": "The constant 'r' is the weight of a recurrent layer, which is not supported yet."
-    }
+    assert reasons(model) == {"n": "The constant 'r' is the weight of a recurrent layer, which is not supported yet."}
 
 
 def test_quantized_operators_are_explained():
@@ -80,8 +77,7 @@ def test_calls_of_functions_without_layers_are_explained():
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.append(initializer("w", 64, 64))
     assert reasons(modelio.load(proto)) == {
-        "call": "It calls a local function with the constant 'w', in which there is no fully-connected "
-        "layer."
+        "call": "It calls a local function with the constant 'w', in which there is no fully-connected layer."
     }
 
 
