@@ -142,17 +142,19 @@ def text(store: Store) -> str:
 
 
 def compared(first: Store, again: Store) -> str:
-    """The errors of two runs, row by row, as a Markdown table, and how far they are apart."""
-    lines = ["| row | stored | again | difference |", "|---" * 4 + "|"]
+    """The errors of two runs, row by row, as a Markdown table, and how far they are apart; beside them, all seeds'."""
+    lines = ["| row | stored | again | difference | all seeds |", "|---" * 5 + "|"]
     differences = []
     for network in NETWORKS:
         runs = first.rows(network), again.rows(network)
+        seeds = groups(list(runs[0].values()))
         for key in sorted(runs[0].keys() & runs[1].keys()):
             before, after = (rows[key]["error"] for rows in runs)
             if before is None or after is None:
                 continue
             differences.append(abs(after - before))
-            lines.append(f"| {key} | {before:.2f} | {after:.2f} | {after - before:+.2f} |")
+            all_seeds = spread(seeds[key.method, key.factor])
+            lines.append(f"| {key} | {before:.2f} | {after:.2f} | {after - before:+.2f} | {all_seeds} |")
     if not differences:
         return "No row was measured again."
     same = sum(difference == 0 for difference in differences)
@@ -173,7 +175,8 @@ def missing(store: Store) -> str:
         methods = {key.method for key in wanted} - {key.method for key in stored}
         names = [title(name) for name in METHODS if name in methods]
         what = f"; nothing yet of: {'; '.join(names)}" if names else ""
-        lines.append(f"* {name}: {done} of {len(wanted)} rows{what}.")
+        hours = sum(row.get("cpu_seconds", 0.0) for row in stored.values()) / 3600
+        lines.append(f"* {name}: {done} of {len(wanted)} rows, {hours:.1f} hours of processor time{what}.")
     return "\n".join(lines)
 
 

@@ -38,8 +38,8 @@ def test_two_runs_are_compared_row_by_row(tmp_path):
     for entry in (row("pq", 8.0, 2.0), row("onnxpq", 8.0, 1.58), row("onnxpq", 64.0, 9.0), row("kmeans", 16.0, None)):
         again.add(entry)
     assert tables.compared(stored, again).splitlines()[2:] == [
-        "| mnist_mlp onnxpq 8x seed 0 | 1.50 | 1.58 | +0.08 |",
-        "| mnist_mlp pq 8x seed 0 | 2.00 | 2.00 | +0.00 |",
+        "| mnist_mlp onnxpq 8x seed 0 | 1.50 | 1.58 | +0.08 | 1.50 |",
+        "| mnist_mlp pq 8x seed 0 | 2.00 | 2.00 | +0.00 | 2.50 [2.00, 3.00] |",
         "",
         "1 of 2 rows are the same; the largest difference is 0.08.",
     ]
@@ -109,10 +109,12 @@ def test_pages_and_plots_are_written(tmp_path):
     store.add({"network": "histograms", "method": "mnist_mlp/l2", "factor": 32.0, "seed": 0, "counts": counts})
     places = "".join(f"{tables.MARK.format(name=name)}\n{tables.END}\n" for name in ("stored", "best", "mnist_mlp"))
     (tmp_path / tables.PAGE).write_text(places)
+    store.add(row("hashed", 8.0, 2.0, cpu_seconds=5400.0))
     tables.write(store, tmp_path)
     page = (tmp_path / tables.PAGE).read_text()
     assert "| onnxpq |  | 1.50 | 1.75 |" in page
     assert "* MNIST, Caffe's LeNet: 0 of " in page
+    assert " rows, 1.5 hours of processor time; nothing yet of: " in page
     assert "## MNIST, 784-1000-10" in (tmp_path / tables.ALL_ROWS).read_text()
     for name in ("mnist_mlp", "histograms"):
         first = (tmp_path / f"evaluation_{name}.svg").read_bytes()
