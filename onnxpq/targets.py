@@ -48,6 +48,9 @@ SLOPE: Final = 0.75
 """The drop is taken to grow like this power of the squared error of the output: between 1/2 (each error as large as the
 distance to the nearest other class counts) and 1 (errors in both directions cancel). Only guesses rest on it."""
 
+STEP: Final = 16.0
+"""By what factor the squared error may change from one trial to the next: guesses do not reach farther."""
+
 EXPECTED_POINTS: Final = 12
 """Points of the curve of what is expected."""
 
@@ -294,7 +297,9 @@ class _Hunt(Generic[Made]):
     def train_briefly(self) -> None:
         """Train a few a little, beginning below the smallest that did without training."""
         self.low = self.bottom
-        plan: Plan | None = self.planner.with_cost(self._high().cost)
+        first = self.planner.with_cost(self._high().cost)
+        # Errors may grow by more than that from one choice to the next smaller one, which is tried then.
+        plan = first if self._saves(first) else self._step_down()
         for _ in range(BRIEFS):
             if plan is None:
                 return
@@ -343,11 +348,22 @@ class _Hunt(Generic[Made]):
             return None
         for share in (AIM, 1.0):
             factor = (share * limit / max(self.last.cautious, 1e-6)) ** (1 / SLOPE)
-            guess = self.planner.with_cost(plan.final_cost * min(16.0, max(1 / 16, factor)))
-            if CLOSE * self.low < guess.layer_bytes < self._high().layer_bytes / CLOSE:
+            guess = self.planner.with_cost(plan.final_cost * min(STEP, max(1 / STEP, factor)))
+            if guess.layer_bytes > CLOSE * self.low and self._saves(guess):
                 return guess
-        # The last one is so near to the limit that nothing much smaller is expected to do.
-        return None if self.trials[-1].met and guess.layer_bytes >= self._high().layer_bytes / CLOSE else middle
+        if not self.trials[-1].met or self._saves(guess):
+            return middle
+        # Nothing much smaller is expected to do: the last one is near the limit, or there is nothing within a step.
+        return self._step_down() if factor > STEP else None
+
+    def _saves(self, plan: Plan) -> bool:
+        """Whether it is much smaller than what did."""
+        return plan.layer_bytes < self._high().layer_bytes / CLOSE
+
+    def _step_down(self) -> Plan | None:
+        """The best of what is much smaller than what did; None where that was too small, or nothing is."""
+        plan = self.planner.within_layers(self._high().layer_bytes / CLOSE)
+        return plan if plan is not None and plan.layer_bytes > CLOSE * self.low else None
 
 
 def _times(before: int, after: int) -> str:

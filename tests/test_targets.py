@@ -154,10 +154,15 @@ Losses = Callable[[int, float], float]
 
 
 def run(
-    target: TargetConfig, drop: Losses, *, trains: bool = True, error: float = 0.0
+    target: TargetConfig,
+    drop: Losses,
+    *,
+    trains: bool = True,
+    error: float = 0.0,
+    plans: Planner | None = None,
 ) -> tuple[Found[tuple[int, float]], list[tuple[int, float]]]:
     """Search where layers of so many bytes lose ``drop(bytes, share)``, with so large a standard error."""
-    plans, made = planner(gain=targets.TRAINING_GAIN if trains else 1.0), []
+    plans, made = plans or planner(gain=targets.TRAINING_GAIN if trains else 1.0), []
 
     def make(layouts: Layouts, share: float) -> tuple[int, float]:
         made.append((layer_bytes(layouts), share))
@@ -256,6 +261,20 @@ def test_nothing_far_below_one_that_is_near_the_limit_is_trained() -> None:
     assert len([size for size, share in made if share == targets.BRIEF]) == 1
     first, *others = (size for size, share in made if share)
     assert all(size > first / 1.5 for size in others)
+
+
+@pytest.mark.parametrize(("trained", "smallest"), [(0.006, 1600), (0.0001, 100), (0.02, 3200)])
+def test_a_cliff_between_two_sizes_is_looked_over(trained: float, smallest: int) -> None:
+    """As for magika: the largest choice has no error to speak of, and the next one lost a little too much."""
+    errors = (0.5, 0.4, 0.3, 0.2, 0.1, 1e-6)
+    cliff = Curve("W", tuple(map(layout, SIZES)), SIZES, errors, 1.0, targets.TRAINING_GAIN)
+    found, made = run(
+        TargetConfig(max_drop=0.01),
+        lambda size, share: 0.0 if size == SIZES[-1] else 1600 / size * (trained if share else 0.011),
+        plans=Planner([cliff], weigh),
+    )
+    assert (1600, targets.BRIEF) in made
+    assert found.made[0] == smallest
 
 
 def test_no_model_is_made_twice() -> None:
