@@ -122,13 +122,9 @@ def _tuned(task: Task, forms: Mapping[str, Form], steps: int, rate: float, seed:
     return write(task, forms, student.others)
 
 
-def _dense(task: Task) -> dict[str, Form]:
-    return {layer.weight: Dense(task.matrix(layer)) for layer in task.layers}
-
-
 def dense_tuned(task: Task, _factor: float, seed: int, effort: Effort) -> Made:
     """The weights themselves, trained on: what the training brings without compression."""
-    return Made(_tuned(task, _dense(task), effort.tuned, RATES["dense"], seed), "float16")
+    return Made(_tuned(task, terms.dense(task), effort.tuned, RATES["dense"], seed), "float16")
 
 
 def _signs(task: Task) -> dict[str, Form]:
@@ -247,7 +243,7 @@ def _start(kind: str) -> Callable[[Task, float, int], dict[str, Form] | None]:
 
 STARTS: Final[dict[str, Callable[[Task, float, int], dict[str, Form] | None]]] = {
     **{kind: _start(kind) for kind in ("svd", "kmeans", "residual", "pq")},
-    "dense": lambda task, _factor, _seed: _dense(task),
+    "dense": lambda task, _factor, _seed: terms.dense(task),
     "sign": lambda task, _factor, _seed: _signs(task),
     "hashed": _hashed,
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper.candidates import Clusterer
-from benchmarks.paper.forms import Coded, Dense
+from benchmarks.paper.forms import Coded, Dense, Form
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.tuning import Student, tune
 from onnxpq.pq import kmeans
@@ -51,6 +51,11 @@ class Regularized:
     biases: dict[str, Tensor]
 
 
+def dense(task: Task) -> dict[str, Form]:
+    """The layers' weights themselves, by name."""
+    return {layer.weight: Dense(task.matrix(layer)) for layer in task.layers}
+
+
 def regularize(
     task: Task,
     term: str,
@@ -72,7 +77,7 @@ def regularize(
         coded: for the codebook term, the quantized form of each weight; its codewords follow the weights.
         watch: is given the share of the steps that is done, and the matrices, at every step.
     """
-    forms = {layer.weight: Dense(task.matrix(layer)) for layer in task.layers}
+    forms = dense(task)
     student = Student.of(task, forms)
     final = ALPHA[term] if alpha is None else alpha
     pull = _codebook_pull(coded) if term == "codebook" and coded is not None else _binary_pull(term)
