@@ -1,5 +1,6 @@
 """What becomes of a form (`model_forms`), measured: bytes, errors in onnxruntime, gradients."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,10 +99,11 @@ def gradients_reach(normal: ir.Model, layers: list[Layer], inputs: dict[str, NDA
 
 
 def worst_error(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]]) -> float:
-    """Largest relative L2 difference of an output."""
+    """Largest relative L2 difference of an output; where nothing but zeros are expected, 0 for these or infinite."""
     errors = []
     for name, array in expected.items():
         assert found[name].shape == array.shape
-        difference = found[name].astype(np.float64) - array.astype(np.float64)
-        errors.append(float(np.linalg.norm(difference) / np.linalg.norm(array.astype(np.float64))))
+        difference = float(np.linalg.norm(found[name].astype(np.float64) - array.astype(np.float64)))
+        size = float(np.linalg.norm(array.astype(np.float64)))
+        errors.append(difference / size if size else math.inf if difference else 0.0)
     return max(errors)
