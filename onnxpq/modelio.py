@@ -5,14 +5,15 @@ The in-memory form is `onnx_ir.Model`; tensors in external data stay memory-mapp
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from onnxpq.errors import ModelError, OutputError
@@ -251,14 +252,36 @@ def check_finite(model: ir.Model) -> None:
             array = read_array(tensor, name or "")
             if tensor.dtype not in _FLOATS or bool(np.isfinite(array).all()):
                 continue
-            nans = int(np.isnan(array).sum())
             is_weight = any(node.op_type in _WEIGHT_OPERATORS and index > 0 for node, index in value.uses())
-            if nans or is_weight:
-                infinite = int(np.isinf(array).sum())
-                raise ModelError(
-                    f"The initializer '{name}' has {nans} NaN and {infinite} infinite values of {array.size}; "
-                    "expected finite numbers. Export the model again from a checkpoint whose training did not diverge."
-                )
+            if is_weight or bool(np.isnan(array).any()):
+                raise _not_finite(f"initializer '{name}'", array)
+
+
+def check_weights(model: ir.Model, nodes: Mapping[str, str]) -> None:
+    """Checks that the weights of layers are usable numbers.
+
+    `check_finite` does not look at constants that are nodes: those of a mask may be NaN, and which of them are weights
+    is known when the layers are found.
+
+    Args:
+        model: normalised.
+        nodes: by the name of a weight, an initializer, the node of a layer that it belongs to.
+
+    Raises:
+        ModelError: a weight holds NaN or infinity; the message names it and its node.
+    """
+    for name, node in nodes.items():
+        tensor = model.graph.initializers[name].const_value
+        if tensor is not None and not bool(np.isfinite(array := read_array(tensor, name)).all()):
+            raise _not_finite(f"weight '{name}' of node '{node}'", array)
+
+
+def _not_finite(what: str, array: NDArray[Any]) -> ModelError:
+    nans, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    return ModelError(
+        f"The {what} has {nans} NaN and {infinite} infinite values of {array.size}; expected finite numbers. "
+        "Export the model again from a checkpoint whose training did not diverge."
+    )
 
 
 def _describe(source: Source) -> str:

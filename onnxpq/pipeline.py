@@ -186,6 +186,7 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     output = choose_output(outputs, run.config.output)
     _check_labels(run.config, outputs[output], train, evidence)
     normal = importing.normalise(runnable)
+    modelio.check_weights(normal, {layer.weight: layer.node for layer in layers})
     scores = outputs[output]
     return Subject(
         model, original, runnable, prepared, normal, layers, skipped, inputs, train, evidence, output, scores, made_from

@@ -71,6 +71,26 @@ def test_nan_in_weights(folder: Path, refuse: Refuse) -> None:
     refuse("--data", "d.npz", model="nan.onnx", message=message)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("turned", [False, True])
+def test_weight_of_a_constant_node_that_is_not_finite(
+    folder: Path, refuse: Refuse, value: float, *, turned: bool
+) -> None:
+    weight = np.random.default_rng(0).standard_normal((FEATURES, 128)).astype(np.float32)
+    weight[3, 5] = value
+    held = numpy_helper.from_array(weight.T.copy() if turned else weight, "W")
+    nodes = [
+        helper.make_node("Constant", [], ["W"], value=held),
+        *([helper.make_node("Transpose", ["W"], ["V"], perm=[1, 0])] if turned else []),
+        helper.make_node("MatMul", ["x", "V" if turned else "W"], ["y"], name="fc"),
+    ]
+    save_model(folder / "nan.onnx", build(nodes, {"x": ["N", FEATURES]}, {"y": ["N", 128]}, []))
+    nans, infinite = (1, 0) if np.isnan(value) else (0, 1)
+    message = f"The weight 'W' of node 'fc' has {nans} NaN and {infinite} infinite values of 8192; expected finite"
+    refuse("--data", "d.npz", model="nan.onnx", message=message)
+    refuse(model="nan.onnx", message=message)
+
+
 def test_no_layer_that_can_be_compressed(folder: Path, refuse: Refuse) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"], name="act")]
     save_model(folder / "none.onnx", build(nodes, {"x": ["N", 4]}, {"y": ["N", 4]}, []))
