@@ -112,7 +112,7 @@ class TrainingConfig:
         temperature: softens both distributions in the distillation of class scores (Hinton et al. 2015).
         learning_rate: AdamW's for codebooks, scales (their logarithms), biases and normalizations, at its peak.
         latent_rate: that of the float weights of a layer, as a multiple of it and of the relative squared error of the
-            layer's weight when it was quantized.
+            layer's weight when it was quantized; where labels count at least once the learning rate (0: they stay).
         mixup: parameter of the Beta distribution by which training samples are mixed in pairs, the original model
             telling what a mixture should give (labels count in proportion); 0 for none. Only where all inputs of the
             trained part are floats. Where labels count, held-out samples are mixed too when states are compared.
