@@ -5,9 +5,10 @@
     python benchmarks/ablation.py --table                                    # only prints what is stored
 
 A network of images, a transformer's head for text in images, and a small classifier, each from the codes of the
-quantizer that are the same for all settings of a seed. The loss is distillation alone, so that labels only measure.
-Models, layouts, steps and batch sizes are in `CASES`: short trainings, as users without a GPU have them. Runs that are
-already in results/ablation.json are not repeated, so it can be stopped and started again.
+quantizer that are the same for all settings of a seed. The loss is distillation alone, so that labels only measure; but
+for the network of images at fine codes, trained on its labels, too. Models, layouts, steps and batch sizes are in
+`CASES`: short trainings, as users without a GPU have them. Runs that are already in results/ablation.json are not
+repeated, so it can be stopped and started again.
 """
 
 import argparse
@@ -17,9 +18,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -69,6 +71,15 @@ CHOICES: dict[str, dict[str, object]] = {
     "float weights a quarter as fast": {"latent_rate": 0.9},
 }
 
+LABELLED_CHOICES: dict[str, dict[str, object]] = {
+    "default": {},
+    "float weights in proportion to the error of the codes": {"LABELLED_RATE": 0.0},
+    "float weights at least at 0.3 of the learning rate": {"LABELLED_RATE": 0.3},
+    "float weights at least at 3 times the learning rate": {"LABELLED_RATE": 3.0},
+    "codes never move": {"regularized": 0.0},
+}
+"""Names in capitals are constants of `onnxpq.finetuning`, the others settings of a training."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -80,6 +91,8 @@ class Case:
         pq: how weights are cut.
         steps: of the training.
         batch_size: of a step.
+        choices: settings to try.
+        on_labels: whether they are trained on, too.
     """
 
     load: Callable[[], tuple[Path, Mapping[str, Any], Mapping[str, Any]]]
@@ -87,6 +100,8 @@ class Case:
     pq: onnxpq.PQConfig
     steps: int
     batch_size: int
+    choices: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: CHOICES)
+    on_labels: bool = False
 
 
 def _mnist() -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
@@ -109,6 +124,15 @@ CASES = {
     "mnist_mlp": Case(_mnist, "y", onnxpq.PQConfig(), 600, 256),
     "rapidocr": Case(_rapidocr, None, onnxpq.PQConfig(sub_vector=4, codewords=256, codebooks="layer"), 150, 16),
     "digits": Case(_digits, "y", onnxpq.PQConfig(), 600, 64),
+    "mnist_mlp, labels": Case(
+        _mnist,
+        "y",
+        onnxpq.PQConfig(sub_vector=3, codewords=256, codebooks="layer"),
+        600,
+        256,
+        LABELLED_CHOICES,
+        on_labels=True,
+    ),
 }
 
 
@@ -160,16 +184,20 @@ def start(case: Case, seed: int) -> Start:
         raise SystemExit(f"{path.name} cannot be trained end to end: that is a defect of onnxpq.")
     fit, choose = data.split_rows(len(learn), config.training.validation, seed)
     parts = (fit, choose, np.arange(len(learn), len(whole)))
-    rows = tuple(replace(samples[0], rows=rows, labels=None) for rows in parts)
+    labels = whole.labels if case.on_labels else None
+    rows = tuple(replace(samples[0], rows=rows, labels=labels) for rows in parts)
     problem = Problem(part.network, part.layers, output, training.vectors(job, part), part.fixed_batch)
     return Start(problem, quantized, (*rows[:2], replace(rows[2], labels=whole.labels)))
 
 
 def run(case: Case, begin: Start, choice: Mapping[str, Any], seed: int) -> dict[str, float]:
     """Train with some settings changed; losses on validation samples, and on test samples the errors in per cent."""
-    settings = onnxpq.TrainingConfig(**{"steps": case.steps, "batch_size": case.batch_size, **choice})
+    constants = {name: value for name, value in choice.items() if name.isupper()}
+    changed = {name: value for name, value in choice.items() if name not in constants}
+    settings = onnxpq.TrainingConfig(**{"steps": case.steps, "batch_size": case.batch_size, **changed})
     started = time.process_time()
-    tuned = finetuning.finetune(begin.problem, begin.quantized, begin.samples[:2], settings, seed=seed)
+    with mock.patch.dict(vars(finetuning), constants):
+        tuned = finetuning.finetune(begin.problem, begin.quantized, begin.samples[:2], settings, seed=seed)
     seconds = time.process_time() - started
     return {"start": tuned.start, "loss": tuned.best, "cpu_seconds": seconds} | errors(begin, tuned)
 
@@ -215,7 +243,8 @@ def _load() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), help="these settings")
+    names = list(CHOICES | LABELLED_CHOICES)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these settings")
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES), help="these models")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -226,10 +255,12 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         for seed, model in itertools.product(range(options.seeds), options.models):
             stored = results.get(model, {})
-            missing = [name for name in options.only if str(seed) not in stored.get(name, {})]
-            begin = start(CASES[model], seed) if missing else None
+            case = CASES[model]
+            wanted = [name for name in case.choices if name in options.only]
+            missing = [name for name in wanted if str(seed) not in stored.get(name, {})]
+            begin = start(case, seed) if missing else None
             for name in missing:
-                found = run(CASES[model], begin, CHOICES[name], seed)
+                found = run(case, begin, case.choices[name], seed)
                 print(model, name, seed, found, flush=True)
                 results = _load()  # again: another process may have stored its runs meanwhile
                 results.setdefault(model, {}).setdefault(name, {})[str(seed)] = found

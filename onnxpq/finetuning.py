@@ -49,9 +49,8 @@ WARM_UP = 0.05
 """Share of the steps in which the learning rate rises to its peak."""
 
 LABELLED_RATE = 1.0
-"""Learning rate of float weights, where there are labels, at least; in units of that of what is stored. On the VGG at
-8 and 16 times smaller layers the loss of held-out images is .479 and .475 without this and .471 with it, and .472 in
-both cases with .28; what training brings without compression is .456 (benchmarks/README.md)."""
+"""Learning rate of float weights, where there are labels, at least; in units of that of what is stored
+(benchmarks/README.md)."""
 
 VALIDATION_BATCHES = 4
 """Validation runs so many training batches at a time: it keeps no values for a gradient."""
