@@ -184,11 +184,15 @@ def test_a_fixed_batch_is_kept(network: Network, data: tuple[Samples, Samples]) 
     assert sizes == {7}
 
 
+def relabelled(data: tuple[Samples, Samples]) -> tuple[Samples, ...]:
+    """The same samples with labels that the teacher contradicts."""
+    shifted = (np.asarray(data[0].labels) + 1) % CLASSES
+    return tuple(Samples(part.inputs, part.teacher, shifted, part.rows) for part in data)
+
+
 def test_labels_of_mixtures_are_trained_on(network: Network, data: tuple[Samples, Samples]) -> None:
     """With labels alone (no teacher), wrong ones must show: the network learns them, mixed samples or not."""
-    train, _ = data
-    shifted = (np.asarray(train.labels) + 1) % CLASSES
-    wrong = tuple(Samples(part.inputs, part.teacher, shifted, part.rows) for part in data)
+    wrong = relabelled(data)
     tuned = tune(network, wrong, distillation=0.0, learning_rate=1e-2)
     assert tuned.best < 0.6 * tuned.before
 
@@ -198,8 +202,7 @@ def test_where_the_labels_want_more_than_the_original_gives_fine_codes_learn_it(
 ) -> None:
     """What quantization loses is next to nothing there, so that its error is no measure of how far weights may go."""
     fine = start(network, settings=PQConfig(sub_vector=1, codewords=256, codebooks="layer"))
-    shifted = (np.asarray(data[0].labels) + 1) % CLASSES
-    wrong = tuple(Samples(part.inputs, part.teacher, shifted, part.rows) for part in data)
+    wrong = relabelled(data)
 
     def lowest(**settings: float) -> float:
         chosen = TrainingConfig(epochs=20, batch_size=64, distillation=0.0, **settings)
