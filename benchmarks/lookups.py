@@ -1,10 +1,11 @@
-"""Tables that are looked up: what they lose at a size, by how often rows are looked up or not, and how long it takes.
+"""Tables that are looked up: what they lose at a size, by what their errors are taken to cost, and how long it takes.
 
     python benchmarks/lookups.py            # MiniLM's table of words, the largest part of its file
     python benchmarks/lookups.py --speed    # a table of random numbers, against the Gather of floats
 
 The first prints, for some layouts of MiniLM's table alone (all layers as they are, no training), the relative error of
-the sentence vectors and the two tasks of `benchmarks/tasks.py`. The second prints the median time of a call of a model
+the sentence vectors and the two tasks of `benchmarks/tasks.py`: with all rows counting the same, by how often each is
+looked up, and by the gradients of the output (`onnxpq.lookups`). The second prints the median time of a call of a model
 that does nothing but look rows up, in turns with the original; onnxruntime with one thread, on the operator library and
 on stock operators.
 """
@@ -28,10 +29,14 @@ sys.path.append(str(ROOT))
 
 from benchmarks import tasks  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks.models import material_of  # noqa: E402
-from onnxpq import calibration, importing, modelio, quantization, rewriting, runtime  # noqa: E402
+from onnxpq import calibration, importing, lookups, modelio, quantization, rewriting, runtime  # noqa: E402
 from onnxpq.data import input_specs, load  # noqa: E402
+from onnxpq.lookups import Lookups  # noqa: E402
 from onnxpq.pq.layout import Layout  # noqa: E402
 from onnxpq.pq.tensor import PQTensor  # noqa: E402
+
+OUTPUT: Final = "461"
+"""MiniLM's sentence vectors."""
 
 LAYOUTS: Final = ((4, 256), (5, 256), (8, 256), (2, 16))
 """d, K; one codebook."""
@@ -49,17 +54,24 @@ def losses() -> None:
     table = max((layer for layer in layers if layer.is_table), key=lambda layer: layer.weight_bytes)
     data = load(folder / "train.npz", input_specs(model))
     counts = calibration.lookups(normal, [table], data, seed=0)[table.weight]
+    uses = {
+        "all the same": Lookups(),
+        "by use": Lookups(lookups.importance_of(counts)),
+        "by gradients": lookups.observe(normal, [table], OUTPUT, data, seed=0)[table.weight],
+    }
     matrix = quantization.weight(normal, table)
     print(f"{table.node}: {table.out_features} x {table.in_features}, {table.weight_bytes:,} bytes")
-    print("| d | K | times smaller | rows count | error of the rows | relative error | reviews | Lee |")
+    print("| d | K | times smaller | errors count | error of the rows | relative error | reviews | Lee |")
     print("|---|---|---|---|---|---|---|---|")
     original = tasks.measure("minilm", folder, folder / "model.onnx")
     print(f"| - | - | 1 | - | 0 | 0 | {100 * original['reviews']:.1f} % | {original['lee']:.3f} |")
     with tempfile.TemporaryDirectory() as scratch:
         for d, codewords in LAYOUTS:
             layout = Layout(table.out_features, table.in_features, d, codewords, 1)
-            for name, lookups in (("all the same", None), ("by use", counts)):
-                quantized = quantization.quantize(matrix, layout, seed=0, lookups=lookups)
+            for name, use in uses.items():
+                quantized = quantization.quantize(
+                    matrix, layout, seed=0, statistics=use.statistics, importance=use.importance
+                )
                 stored = quantization.constant_of(normal, table, quantized)
                 missed = np.linalg.norm(stored - matrix.numpy()) / np.linalg.norm(matrix.numpy())
                 target = Path(scratch) / "small.onnx"

@@ -21,6 +21,7 @@ from onnxpq import (
     checkpoints,
     fingerprint,
     importing,
+    lookups,
     manifest,
     modelio,
     objectives,
@@ -46,15 +47,17 @@ from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.statistics import InputStatistics
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.report import NOT_TRAINED, LayerReport, Report, SkippedReport, Verification
+from onnxpq.routing import CHECKED_SAMPLES
 from onnxpq.sampling import Evidence
 from onnxpq.subject import Ordered, Subject
-from onnxpq.training import CHECKED_SAMPLES, Job, Trained
+from onnxpq.training import Job, Trained
 from onnxpq.workspace import Piece, Workspace
 
 LOOKED_UP = f"{NOT_TRAINED}: its rows are looked up"
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Is told the stage ("sensitivity", "caching", "clustering", "training", "verification"), what is done, of how much."""
+"""Is told the stage ("lookups", "sensitivity", "caching", "clustering", "training", "verification"), what
+is done, of how much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     """
     with workspaces.opened(work_dir, restart=restart) as workspace:
         run = _Run(config or Config(), custom_ops_libraries, progress, workspace)
-        subject = _orderable(run, _subject(run, model, data, test, labels))
+        subject = _orderable(run, _looked_up(run, _subject(run, model, data, test, labels)))
         with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
             folder = Path(cache_dir or workspace.activations or scratch)
             return _compress(run, subject, partial(_make, run, subject, _trainer(run, folder)))
@@ -191,6 +194,24 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     return Subject(
         model, original, runnable, prepared, normal, layers, skipped, inputs, train, evidence, output, scores, made_from
     )
+
+
+def _looked_up(run: _Run, subject: Subject) -> Subject:
+    """The same with what is known of how tables are used, if there are any."""
+    if subject.train is None:
+        return subject
+    with run.stage("lookups"):
+        found = lookups.observe(
+            subject.normal,
+            subject.layers,
+            subject.output,
+            subject.train,
+            seed=run.config.seed,
+            libraries=run.libraries,
+            progress=run.ticker("lookups"),
+        )
+    run.notes.extend(use.remark for use in found.values() if use.remark is not None)
+    return replace(subject, lookups=found)
 
 
 def _orderable(run: _Run, subject: Subject) -> Subject:
@@ -395,15 +416,12 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
     seed, tick = run.config.seed, run.ticker("clustering")
     found: Iterable[tuple[str, InputStatistics | str | None]] = ((weight, None) for weight in of_weight)
     pieces = {weight: _piece(run, normal, layer, layouts[weight], train) for weight, layer in of_weight.items()}
-    counts: Mapping[str, NDArray[np.int64]] = {}
     with run.stage("clustering"):
         loaded = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
         quantized = {weight: part for weight, part in loaded.items() if part is not None}
         if train is not None:
-            if not tables(layers) <= quantized.keys():
-                counts = calibration.lookups(normal, layers, train, seed=seed, libraries=run.libraries)
             found = itertools.chain(
-                ((weight, None) for weight in sorted(tables(layers))),
+                ((weight, subject.use_of(weight).statistics) for weight in sorted(tables(layers))),
                 calibration.collect(
                     normal,
                     layers,
@@ -421,7 +439,7 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
                 matrix = quantization.weight(normal, of_weight[weight])
                 known = None if isinstance(statistics, str) else statistics
                 quantized[weight] = quantization.quantize(
-                    matrix, layouts[weight], seed=seed, statistics=known, lookups=counts.get(weight)
+                    matrix, layouts[weight], seed=seed, statistics=known, importance=subject.use_of(weight).importance
                 )
                 checkpoints.save_quantized(pieces[weight], quantized[weight])
             if tick is not None:

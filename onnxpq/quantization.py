@@ -1,7 +1,6 @@
 """From a layer's weight to its quantized form."""
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -21,13 +20,6 @@ from onnxpq.pq.statistics import InputStatistics
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.report import LayerReport
 
-MOST_IMPORTANT: Final = 50.0
-LEAST_IMPORTANT: Final = 0.5
-"""How much the error of a row that is looked up counts, where 1 is what one counts that is looked up as often as the
-mean: none more than the first, as what fills texts up is looked up most; those that the data never show, the second.
-On MiniLM's table of words that lowers the relative error of the output from .370 to .337 at d = 5 and K = 256
-(`benchmarks/lookups.py`)."""
-
 
 def quantize(
     matrix: Tensor,
@@ -35,7 +27,7 @@ def quantize(
     *,
     seed: int,
     statistics: InputStatistics | None = None,
-    lookups: NDArray[np.int64] | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> Quantized:
     """Product-quantize a weight; on a GPU where torch has one, with the same result up to rounding.
 
@@ -43,27 +35,27 @@ def quantize(
         matrix: [out, in] float32.
         layout: how to cut it.
         seed: of the k-means start.
-        statistics: of the layer's inputs; with them the error of its outputs is made small (`onnxpq.pq.calibrated`),
-            without them that of the weight, by weighted k-means (`onnxpq.pq.codec.encode`).
-        lookups: how often each row of a table is looked up, [out]; the error of the weight then counts by it.
+        statistics: of the layer's inputs, or of a table's gradients; with them the error of the outputs is made small
+            (`onnxpq.pq.calibrated`), without them that of the weight, by weighted k-means (`onnxpq.pq.codec.encode`).
+        importance: what the squared error of each row counts, [out], positive; by default all the same.
     """
     generator = torch.Generator().manual_seed(seed)
     device = devices.best()
     weight = matrix.detach().to(device)
+    if importance is not None:
+        weight = weight * row_factors(importance).to(device)
     if statistics is None:
-        importance = None if lookups is None else importance_of(lookups).to(device)
-        parts = codec.encode(weight, layout, importance=importance, generator=generator)
+        parts = codec.encode(weight, layout, generator=generator)
     else:
         moment = torch.from_numpy(statistics.regularized()).to(device)
         parts = calibrated.encode(weight, layout, moment, generator=generator)
     codebooks, codes, scales = (part.cpu() for part in parts)
-    return Quantized(layout, codebooks, codes, scales)
+    return Quantized(layout, codebooks, codes, scales if importance is None else scales / row_factors(importance)[:, 0])
 
 
-def importance_of(lookups: NDArray[np.int64]) -> Tensor:
-    """What the error of each row counts, [out] float32, by how often it is looked up."""
-    mean = max(float(lookups.mean()), 1.0 / len(lookups))
-    return torch.from_numpy(np.minimum(lookups / mean + LEAST_IMPORTANT, MOST_IMPORTANT).astype(np.float32))
+def row_factors(importance: NDArray[np.float32]) -> Tensor:
+    """What the rows of a matrix are multiplied by, [out, 1], for their squared errors to count as they should."""
+    return torch.from_numpy(importance).sqrt().unsqueeze(1)
 
 
 def weight(model: ir.Model, layer: Layer) -> Tensor:

@@ -26,6 +26,9 @@ from onnxpq.ops.registry import canonical_domain, describe, is_users, resolve, v
 from onnxpq.partition import Cut
 from onnxpq.runtime import Libraries
 
+CHECKED_SAMPLES = 8
+"""Samples on which torch is compared with onnxruntime, value by value."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:

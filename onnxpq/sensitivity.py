@@ -128,21 +128,18 @@ def measure(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatisti
     return errors
 
 
-def approximate(
-    matrix: Tensor, layout: Layout, moment: Tensor | None, *, importance: Tensor | None = None, seed: int
-) -> Tensor:
+def approximate(matrix: Tensor, layout: Layout, moment: Tensor | None, *, seed: int) -> Tensor:
     """A matrix [out, in] as a layout gives it back, by one pass of the quantizer.
 
     Args:
         matrix: the weight.
         layout: how it is cut.
         moment: H [in, in] of a layer's inputs, or None.
-        importance: where that is None, what the error of each row counts, [out].
         seed: of k-means.
     """
     generator = torch.Generator().manual_seed(seed)
     if moment is None:
-        return codec.decode(*codec.encode(matrix, layout, importance=importance, generator=generator), layout)
+        return codec.decode(*codec.encode(matrix, layout, generator=generator), layout)
     return codec.decode(*calibrated.encode(matrix, layout, moment, generator=generator, rounds=0), layout)
 
 
@@ -228,7 +225,7 @@ def influence(
     matrix: Tensor,
     measured: Curve,
     statistics: InputStatistics | None,
-    importance: Tensor | None = None,
+    factors: Tensor | None = None,
 ) -> float:
     """The relative squared error of the model's output per unit of a layer's, from one layout of its curve.
 
@@ -238,11 +235,12 @@ def influence(
         matrix: its weight [out, in].
         measured: its curve.
         statistics: of its inputs, as for the curve.
-        importance: of its rows, as for `approximate`.
+        factors: what its rows are multiplied by to quantize them, [out, 1], where some count for more than others.
     """
     at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, TINY)) - np.log(PROBE))))
     moment = None if statistics is None else torch.from_numpy(statistics.regularized())
-    replaced = approximate(matrix, measured.layouts[at], moment, importance=importance, seed=0)
+    layout, factors = measured.layouts[at], torch.ones(1) if factors is None else factors
+    replaced = approximate(matrix * factors, layout, moment, seed=0) / factors
     error = _size(matrix - replaced, moment) / max(_size(matrix, moment), 1e-30)
     return probe.error(layer, replaced) / max(error, TINY)
 

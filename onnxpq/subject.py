@@ -13,6 +13,7 @@ from onnxpq import modelio
 from onnxpq.calibration import Moments
 from onnxpq.data import Dataset, InputSpec
 from onnxpq.layers import Layer, Skipped
+from onnxpq.lookups import Lookups
 from onnxpq.sampling import Evidence
 
 
@@ -49,6 +50,7 @@ class Subject:
         made_from: the manifest (`onnxpq.manifest`).
         moments: what was found of the layers' inputs, for those who look for it again (`onnxpq.calibration.collect`).
         ordered: by name, the values that are put in order.
+        lookups: how the samples use each table, by the weight's name.
     """
 
     source: modelio.Source
@@ -66,6 +68,11 @@ class Subject:
     made_from: dict[str, Any]
     moments: Moments = field(default_factory=Moments)
     ordered: Mapping[str, Ordered] = field(default_factory=dict)
+    lookups: Mapping[str, Lookups] = field(default_factory=dict)
+
+    def use_of(self, weight: str) -> Lookups:
+        """What is known of the lookups of a weight: nothing of one that is no table."""
+        return self.lookups.get(weight, Lookups())
 
     @property
     def file(self) -> str | PathLike[str] | None:

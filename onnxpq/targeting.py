@@ -8,7 +8,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnxpq import allocation, calibration, modelio, quantization, rewriting, runtime, scoring, sensitivity, targets
 from onnxpq.config import Config
@@ -184,22 +183,13 @@ def _curves(case: Case) -> list[Curve]:
         order = np.random.default_rng(config.seed).permutation(len(case.subject.train))
         some = case.subject.train.take(np.sort(order[: sensitivity.PROBED_SAMPLES]))
         probe = Influence(case.subject.normal, free, case.subject.output, some, libraries=case.libraries)
-    lookups = _lookups(case, free)
     measured: dict[str, Curve] = {}
     for layer, statistics in _statistics(case, free):
         if layer.weight not in measured:
-            measured[layer.weight] = _curve(case, layer, statistics, probe, lookups.get(layer.weight))
+            measured[layer.weight] = _curve(case, layer, statistics, probe)
             if case.progress is not None:
                 case.progress(len(measured), len({layer.weight for layer in free}))
     return curves + sensitivity.filled(list(measured.values()))
-
-
-def _lookups(case: Case, layers: Sequence[Layer]) -> dict[str, NDArray[np.int64]]:
-    if case.subject.train is None:
-        return {}
-    return calibration.lookups(
-        case.subject.normal, layers, case.subject.train, seed=case.config.seed, libraries=case.libraries
-    )
 
 
 def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, InputStatistics | None]]:
@@ -207,7 +197,7 @@ def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, In
         yield from ((layer, None) for layer in layers)
         return
     of_weight = {layer.weight: layer for layer in reversed(layers)}
-    yield from ((of_weight[weight], None) for weight in sorted(tables(layers)))
+    yield from ((of_weight[weight], case.subject.use_of(weight).statistics) for weight in sorted(tables(layers)))
     for weight, found in calibration.collect(
         case.subject.normal,
         layers,
@@ -224,7 +214,6 @@ def _curve(
     layer: Layer,
     statistics: InputStatistics | None,
     probe: Influence | None,
-    lookups: NDArray[np.int64] | None,
 ) -> Curve:
     config = case.config
     most = MAX_NIBBLE_CODEWORDS if config.pq.fast else config.target.max_codewords
@@ -238,8 +227,9 @@ def _curve(
     curve = Curve(layer.weight, tuple(layouts), sizes, tuple(errors), 1.0)
     if probe is None:
         return curve
-    importance = None if lookups is None else quantization.importance_of(lookups)
-    influence = sensitivity.influence(probe, layer, matrix, curve, statistics, importance)
+    importance = case.subject.use_of(layer.weight).importance
+    factors = None if importance is None else quantization.row_factors(importance)
+    influence = sensitivity.influence(probe, layer, matrix, curve, statistics, factors)
     is_trained = not case.config.training.is_off and layer.weight not in tables(case.subject.layers)
     return replace(curve, influence=influence, gain=targets.TRAINING_GAIN if is_trained else 1.0)
 

@@ -20,12 +20,9 @@ from onnxpq.layers import Layer
 from onnxpq.partition import Cut
 from onnxpq.pq.quantized import Quantized
 from onnxpq.report import END_TO_END, LAYER_WISE, NOT_TRAINED, LayerTraining, Training
-from onnxpq.routing import Part, Plan
+from onnxpq.routing import CHECKED_SAMPLES, Part, Plan
 from onnxpq.runtime import Libraries
 from onnxpq.workspace import Piece, Workspace
-
-CHECKED_SAMPLES = 8
-"""Samples on which torch is compared with onnxruntime, value by value."""
 
 LAYER_ROWS = 16384
 """A layer that is trained by itself sees at most so many rows."""

@@ -53,7 +53,19 @@ ALLOWED = {
     "sensitivity": {"activations", "data", "graphs", "layers", "partition", "pq", "runtime"},
     "ordering": {"allocation", "config", "layers", "modelio", "pq", "quantization", "rules"},
     "targets": {"errors", "knapsack", "pq", "scoring", "sensitivity", "targetconfig", "targetreport"},
-    "subject": {"calibration", "data", "layers", "modelio", "sampling"},
+    "lookups": {
+        "activations",
+        "calibration",
+        "data",
+        "device",
+        "errors",
+        "layers",
+        "pq",
+        "routing",
+        "runtime",
+        "schedule",
+    },
+    "subject": {"calibration", "data", "layers", "lookups", "modelio", "sampling"},
     "targeting": LEAVES
     | {
         "allocation",
@@ -143,6 +155,7 @@ TORCH = {
     "checkpoints",
     "course",
     "device",
+    "lookups",
     "network",
     "ops",
     "importing",

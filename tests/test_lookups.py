@@ -7,14 +7,26 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import CLASSES, FEATURES, HIDDEN, IR_VERSION, OPSET, initializer
 
 import onnxpq
-from onnxpq import calibration, importing, modelio, pipeline, quantization, rewriting, runtime, training
+from onnxpq import (
+    calibration,
+    importing,
+    lookups,
+    modelio,
+    pipeline,
+    quantization,
+    rewriting,
+    routing,
+    runtime,
+    training,
+)
 from onnxpq.config import Config, LayerConfig, PQConfig, TargetConfig, TrainingConfig
 from onnxpq.data import Dataset
-from onnxpq.errors import TargetError
+from onnxpq.errors import TargetError, TrainingError
 from onnxpq.layers import tables
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.packing import unpack_codes
@@ -23,6 +35,7 @@ from onnxpq.pq.reference import decode
 WORDS, LENGTH, SAMPLES = 600, 5, 200
 QUICK = TrainingConfig(steps=60, batch_size=32)
 PLAIN = TrainingConfig(steps=0)
+NEARLY_EXACT = LayerConfig("fc*", sub_vector=1, codewords=256)
 
 
 def text_model(*, tied: bool = False, by_length: bool = False) -> onnx.ModelProto:
@@ -98,11 +111,10 @@ def test_what_is_looked_up_is_compressed_and_the_layers_are_trained_beside_it() 
 def test_the_layers_learn_to_do_with_what_is_left_of_the_table(by_length: bool) -> None:
     # Where what is looked up does not depend on the samples, the lookup is part of what is trained.
     model = text_model(by_length=by_length)
-    nearly_exact = LayerConfig("fc*", sub_vector=1, codewords=256)
-    config = Config(tables=True, training=QUICK, layer=(nearly_exact,))
+    config = Config(tables=True, training=QUICK, layer=(NEARLY_EXACT,))
     found = onnxpq.compress(model, texts(1000), config=config).report.training
     assert found is not None
-    assert found.best < 0.8 * found.quantized
+    assert found.best < 0.9 * found.quantized
     assert abs(found.before) < 1e-3 * found.quantized, "the original is the one with its own tables"
     kept = onnxpq.compress(model, texts(1000), config=replace(config, tables=False)).report.training
     assert kept is not None
@@ -224,21 +236,28 @@ def test_enough_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 100 <= found.sum() < 100 + calibration.BATCH * LENGTH
 
 
-def test_rows_in_use_are_stored_more_exactly() -> None:
-    """Against the same without data; the mean of all rows loses little by it."""
+def no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise TrainingError("There are none.")
+
+    monkeypatch.setattr(lookups, "_by_gradients", refuse)
+
+
+def stored_table(data: dict[str, np.ndarray] | None) -> tuple[np.ndarray, onnxpq.Report]:
+    """The table's rows as a model gives them back that is not trained, and its report."""
+    config = Config(tables=True, training=PLAIN, pq=PQConfig(sub_vector=4), layer=(NEARLY_EXACT,))
+    result = onnxpq.compress(text_model(), data, config=config)
+    return looked_up_rows(result.model), result.report
+
+
+def test_rows_in_use_are_stored_more_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only counts are known, against the same without data; the mean of all rows loses little by it."""
+    no_gradients(monkeypatch)
+    exact = numpy_helper.to_array(text_model().graph.initializer[0])
     ids = np.random.default_rng(0).integers(0, 60, (400, LENGTH))  # a tenth of the words
-
-    def errors(data: dict[str, np.ndarray] | None) -> tuple[float, float]:
-        config = Config(tables=True, training=PLAIN, pq=PQConfig(sub_vector=4))
-        result = onnxpq.compress(text_model(), data, config=config)
-        decoded = looked_up_rows(result.model)
-        exact = numpy_helper.to_array(text_model().graph.initializer[0])
-        missed = np.square(decoded - exact).sum(1)
-        return missed[:60].mean(), missed.mean()
-
-    with_data, without = errors({"ids": ids}), errors(None)
-    assert with_data[0] < 0.9 * without[0]
-    assert with_data[1] < 1.2 * without[1]
+    by_use, evenly = (np.square(stored_table(data)[0] - exact).sum(1) for data in ({"ids": ids}, None))
+    assert by_use[:60].mean() < 0.9 * evenly[:60].mean()
+    assert by_use.mean() < 1.2 * evenly.mean()
 
 
 def looked_up_rows(model: Any) -> np.ndarray:
@@ -250,11 +269,163 @@ def looked_up_rows(model: Any) -> np.ndarray:
 
 def test_no_row_counts_for_nothing_and_none_for_all() -> None:
     counts = np.array([0, 0, 0, 10, 10**9] + [0] * 995)
-    importance = quantization.importance_of(counts).numpy()
-    assert importance.min() == quantization.LEAST_IMPORTANT
-    assert importance.max() == quantization.MOST_IMPORTANT
-    np.testing.assert_allclose(quantization.importance_of(np.full(7, 3)), 1 + quantization.LEAST_IMPORTANT)
-    np.testing.assert_allclose(quantization.importance_of(np.zeros(7, int)), quantization.LEAST_IMPORTANT)
+    importance = lookups.importance_of(counts)
+    assert importance.min() == lookups.LEAST_IMPORTANT
+    assert importance.max() == lookups.MOST_IMPORTANT
+    np.testing.assert_allclose(lookups.importance_of(np.full(7, 3)), 1 + lookups.LEAST_IMPORTANT)
+    np.testing.assert_allclose(lookups.importance_of(np.zeros(7, int)), lookups.LEAST_IMPORTANT)
+
+
+LINEAR = """<ir_version: 8, opset_import: ["" : 17]>
+text (int64[N,5] ids) => (float[N,6] y) {
+    vectors = Gather(words, ids)
+    mean = ReduceMean<axes = [1], keepdims = 0>(vectors)
+    y = MatMul(mean, weight)
+}"""
+ROUNDING = 1e-4
+
+
+def linear_model() -> onnx.ModelProto:
+    model = onnx.parser.parse_model(LINEAR)
+    for seed, (name, *shape) in enumerate((("words", 40, 48), ("weight", 48, 6))):
+        model.graph.initializer.append(initializer(name, *shape, seed=seed))
+    return model
+
+
+def observed(model: onnx.ModelProto, ids: np.ndarray, output: str = "y") -> dict[str, lookups.Lookups]:
+    loaded = modelio.load(model)
+    layers, _ = rewriting.find(loaded, tables=True, min_weights=100)
+    return lookups.observe(importing.normalise(loaded), layers, output, Dataset({"ids": ids}), seed=0)
+
+
+def gradients_by_hand(
+    model: onnx.ModelProto, ids: np.ndarray, batch: int, *, fixed: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """H, and the squared gradients summed by row; a fixed batch draws directions for all its places."""
+    weight = next(numpy_helper.to_array(entry) for entry in model.graph.initializer if entry.name == "weight")
+    random = torch.Generator().manual_seed(0)
+    second, power, rows = np.zeros((48, 48)), np.zeros(40), 0
+    for start in range(0, len(ids), batch):
+        part = ids[start : start + batch]
+        directions = torch.randn(batch if fixed else len(part), 6, generator=random).numpy()
+        gradient = np.zeros((40, 48))
+        for words, direction in zip(part, directions, strict=False):
+            for word in words:
+                gradient[word] += weight @ direction / LENGTH
+        second += gradient.T @ gradient
+        power += np.square(gradient).sum(1)
+        rows += len(np.unique(part))
+    return second / rows, power
+
+
+def test_gradients_are_those_of_the_output_by_the_rows() -> None:
+    model, ids = linear_model(), np.random.default_rng(0).integers(0, 30, (100, LENGTH))
+    use = observed(model, ids)["words"]
+    order = np.random.default_rng(0).permutation(len(ids))
+    second, power = gradients_by_hand(model, ids[order], lookups.BATCH)
+    assert use.statistics is not None
+    assert use.importance is not None
+    found = use.statistics.second_moment
+    np.testing.assert_allclose(found, second, rtol=ROUNDING, atol=ROUNDING * np.abs(second).max())
+    np.testing.assert_allclose(use.importance, lookups.importance_of(power), rtol=ROUNDING)
+    assert np.abs(1.02 * found - second).max() > ROUNDING * np.abs(second).max(), "an error of 2 % is seen"
+    assert set(use.importance[30:]) == {lookups.LEAST_IMPORTANT}
+
+
+def test_their_mean_is_what_errors_cost() -> None:
+    """Without random directions: in a linear model an error e of a row costs ``|e W|^2``."""
+    model, ids = linear_model(), np.random.default_rng(0).integers(0, 40, (2000, LENGTH))
+    (use,) = observed(model, ids).values()
+    assert use.statistics is not None
+    weight = numpy_helper.to_array(model.graph.initializer[1])
+    expected, found = weight @ weight.T, use.statistics.second_moment
+    share = np.vdot(expected, found) / np.linalg.norm(expected) / np.linalg.norm(found)
+    assert share > 0.99, "the cosine between them"
+
+
+def test_what_fills_a_fixed_batch_up_does_not_count() -> None:
+    model, ids = linear_model(), np.random.default_rng(0).integers(0, 40, (14, LENGTH))
+    loaded = modelio.load(model)
+    layers, _ = rewriting.find(loaded, tables=True, min_weights=100)
+    table = [layer for layer in layers if layer.is_table]
+    part = routing.plan(importing.normalise(loaded), table, "y", {"ids": ids[:8]}).part
+    assert part is not None
+    _, power = lookups._moments(replace(part, fixed_batch=8), "y", Dataset({"ids": ids}), 0)["words"]
+    np.testing.assert_allclose(power, gradients_by_hand(model, ids, 8, fixed=True)[1], rtol=ROUNDING)
+    filled = np.concatenate([ids, ids[-1:], ids[-1:]])
+    assert not np.allclose(power, gradients_by_hand(model, filled, 8)[1], rtol=0.02)
+
+
+def test_the_work_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = linear_model(), np.random.default_rng(0).integers(0, 40, (100, LENGTH))
+    monkeypatch.setattr(lookups, "SECONDS", 0.0)
+    monkeypatch.setattr(lookups, "LEAST_SAMPLES", 16)
+    (use,) = observed(model, ids).values()
+    seen = ids[np.random.default_rng(0).permutation(len(ids))[:16]]
+    assert use.importance is not None
+    np.testing.assert_array_equal(np.unique(seen), np.flatnonzero(use.importance > lookups.LEAST_IMPORTANT))
+
+
+def test_the_output_is_nearer_than_by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gradients = stored_table(texts(1000))[1]
+    no_gradients(monkeypatch)
+    by_counts = stored_table(texts(1000))[1]
+    errors = [report.verification.outputs[0].relative_error for report in (with_gradients, by_counts)]
+    assert errors[0] is not None
+    assert errors[1] is not None
+    assert errors[0] < 0.8 * errors[1]
+    assert not with_gradients.notes
+    (note,) = by_counts.notes
+    assert note.endswith("by how often its rows are looked up, not by the output's gradients: There are none.")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "output", "reason"),
+    [
+        ("y = MatMul(mean, weight) h = Mul(y, zero) root = Sqrt(h)", "root", "they are zero, infinite or NaN"),
+        ("h = MatMul(mean, weight) y = Round(h)", "y", "lets no gradient through"),
+        ("y = MatMul(mean, weight) best = ArgMax(y)", "best", "holds INT64, which has no gradient"),
+    ],
+)
+def test_why_there_is_no_gradient(nodes: str, output: str, reason: str) -> None:
+    kind = "int64[N,1]" if output == "best" else "float[N,6]"
+    text = LINEAR.replace("float[N,6] y)", f"{kind} {output})").replace("y = MatMul(mean, weight)", nodes)
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend([*linear_model().graph.initializer, numpy_helper.from_array(np.float32(0), "zero")])
+    ids = np.array([[0, 1, 1, 2, 39]] * 20)
+    (use,) = observed(model, ids, output).values()
+    assert use.statistics is None
+    assert use.importance is not None
+    np.testing.assert_array_equal(use.importance, lookups.importance_of(np.bincount(ids.ravel(), minlength=40)))
+    assert use.remark is not None
+    assert reason in use.remark
+    assert "'words'" in use.remark
+
+
+SOMETIMES = """<ir_version: 8, opset_import: ["" : 17]>
+sometimes (int64[N,5] ids) => (float[N,5,1] y) {
+    limit = Constant<value = int64 {38}>()
+    last = Constant<value_ints = [-1]>()
+    most = ReduceMax<keepdims = 0>(ids)
+    condition = Greater(most, limit)
+    y = If(condition) <
+        then_branch = one () => (float[N,5,1] p) { h = Gather(words, ids) p = MatMul(h, weight) },
+        else_branch = two () => (float[N,5,1] q) { k = Cast<to = 1>(ids) q = Unsqueeze(k, last) }
+    >
+}"""
+
+
+def test_batches_that_do_not_reach_the_table() -> None:
+    model = onnx.parser.parse_model(SOMETIMES)
+    model.graph.initializer.extend([initializer("words", 40, 48, seed=0), initializer("weight", 48, 1, seed=1)])
+    ids = np.random.default_rng(0).integers(0, 20, (40, LENGTH))
+    ids[3] = 39
+    (use,) = observed(model, ids).values()
+    assert use.importance is not None
+    assert use.statistics is not None
+    together = np.random.default_rng(0).permutation(40).reshape(-1, lookups.BATCH)
+    (batch,) = (rows for rows in together if 3 in rows)
+    np.testing.assert_array_equal(np.flatnonzero(use.importance > lookups.LEAST_IMPORTANT), np.unique(ids[batch]))
 
 
 IN_BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>

@@ -83,7 +83,6 @@ def encode(
     matrix: Tensor,
     layout: Layout,
     *,
-    importance: Tensor | None = None,
     iterations: int = kmeans.DEFAULT_ITERATIONS,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +94,6 @@ def encode(
     Args:
         matrix: [out, in] float32.
         layout: how to cut it.
-        importance: what the squared error of each row counts, [out]; default: all the same.
         iterations: limit of Lloyd steps.
         generator: source of randomness.
 
@@ -103,9 +101,7 @@ def encode(
         Codebooks [G, K, d] float32, codes [out, M] int64, scales [out] float32.
     """
     scales = row_scales(matrix)
-    codebooks, codes = cluster(
-        matrix, scales, layout, importance=importance, iterations=iterations, generator=generator
-    )
+    codebooks, codes = cluster(matrix, scales, layout, iterations=iterations, generator=generator)
     return codebooks, codes, _fitted_scales(matrix, codebooks, codes, layout, scales)
 
 
@@ -115,7 +111,6 @@ def cluster(
     layout: Layout,
     *,
     positions: Tensor | None = None,
-    importance: Tensor | None = None,
     iterations: int = kmeans.DEFAULT_ITERATIONS,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
@@ -126,7 +121,6 @@ def cluster(
         scales: of its rows, [out].
         layout: how to cut it.
         positions: what an error counts at each position, [M]; default: the same everywhere.
-        importance: what it counts in each row, [out]; likewise.
         iterations: limit of Lloyd steps.
         generator: source of randomness.
 
@@ -134,7 +128,7 @@ def cluster(
         Codebooks [G, K, d], codes [out, M] int64.
     """
     centroids, index = [], []
-    rows = row_weights(scales) if importance is None else row_weights(scales) * importance
+    rows = row_weights(scales)
     # Some codebooks at a time: all points together would take as much memory as the matrix itself.
     step = max(1, _POINT_ELEMENTS // (layout.per_group * matrix.shape[0] * layout.sub_vector))
     for start in range(0, layout.groups, step):
