@@ -230,8 +230,15 @@ def _curve(
     importance = case.subject.use_of(layer.weight).importance
     factors = None if importance is None else quantization.row_factors(importance)
     influence = sensitivity.influence(probe, layer, matrix, curve, statistics, factors)
-    is_trained = not case.config.training.is_off and layer.weight not in tables(case.subject.layers)
-    return replace(curve, influence=influence, gain=targets.TRAINING_GAIN if is_trained else 1.0)
+    return replace(curve, influence=influence, gain=_gain(case, layer.weight))
+
+
+def _gain(case: Case, weight: str) -> float:
+    """By what factor training lowers what a weight brings into the output."""
+    looked_up = tables(case.subject.layers)
+    if case.config.training.is_off or all(layer.weight in looked_up for layer in case.subject.layers):
+        return 1.0
+    return targets.TABLE_GAIN if weight in looked_up else targets.TRAINING_GAIN
 
 
 def _bytes(case: Case, weight: str, layout: Layout) -> int:
