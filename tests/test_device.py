@@ -1,4 +1,4 @@
-"""Training on an accelerator, of which there need be none: torch's device "meta" stands for it.
+"""Gradients on an accelerator, of which there need be none: torch's device "meta" stands for it.
 
 Its tensors have a shape and a type but no values, and refuse to be computed with tensors of the CPU, as those of a GPU
 do. So this shows that a training step leaves nothing on the CPU, not that its numbers are right.
@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from test_finetuning import LAYERS, data, network, start
+from test_lookups import LENGTH, linear_model, part_behind_the_table
 
-from onnxpq import device, objectives
+from onnxpq import device, lookups, objectives
 from onnxpq import student as student_module
 from onnxpq.config import DEFAULT_ALPHA, TrainingConfig
+from onnxpq.data import Dataset
 from onnxpq.finetuning import REGULARIZED, TUNED, Problem, Samples, _Trainer
 from onnxpq.network import Network
 from onnxpq.pq import kmeans
@@ -61,6 +63,17 @@ def test_a_training_step_happens_on_one_device(
     made += [part.codes for part in student.quantized.values()]
     assert {tensor.device.type for tensor in made} == {"meta"}
     assert all(value.grad is not None for value in student.stored())
+
+
+def test_the_gradients_of_a_table_are_computed_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.zeros((8, LENGTH), np.int64)
+    part = part_behind_the_table(linear_model(), ids)
+    monkeypatch.setattr(device, "best", lambda: torch.device("meta"))
+    found: list[torch.Tensor] = []
+    # What is added up comes back to the CPU, which the stand-in cannot.
+    monkeypatch.setattr(lookups, "_add", lambda *parts: found.append(parts[-1]))
+    lookups._moments(part, "y", Dataset({"ids": ids}), 0)
+    assert [(gradient.device.type, gradient.shape) for gradient in found] == [("meta", (40, 48))]
 
 
 def test_a_tensor_left_behind_is_noticed() -> None:

@@ -22,6 +22,7 @@ from onnxpq import (
     rewriting,
     routing,
     runtime,
+    targets,
     training,
 )
 from onnxpq.config import Config, LayerConfig, PQConfig, TargetConfig, TrainingConfig
@@ -139,6 +140,18 @@ def test_a_target_for_the_file_takes_them(settings: dict, taken: bool) -> None:
     assert ("table" in {layer.node for layer in report.layers}) == taken
     reasons = {entry.node: entry.reason for entry in report.skipped}
     assert reasons == ({} if taken else {"table": rewriting.TABLE_REASON})
+
+
+def test_a_table_gets_fewer_bytes_the_more_the_layers_make_up_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def table_bytes(gain: float, training: TrainingConfig) -> int:
+        monkeypatch.setattr(targets, "TABLE_GAIN", gain)
+        config = Config(training=training, target=TargetConfig(ratio=8))
+        report = onnxpq.compress(text_model(), texts(), config=config).report
+        return next(layer.bytes_after for layer in report.layers if layer.node == "table")
+
+    brief = replace(QUICK, steps=2)
+    assert table_bytes(1.0, brief) > table_bytes(100.0, brief)
+    assert table_bytes(1.0, PLAIN) == table_bytes(100.0, PLAIN), "without training nothing is made up for"
 
 
 def test_a_file_that_is_out_of_reach_without_them() -> None:
@@ -343,13 +356,18 @@ def test_their_mean_is_what_errors_cost() -> None:
     assert share > 0.99, "the cosine between them"
 
 
-def test_what_fills_a_fixed_batch_up_does_not_count() -> None:
-    model, ids = linear_model(), np.random.default_rng(0).integers(0, 40, (14, LENGTH))
+def part_behind_the_table(model: onnx.ModelProto, ids: np.ndarray) -> routing.Part:
     loaded = modelio.load(model)
     layers, _ = rewriting.find(loaded, tables=True, min_weights=100)
     table = [layer for layer in layers if layer.is_table]
     part = routing.plan(importing.normalise(loaded), table, "y", {"ids": ids[:8]}).part
     assert part is not None
+    return part
+
+
+def test_what_fills_a_fixed_batch_up_does_not_count() -> None:
+    model, ids = linear_model(), np.random.default_rng(0).integers(0, 40, (14, LENGTH))
+    part = part_behind_the_table(model, ids)
     _, power = lookups._moments(replace(part, fixed_batch=8), "y", Dataset({"ids": ids}), 0)["words"]
     np.testing.assert_allclose(power, gradients_by_hand(model, ids, 8, fixed=True)[1], rtol=ROUNDING)
     filled = np.concatenate([ids, ids[-1:], ids[-1:]])
