@@ -239,8 +239,11 @@ def influence(
     """
     at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, TINY)) - np.log(PROBE))))
     moment = None if statistics is None else torch.from_numpy(statistics.regularized())
-    layout, factors = measured.layouts[at], torch.ones(1) if factors is None else factors
-    replaced = approximate(matrix * factors, layout, moment, seed=0) / factors
+    layout = measured.layouts[at]
+    if factors is None:
+        replaced = approximate(matrix, layout, moment, seed=0)
+    else:
+        replaced = approximate(matrix * factors, layout, moment, seed=0) / factors
     error = _size(matrix - replaced, moment) / max(_size(matrix, moment), 1e-30)
     return probe.error(layer, replaced) / max(error, TINY)
 
