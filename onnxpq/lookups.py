@@ -11,6 +11,7 @@ rows count by how often they are looked up, and all directions alike. `benchmark
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxpq import activations, calibration, routing
+from onnxpq import activations, calibration, partition, routing
 from onnxpq import device as devices
 from onnxpq.data import Dataset, batches
 from onnxpq.errors import OnnxpqError
@@ -130,12 +131,10 @@ def _by_gradients(
     plan = routing.plan(model, layers, output, few, libraries)
     if plan.part is None:
         return {}, plan.layer_wise
-    cut = plan.part.cut
     order = np.random.default_rng(seed).permutation(len(data))
-    values = dict(data.take(order[:MOST_SAMPLES]).inputs)
-    if cut.prefix is not None:
-        values |= activations.capture(cut.prefix, cut.boundary, values, cache_dir=None, libraries=libraries)
-    given = Dataset({name: values[name] for name in cut.boundary})
+    some = data.take(order[:MOST_SAMPLES]).inputs
+    capture = partial(activations.capture, cache_dir=None, libraries=libraries)
+    given = Dataset(partition.boundary_values(plan.part.cut, some, capture))
     found, reasons = {}, dict(plan.layer_wise)
     for weight, (statistics, power) in _moments(plan.part, output, given, seed, progress).items():
         if np.isfinite(power).all() and power.any():

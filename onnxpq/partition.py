@@ -4,7 +4,7 @@ A model is cut in two. The *prefix* runs once over the data in onnxruntime; the 
 is what is imported and trained. Between them lie the *boundary* values.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -79,6 +79,22 @@ def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None
         prefix=extract(whole, [_name(v) for v in whole.graph.inputs], computed) if computed else None,
         suffix=_with_open_batch(extract(whole, names, [_name(value) for value in wanted])),
     )
+
+
+def boundary_values(
+    cut: Cut, inputs: Mapping[str, Array], capture: Callable[..., dict[str, Array]]
+) -> dict[str, Array]:
+    """What a suffix takes.
+
+    Args:
+        cut: where it begins.
+        inputs: samples of the model's inputs.
+        capture: `onnxpq.activations.capture`, with all but the model, the names and the inputs.
+    """
+    values = dict(inputs)
+    if cut.prefix is not None:
+        values |= capture(cut.prefix, cut.boundary, inputs)
+    return {name: values[name] for name in cut.boundary}
 
 
 @dataclass(frozen=True)

@@ -42,20 +42,16 @@ def quantize(
     generator = torch.Generator().manual_seed(seed)
     device = devices.best()
     weight = matrix.detach().to(device)
-    if importance is not None:
-        weight = weight * row_factors(importance).to(device)
+    factors = None if importance is None else codec.row_factors(importance)
+    if factors is not None:
+        weight = weight * factors.to(device)
     if statistics is None:
         parts = codec.encode(weight, layout, generator=generator)
     else:
         moment = torch.from_numpy(statistics.regularized()).to(device)
         parts = calibrated.encode(weight, layout, moment, generator=generator)
     codebooks, codes, scales = (part.cpu() for part in parts)
-    return Quantized(layout, codebooks, codes, scales if importance is None else scales / row_factors(importance)[:, 0])
-
-
-def row_factors(importance: NDArray[np.float32]) -> Tensor:
-    """What the rows of a matrix are multiplied by, [out, 1], for their squared errors to count as they should."""
-    return torch.from_numpy(importance).sqrt().unsqueeze(1)
+    return Quantized(layout, codebooks, codes, scales if factors is None else scales / factors[:, 0])
 
 
 def weight(model: ir.Model, layer: Layer) -> Tensor:

@@ -8,6 +8,7 @@ model, be it anyone's, keeps its layers from being trained.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -111,13 +112,12 @@ def _part(
 ) -> tuple[Part, Mapping[str, Array]]:
     """The part with these layers, tried on a batch, and the batch."""
     cut = partition.cut(model, list(dict.fromkeys(layer.weight for layer in layers)), [output])
-    values = dict(few)
-    if cut.prefix is not None:
-        values |= activations.capture(cut.prefix, cut.boundary, few, cache_dir=None, libraries=libraries)
+    capture = partial(activations.capture, cache_dir=None, libraries=libraries)
+    values = partition.boundary_values(cut, few, capture)
     partition.complete_types(cut.suffix, values)
     network = importing.import_model(cut.suffix)
     fixed = activations.fixed_batch(cut.suffix)
-    samples = Dataset({name: values[name] for name in cut.boundary})
+    samples = Dataset(values)
     batch = first(samples, fixed, len(samples))
     check = importing.check_forward(network, cut.suffix, batch, libraries=libraries)
     return Part(layers, cut, network, check, fixed), batch

@@ -225,7 +225,7 @@ def influence(
     matrix: Tensor,
     measured: Curve,
     statistics: InputStatistics | None,
-    factors: Tensor | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> float:
     """The relative squared error of the model's output per unit of a layer's, from one layout of its curve.
 
@@ -235,14 +235,15 @@ def influence(
         matrix: its weight [out, in].
         measured: its curve.
         statistics: of its inputs, as for the curve.
-        factors: what its rows are multiplied by to quantize them, [out, 1], where some count for more than others.
+        importance: what the squared error of each row counts, [out], positive; by default all the same.
     """
     at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, TINY)) - np.log(PROBE))))
     moment = None if statistics is None else torch.from_numpy(statistics.regularized())
     layout = measured.layouts[at]
-    if factors is None:
+    if importance is None:
         replaced = approximate(matrix, layout, moment, seed=0)
     else:
+        factors = codec.row_factors(importance)
         replaced = approximate(matrix * factors, layout, moment, seed=0) / factors
     error = _size(matrix - replaced, moment) / max(_size(matrix, moment), 1e-30)
     return probe.error(layer, replaced) / max(error, TINY)

@@ -228,8 +228,7 @@ def _curve(
     if probe is None:
         return curve
     importance = case.subject.use_of(layer.weight).importance
-    factors = None if importance is None else quantization.row_factors(importance)
-    influence = sensitivity.influence(probe, layer, matrix, curve, statistics, factors)
+    influence = sensitivity.influence(probe, layer, matrix, curve, statistics, importance)
     return replace(curve, influence=influence, gain=_gain(case, layer.weight))
 
 

@@ -17,7 +17,6 @@ from onnxpq.data import Dataset, validation_rows
 from onnxpq.errors import ModelError, UnalignedError
 from onnxpq.finetuning import Problem, Samples
 from onnxpq.layers import Layer
-from onnxpq.partition import Cut
 from onnxpq.pq.quantized import Quantized
 from onnxpq.report import END_TO_END, LAYER_WISE, NOT_TRAINED, LayerTraining, Training
 from onnxpq.routing import CHECKED_SAMPLES, Part, Plan
@@ -112,10 +111,10 @@ def prepare(job: Job) -> Prepared:
         activations.capture, cache_dir=job.cache_dir, libraries=job.libraries, progress=job.ticker("caching")
     )
     try:
-        given, taught, teaching = _boundary(cut, job, capture), None, cut
+        given, taught, teaching = partition.boundary_values(cut, job.data.inputs, capture), None, cut
         if job.original is not None:
             teaching = partition.cut(job.original, _weights(plan.part), [job.output])
-            taught = _boundary(teaching, job, capture)
+            taught = partition.boundary_values(teaching, job.data.inputs, capture)
             partition.complete_types(teaching.suffix, taught)
         teacher = capture(teaching.suffix, [job.output], taught or given)[job.output]
     except UnalignedError as error:
@@ -125,14 +124,6 @@ def prepare(job: Job) -> Prepared:
     rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
     learn, choose = (Samples(given, teacher, job.data.labels, part, taught) for part in rows)
     return Prepared(plan, (learn, choose))
-
-
-def _boundary(cut: Cut, job: Job, capture: Callable[..., dict[str, Array]]) -> dict[str, Array]:
-    """What the part that is trained takes, for all samples."""
-    values = dict(job.data.inputs)
-    if cut.prefix is not None:
-        values |= capture(cut.prefix, cut.boundary, job.data.inputs)
-    return {name: values[name] for name in cut.boundary}
 
 
 def train(job: Job, prepared: Prepared, quantized: Mapping[str, Quantized]) -> Trained:

@@ -60,6 +60,7 @@ ALLOWED = {
         "device",
         "errors",
         "layers",
+        "partition",
         "pq",
         "routing",
         "runtime",

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxpq.pq import kmeans
@@ -77,6 +79,11 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def row_weights(scales: Tensor) -> Tensor:
     """What an error of each unit row [out] counts in the matrix: its squared scale, 1 for the largest."""
     return (scales / scales.max()).square()
+
+
+def row_factors(importance: NDArray[np.float32]) -> Tensor:
+    """What the rows of a matrix are multiplied by, [out, 1], for their squared errors to count so much, [out]."""
+    return torch.from_numpy(importance).sqrt().unsqueeze(1)
 
 
 def encode(
