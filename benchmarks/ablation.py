@@ -64,11 +64,16 @@ CHOICES: dict[str, dict[str, object]] = {
     "term quartic": {"regularizer": "quartic"},
     "the layers' outputs in the loss": {"features": 1.0},
     "no mixup": {"mixup": 0.0},
+    "every batch mixed": {"UNLABELLED_MIXING": 1.0},
     # The rate of the float weights is a multiple of the learning rate: these leave it as it is.
     "learning rate 3e-3": {"learning_rate": 3e-3, "latent_rate": 12.0},
     "learning rate 2e-2": {"learning_rate": 2e-2, "latent_rate": 1.8},
     "float weights 3.3 times as fast": {"latent_rate": 12.0},
     "float weights a quarter as fast": {"latent_rate": 0.9},
+}
+
+MIXING_CHOICES: dict[str, dict[str, object]] = {
+    name: CHOICES[name] for name in ("default", "no mixup", "every batch mixed")
 }
 
 LABELLED_CHOICES: dict[str, dict[str, object]] = {
@@ -93,6 +98,7 @@ class Case:
         batch_size: of a step.
         choices: settings to try.
         on_labels: whether they are trained on, too.
+        samples: to train on; None for all.
     """
 
     load: Callable[[], tuple[Path, Mapping[str, Any], Mapping[str, Any]]]
@@ -102,6 +108,7 @@ class Case:
     batch_size: int
     choices: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: CHOICES)
     on_labels: bool = False
+    samples: int | None = None
 
 
 def _mnist() -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
@@ -133,6 +140,9 @@ CASES = {
         LABELLED_CHOICES,
         on_labels=True,
     ),
+    # 100 and 250 passes.
+    "mnist_mlp, 1500 samples": Case(_mnist, "y", onnxpq.PQConfig(), 600, 256, MIXING_CHOICES, samples=1500),
+    "digits, 150 samples": Case(_digits, "y", onnxpq.PQConfig(), 600, 64, MIXING_CHOICES, samples=150),
 }
 
 
@@ -183,7 +193,7 @@ def start(case: Case, seed: int) -> Start:
     if part is None or samples is None:
         raise SystemExit(f"{path.name} cannot be trained end to end: that is a defect of onnxpq.")
     fit, choose = data.split_rows(len(learn), config.training.validation, seed)
-    parts = (fit, choose, np.arange(len(learn), len(whole)))
+    parts = (fit[: case.samples], choose, np.arange(len(learn), len(whole)))
     labels = whole.labels if case.on_labels else None
     rows = tuple(replace(samples[0], rows=rows, labels=labels) for rows in parts)
     problem = Problem(part.network, part.layers, output, training.vectors(job, part), part.fixed_batch)

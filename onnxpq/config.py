@@ -115,7 +115,8 @@ class TrainingConfig:
             layer's weight when it was quantized; where labels count at least once the learning rate (0: they stay).
         mixup: parameter of the Beta distribution by which training samples are mixed in pairs, the original model
             telling what a mixture should give (labels count in proportion); 0 for none. Only where all inputs of the
-            trained part are floats. Where labels count, held-out samples are mixed too when states are compared.
+            trained part are floats. Where labels count, every batch is mixed, and held-out samples when states are
+            compared; else every other one, on the average.
         features: weight of the relative squared error of the compressed layers' own outputs against the original's;
             it falls to 0 in the course of the training.
         batch_size: samples per step; None for as many as leave time for enough steps, at most 256.

@@ -52,6 +52,9 @@ LABELLED_RATE = 1.0
 """Learning rate of float weights, where there are labels, at least; in units of that of what is stored
 (benchmarks/README.md)."""
 
+UNLABELLED_MIXING = 0.5
+"""Share of the batches that are mixed where no labels count; all are where they do (benchmarks/README.md)."""
+
 VALIDATION_BATCHES = 4
 """Validation runs so many training batches at a time: it keeps no values for a gradient."""
 
@@ -240,6 +243,7 @@ class _Trainer:
         }
         self.course = Course()
         self.schedule = Schedule(1, 0, 1, 0)
+        self.mixing = UNLABELLED_MIXING if objective.supervised is None else 1.0  # share of the batches
 
     def live(self) -> Live:
         """All that changes from step to step."""
@@ -250,9 +254,9 @@ class _Trainer:
         """Batch size and steps (`onnxpq.schedule.plan`); nothing is changed by it."""
 
         def work(batch: Batch) -> None:
-            loss, _ = _Trainer(self.problem, self.student, self.objective, self.settings, 0).loss(
-                batch, REGULARIZED, self.settings.features
-            )
+            other = _Trainer(self.problem, self.student, self.objective, self.settings, 0)
+            other.mixing = 1.0  # which takes longest
+            loss, _ = other.loss(batch, REGULARIZED, self.settings.features)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             self.student.nearest(0)
@@ -376,8 +380,11 @@ class _Trainer:
         return self.objective.supervised is not None and batch.labels is not None and self._can_mix(batch)
 
     def _mixture(self, batch: Batch, random: np.random.Generator) -> "_Mixture":
-        """Samples mixed in pairs where that is asked for and their inputs are numbers, else as they are."""
-        if not self._can_mix(batch):
+        """Samples mixed in pairs where that is asked for and their inputs are numbers, else as they are.
+
+        Of several batches, as many as `mixing` says.
+        """
+        if not self._can_mix(batch) or (self.mixing < 1 and random.random() >= self.mixing):
             return _Mixture(batch)
         share = float(random.beta(self.settings.mixup, self.settings.mixup))
         other = torch.from_numpy(random.permutation(len(batch.teacher)))

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from onnxpq import allocation, finetuning, importing, objectives, quantization
+from onnxpq import allocation, finetuning, importing, objectives, quantization, schedule
 from onnxpq.config import DEFAULT_ALPHA, PQConfig, TrainingConfig
 from onnxpq.errors import DataError, TrainingError
 from onnxpq.finetuning import Problem, Samples
@@ -253,6 +253,31 @@ def test_without_labels_they_are_compared_by_the_samples_as_they_are(
 ) -> None:
     found = trainer_of(network, data, "distillation").validate(data[1], original=True)
     assert found == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "share"), [("distillation", finetuning.UNLABELLED_MIXING), ("auto", 1.0)])
+def test_without_labels_only_some_batches_are_mixed(
+    network: Network, data: tuple[Samples, Samples], loss: str, share: float
+) -> None:
+    trainer, batches = trainer_of(network, data, loss), 1000
+    batch = data[0].batch(np.arange(25))
+    mixed = sum(trainer._mixture(batch, trainer.random).is_mixed for _ in range(batches))
+    deviation = (batches * share * (1 - share)) ** 0.5
+    assert abs(mixed - batches * share) <= 4 * deviation
+
+
+def test_a_training_is_planned_as_if_every_batch_were_mixed(
+    network: Network, data: tuple[Samples, Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of the few that are counted is mixed is chance, and must not tell how long the training is."""
+
+    def steps(share: float) -> int:
+        monkeypatch.setattr(finetuning, "UNLABELLED_MIXING", share)
+        trainer = trainer_of(network, data, "distillation")
+        trainer.settings = TrainingConfig(minutes=0.02, loss="distillation", batch_size=25)
+        return trainer.plan(*data, share=1.0).steps
+
+    assert schedule.FEW_STEPS < steps(0.0) == steps(1.0) < schedule.MANY_STEPS
 
 
 def test_what_a_network_learned_that_knows_its_samples_by_heart_is_kept(
