@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxpq import activations, calibration, partition, routing
+from onnxpq import activations, calibration, checkpoints, partition, routing
 from onnxpq import device as devices
 from onnxpq.data import Dataset, batches
 from onnxpq.errors import OnnxpqError
@@ -29,6 +29,7 @@ from onnxpq.pq.statistics import InputStatistics
 from onnxpq.routing import CHECKED_SAMPLES, Part
 from onnxpq.runtime import Libraries
 from onnxpq.schedule import Work
+from onnxpq.workspace import Piece
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -108,6 +109,28 @@ def importance_of(uses: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[n
     mean = float(uses.mean())
     relative = uses / mean if mean > 0 else np.zeros(len(uses))
     return np.minimum(relative + LEAST_IMPORTANT, MOST_IMPORTANT).astype(np.float32)
+
+
+def save(piece: Piece, found: Mapping[str, Lookups]) -> None:
+    """Keep what `observe` gave."""
+    state = {}
+    for weight, use in found.items():
+        importance = None if use.importance is None else torch.from_numpy(use.importance)
+        seen = None if use.statistics is None else (use.statistics.rows, torch.from_numpy(use.statistics.total()))
+        state[weight] = (importance, seen, use.remark)
+    checkpoints.save(piece, state)
+
+
+def load(piece: Piece) -> dict[str, Lookups] | None:
+    """What `save` kept; None where there is nothing or it is damaged."""
+    state = checkpoints.load(piece)
+    if state is None:
+        return None
+    found = {}
+    for weight, (importance, seen, remark) in state.items():
+        statistics = None if seen is None else InputStatistics.of_total(seen[0], seen[1].numpy())
+        found[weight] = Lookups(None if importance is None else importance.numpy(), statistics, remark)
+    return found
 
 
 def _remark(weight: str, reason: str) -> str:

@@ -152,7 +152,7 @@ def _compress(run: _Run, subject: Subject, make: Callable[..., "_Made"]) -> Resu
     if not run.config.target.is_set:
         made = make(allocation.layouts(subject.layers, run.config), share=1.0)
         return Result(made.model, _report(run, subject, made))
-    case = targeting.Case(subject, run.config, run.libraries, run.ticker("sensitivity"))
+    case = targeting.Case(subject, run.config, run.libraries, run.workspace, run.ticker("sensitivity"))
     with run.stage("sensitivity"):
         aim = targeting.prepare(case)
     found = targeting.search(case, aim, make)
@@ -198,18 +198,22 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
 
 def _looked_up(run: _Run, subject: Subject) -> Subject:
     """The same with what is known of how tables are used, if there are any."""
-    if subject.train is None:
+    if subject.train is None or not tables(subject.layers):
         return subject
+    piece = run.workspace.piece("lookup", [])
     with run.stage("lookups"):
-        found = lookups.observe(
-            subject.normal,
-            subject.layers,
-            subject.output,
-            subject.train,
-            seed=run.config.seed,
-            libraries=run.libraries,
-            progress=run.ticker("lookups"),
-        )
+        found = lookups.load(piece)
+        if found is None:
+            found = lookups.observe(
+                subject.normal,
+                subject.layers,
+                subject.output,
+                subject.train,
+                seed=run.config.seed,
+                libraries=run.libraries,
+                progress=run.ticker("lookups"),
+            )
+            lookups.save(piece, found)
     run.notes.extend(use.remark for use in found.values() if use.remark is not None)
     return replace(subject, lookups=found)
 

@@ -1,15 +1,27 @@
 """A target as a step of the pipeline: measure the layers, let the search make models, and say what was reached."""
 
+import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxpq import allocation, calibration, modelio, quantization, rewriting, runtime, scoring, sensitivity, targets
+from onnxpq import (
+    allocation,
+    calibration,
+    checkpoints,
+    modelio,
+    quantization,
+    rewriting,
+    runtime,
+    scoring,
+    sensitivity,
+    targets,
+)
 from onnxpq.config import Config
 from onnxpq.data import Dataset, fixed_batch, validation_rows
 from onnxpq.errors import ConfigError, TargetError
@@ -24,6 +36,7 @@ from onnxpq.sensitivity import Curve, Influence
 from onnxpq.subject import Subject
 from onnxpq.targetreport import TargetReport, drop_of, percent
 from onnxpq.targets import Found, Layouts, Plan, Planner, Work
+from onnxpq.workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +47,14 @@ class Case:
         subject: the model, its layers and its data.
         config: of the run; it has a target.
         libraries: custom-operator libraries that the model needs.
+        workspace: keeps what was measured of each weight.
         progress: is told the weights that are measured and their number.
     """
 
     subject: Subject
     config: Config
     libraries: runtime.Libraries
+    workspace: Workspace
     progress: Callable[[int, int], None] | None
 
 
@@ -176,60 +191,68 @@ def _curves(case: Case) -> list[Curve]:
     """The sensitivity of every weight; a weight with settings of its own has no choice and is not measured."""
     config = case.config
     pinned = allocation.pinned(case.subject.layers, config)
-    free = [layer for layer in case.subject.layers if layer.weight not in pinned]
-    curves = [Curve(name, (layout,), (_bytes(case, name, layout),), (0.0,), 1.0) for name, layout in pinned.items()]
+    layers = [layer for layer in case.subject.layers if layer.weight not in pinned]
+    free: dict[str, Layer] = {}
+    for layer in layers:
+        free.setdefault(layer.weight, layer)
+    pieces = {weight: case.workspace.piece("measurement", [weight.encode()]) for weight in free}
+    known = {weight: found for weight, piece in pieces.items() if (found := checkpoints.load(piece)) is not None}
     probe = None
-    if case.subject.train is not None and free:
+    if case.subject.train is not None and len(known) < len(free):
         order = np.random.default_rng(config.seed).permutation(len(case.subject.train))
         some = case.subject.train.take(np.sort(order[: sensitivity.PROBED_SAMPLES]))
-        probe = Influence(case.subject.normal, free, case.subject.output, some, libraries=case.libraries)
-    measured: dict[str, Curve] = {}
-    for layer, statistics in _statistics(case, free):
-        if layer.weight not in measured:
-            measured[layer.weight] = _curve(case, layer, statistics, probe)
-            if case.progress is not None:
-                case.progress(len(measured), len({layer.weight for layer in free}))
-    return curves + sensitivity.filled(list(measured.values()))
+        probe = Influence(case.subject.normal, layers, case.subject.output, some, libraries=case.libraries)
+    for weight, statistics in _statistics(case, layers, frozenset(known)):
+        known[weight] = _measured(case, free[weight], statistics, probe)
+        checkpoints.save(pieces[weight], known[weight])
+        if case.progress is not None:
+            case.progress(len(known), len(free))
+    curves = [Curve(name, (layout,), (_bytes(case, name, layout),), (0.0,), 1.0) for name, layout in pinned.items()]
+    # In the order of the model, whatever was measured first.
+    return curves + sensitivity.filled([_curve(case, layer, known[weight]) for weight, layer in free.items()])
 
 
-def _statistics(case: Case, layers: Sequence[Layer]) -> Iterator[tuple[Layer, InputStatistics | None]]:
+def _statistics(
+    case: Case, layers: Sequence[Layer], skip: frozenset[str]
+) -> Iterator[tuple[str, InputStatistics | None]]:
+    """Each weight that is not to be skipped, once, with what is known of its inputs."""
     if case.subject.train is None:
-        yield from ((layer, None) for layer in layers)
+        yield from ((weight, None) for weight in {layer.weight: None for layer in layers} if weight not in skip)
         return
-    of_weight = {layer.weight: layer for layer in reversed(layers)}
-    yield from ((of_weight[weight], case.subject.use_of(weight).statistics) for weight in sorted(tables(layers)))
+    looked_up = sorted(tables(layers) - skip)
+    yield from ((weight, case.subject.use_of(weight).statistics) for weight in looked_up)
     for weight, found in calibration.collect(
         case.subject.normal,
         layers,
         case.subject.train,
         seed=case.config.seed,
         libraries=case.libraries,
+        skip=skip,
         kept=case.subject.moments,
     ):
-        yield of_weight[weight], None if isinstance(found, str) else found
+        yield weight, None if isinstance(found, str) else found
 
 
-def _curve(
-    case: Case,
-    layer: Layer,
-    statistics: InputStatistics | None,
-    probe: Influence | None,
-) -> Curve:
-    config = case.config
-    most = MAX_NIBBLE_CODEWORDS if config.pq.fast else config.target.max_codewords
-    matrix = quantization.weight(case.subject.normal, layer)
-    layouts: list[Layout] = []
-    errors: list[float] = []
-    for family in allocation.options(layer, most):
-        layouts += family
-        errors += sensitivity.curve(matrix, family, statistics, seed=config.seed)
+def _families(case: Case, layer: Layer) -> list[list[Layout]]:
+    return allocation.options(layer, MAX_NIBBLE_CODEWORDS if case.config.pq.fast else case.config.target.max_codewords)
+
+
+def _measured(case: Case, layer: Layer, statistics: InputStatistics | None, probe: Influence | None) -> dict[str, Any]:
+    """What is measured of a weight: the error with each layout, and its influence, if there are data."""
+    matrix, seed = quantization.weight(case.subject.normal, layer), case.config.seed
+    curves = (sensitivity.curve(matrix, family, statistics, seed=seed) for family in _families(case, layer))
+    found = {"errors": list(itertools.chain.from_iterable(curves)), "influence": 1.0}
+    if probe is not None:
+        curve, importance = _curve(case, layer, found), case.subject.use_of(layer.weight).importance
+        found["influence"] = sensitivity.influence(probe, layer, matrix, curve, statistics, importance)
+    return found
+
+
+def _curve(case: Case, layer: Layer, measured: Mapping[str, Any]) -> Curve:
+    layouts = tuple(itertools.chain.from_iterable(_families(case, layer)))
     sizes = tuple(_bytes(case, layer.weight, layout) for layout in layouts)
-    curve = Curve(layer.weight, tuple(layouts), sizes, tuple(errors), 1.0)
-    if probe is None:
-        return curve
-    importance = case.subject.use_of(layer.weight).importance
-    influence = sensitivity.influence(probe, layer, matrix, curve, statistics, importance)
-    return replace(curve, influence=influence, gain=_gain(case, layer.weight))
+    gain = 1.0 if case.subject.train is None else _gain(case, layer.weight)
+    return Curve(layer.weight, layouts, sizes, tuple(measured["errors"]), measured["influence"], gain)
 
 
 def _gain(case: Case, weight: str) -> float:

@@ -56,6 +56,7 @@ ALLOWED = {
     "lookups": {
         "activations",
         "calibration",
+        "checkpoints",
         "data",
         "device",
         "errors",
@@ -65,12 +66,14 @@ ALLOWED = {
         "routing",
         "runtime",
         "schedule",
+        "workspace",
     },
     "subject": {"calibration", "data", "layers", "lookups", "modelio", "sampling"},
     "targeting": LEAVES
     | {
         "allocation",
         "calibration",
+        "checkpoints",
         "config",
         "data",
         "modelio",
@@ -82,6 +85,7 @@ ALLOWED = {
         "sensitivity",
         "subject",
         "targets",
+        "workspace",
     },
     "runtime": {"errors", "opschema", "modelio", "modelproto"},
     "fingerprint": set(),

@@ -33,6 +33,7 @@ from onnxpq.layers import Layer, tables
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.packing import unpack_codes
 from onnxpq.pq.reference import decode
+from onnxpq.workspace import opened
 
 WORDS, LENGTH, SAMPLES = 600, 5, 200
 QUICK = TrainingConfig(steps=60, batch_size=32)
@@ -476,3 +477,32 @@ def test_tables_in_branches(target: float | None) -> None:
         "fc2": "end to end",
     }
     assert report.ratio > 5
+
+
+def test_what_was_seen_of_the_tables_is_kept_in_a_work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(name: str, **more: Any) -> bytes:
+        config = Config(tables=True, training=PLAIN)
+        onnxpq.compress(text_model(), texts(), config=config, **more).save(tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    def stop(stage: str, done: int, of: int) -> None:
+        if stage == "clustering":
+            raise KeyboardInterrupt
+
+    whole = written("whole.onnx")
+    with pytest.raises(KeyboardInterrupt):
+        written("none.onnx", work_dir=tmp_path / "w", progress=stop)
+    monkeypatch.setattr(lookups, "observe", None)
+    assert written("again.onnx", work_dir=tmp_path / "w") == whole
+
+
+@pytest.mark.parametrize("found", [lookups.Lookups(), lookups.Lookups(np.ones(3, np.float32), None, "Why.")])
+def test_what_is_not_known_of_a_table_is_kept_too(found: lookups.Lookups, tmp_path: Path) -> None:
+    with opened(tmp_path / "w") as space:
+        space.bind({})
+        piece = space.piece("lookup", [])
+        assert lookups.load(piece) is None
+        lookups.save(piece, {"words": found})
+        again = (lookups.load(piece) or {})["words"]
+    assert (again.statistics, again.remark) == (found.statistics, found.remark)
+    np.testing.assert_array_equal(again.importance, found.importance)

@@ -144,6 +144,25 @@ def test_brief_and_whole_trainings_of_a_target_are_kept_apart(tmp_path: Path, mo
     assert content(second, tmp_path / "o") == content(first, tmp_path / "o")
 
 
+def test_what_was_measured_for_a_target_is_not_measured_again(tmp_path: Path) -> None:
+    settings = Config(training=TrainingConfig(steps=0), target=TargetConfig(fc_ratio=10))
+    whole = compress(None, config=settings)
+    with pytest.raises(Stop):
+        compress(tmp_path / "w", config=settings, progress=stop_at("sensitivity", 1))
+    measured: list[int] = []
+
+    def tell(stage: str, done: int, of: int) -> None:
+        if stage == "sensitivity":
+            measured.append(done)
+
+    again = compress(tmp_path / "w", config=settings, progress=tell)
+    assert measured == [2]
+    assert content(again, tmp_path / "o") == content(whole, tmp_path / "o")
+    assert facts(again) == facts(whole)
+    compress(tmp_path / "w", config=settings, progress=tell)
+    assert measured == [2]
+
+
 def test_layers_trained_each_by_itself(tmp_path: Path) -> None:
     """Round lets no gradient through, so that the first layer is trained on its own."""
     model = mlp(activation="Round")

@@ -27,6 +27,13 @@ class InputStatistics:
         self._sum = np.zeros((in_features, in_features))
         self._buffer: list[NDArray[np.float32]] = []
 
+    @classmethod
+    def of_total(cls, rows: int, total: NDArray[np.float64]) -> "InputStatistics":
+        """What others found: the number of rows, and `total` of them [in, in]."""
+        found = cls(len(total))
+        found.rows, found._sum = rows, total
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes that the moment takes in memory."""
@@ -35,7 +42,7 @@ class InputStatistics:
     @property
     def second_moment(self) -> NDArray[np.float64]:
         """H [in, in]; zeros before the first row."""
-        return self._total() / max(1, self.rows)
+        return self.total() / max(1, self.rows)
 
     def add(self, inputs: NDArray[np.floating], name: str) -> None:
         """Count rows of inputs.
@@ -62,10 +69,10 @@ class InputStatistics:
         self._buffer.append(rows)
         self.rows += len(rows)
         if sum(map(len, self._buffer)) >= BUFFERED_ROWS:
-            self._total()
+            self.total()
 
-    def _total(self) -> NDArray[np.float64]:
-        """The sum over all rows, with those that wait."""
+    def total(self) -> NDArray[np.float64]:
+        """The sum of x x^T over all rows, [in, in]."""
         if self._buffer:
             rows = np.concatenate(self._buffer)
             self._sum += rows.T @ rows
@@ -78,9 +85,7 @@ class InputStatistics:
         Args:
             order: [in], the input that comes to each place.
         """
-        other = InputStatistics(len(order))
-        other.rows, other._sum = self.rows, self._total()[np.ix_(order, order)]
-        return other
+        return InputStatistics.of_total(self.rows, self.total()[np.ix_(order, order)])
 
     def regularized(self) -> NDArray[np.float32]:
         """H shrunk towards the identity and scaled to a mean of 1 on its diagonal: positive definite.
@@ -90,7 +95,7 @@ class InputStatistics:
         Without any rows, or if all are zero, it is the identity.
         """
         size = len(self._sum)
-        total = self._total()
+        total = self.total()
         mean = float(np.trace(total)) / size
         if mean <= 0:
             return np.eye(size, dtype=np.float32)
