@@ -36,3 +36,14 @@ def test_as_matmul_computes_the_same(task):
     (found,) = runtime.session(nbits.as_matmul(task.path)[0]).run(None, {"x": task.test[0]})
     (wanted,) = runtime.session(task.path).run(None, {"x": task.test[0]})
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("overflow", "largest"), [(False, 127), (True, 64)])
+def test_weights_have_7_bits_where_products_of_8_overflow(task, monkeypatch, overflow, largest):
+    monkeypatch.setattr(runtimes, "saturates", lambda: overflow)
+    weights = [
+        onnx.numpy_helper.to_array(tensor).astype(int)
+        for tensor in onnx.load_from_string(runtimes.int8(task)).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2
+    ]
+    assert max(abs(weight).max() for weight in weights) == largest
