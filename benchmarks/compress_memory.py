@@ -3,8 +3,9 @@
     python benchmarks/compress_memory.py [--layers 8 24 48] [--width 512] [--epochs 0]
 
 A model is loaded and run once in onnxruntime first: what that takes grows with the model and is the least that any
-compression of it takes. Each run is a process of its own; its peak is the resident set that the system (Linux)
-counted. The model is a chain of square layers in float32 with random weights, the data are random; with --epochs 0 the
+compression of it takes. Each run is a process of its own. Its peak is that of the anonymous memory, which was
+allocated, and of the resident set, in which the system (Linux) counts pages of files, too, that it may drop at any
+time. The model is a chain of square layers in float32 with random weights, the data are random; with --epochs 0 the
 layers are clustered for the smallest error of their outputs and not trained. Printed are MB (10^6 bytes) above the
 start. Stored in results/compress_memory.json.
 """
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.memory import peak  # noqa: E402 -- a script is run with its own folder on the path, not the root
+from benchmarks.memory import EVERY, Anonymous, peak  # noqa: E402 -- a script is run with its own folder on the path, not the root
 
 RESULTS = ROOT / "benchmarks" / "results" / "compress_memory.json"
 SAMPLES = 2048
@@ -54,20 +56,25 @@ def child(model: str, epochs: int, width: int) -> None:
     import onnxpq  # noqa: PLC0415 -- the parent needs neither
     from onnxpq import calibration, modelio, pipeline, runtime, verification  # noqa: PLC0415
 
-    runtime.HANDED_BYTES = verification.FOLDED_BYTES = modelio.READ_TWICE_BYTES = LARGE
+    runtime.HANDED_BYTES = verification.FOLDED_BYTES = modelio.MAPPED_BYTES = LARGE
     calibration.MOMENT_BYTES = calibration.KEPT_BYTES = PASS_BYTES
-    peaks = {"start": peak()}
+    anonymous = Anonymous()
+
+    def both(moment: str) -> dict[str, int]:
+        return {f"{moment}, anonymous": anonymous.peak, f"{moment}, resident": peak()}
+
+    time.sleep(10 * EVERY)
+    peaks = both("start")
     data = {"x": np.random.default_rng(1).standard_normal((SAMPLES, width)).astype(np.float32)}
     runtime.run(runtime.session(modelio.load(model), use_library=False), {"x": data["x"][:8]})
-    peaks["loaded and run"] = peak()
+    peaks |= both("loaded and run")
     config = onnxpq.Config(training=onnxpq.TrainingConfig(epochs=epochs))
 
     def tell(stage: str, _done: int, _of: int) -> None:
-        peaks.setdefault(f"{stage} begun", peak())
-        peaks[f"{stage} done"] = peak()
+        peaks.update(both(f"{stage} done"))
 
     pipeline.compress(model, data, config=config, progress=tell)
-    print(json.dumps(peaks | {"end": peak()}))
+    print(json.dumps(peaks | both("end")))
 
 
 def measure(layers: int, width: int, epochs: int) -> dict[str, int]:
@@ -77,7 +84,9 @@ def measure(layers: int, width: int, epochs: int) -> dict[str, int]:
         command = [sys.executable, __file__, "--child", str(model), "--epochs", str(epochs), "--width", str(width)]
         peaks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         size = model.stat().st_size
-    return {"layers": layers, "model": size} | {name: value - peaks["start"] for name, value in peaks.items()}
+    kinds = {name: name.rsplit(", ", 1)[1] for name in peaks}
+    grown = {name: value - peaks[f"start, {kinds[name]}"] for name, value in peaks.items()}
+    return {"layers": layers, "model": size} | grown
 
 
 def main() -> None:

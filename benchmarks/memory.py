@@ -1,6 +1,11 @@
 """Memory of this process, as Linux counts it."""
 
+import threading
+import time
 from pathlib import Path
+
+EVERY = 0.005
+"""Seconds between two looks at the anonymous memory."""
 
 
 def peak() -> int:
@@ -8,5 +13,27 @@ def peak() -> int:
 
     Not `ru_maxrss`, which begins with that of the process that started this one.
     """
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    return _status("VmHWM")
+
+
+class Anonymous(threading.Thread):
+    """Looks at the memory that was allocated, in bytes: without pages of files, which the system may drop.
+
+    Linux keeps no peak of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.start()
+
+    def run(self) -> None:
+        """Until the process ends."""
+        while True:
+            self.peak = max(self.peak, _status("RssAnon"))
+            time.sleep(EVERY)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024

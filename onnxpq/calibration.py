@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import activations, runtime, subgraphs
+from onnxpq import activations, memory, runtime, subgraphs
 from onnxpq.data import Dataset
 from onnxpq.errors import DataError, ModelError
 from onnxpq.layers import Layer, tables
@@ -267,6 +267,8 @@ def _one_pass(
                 statistics.add(np.asarray(chosen, np.float32), name)
         if all(statistics.rows >= MAX_ROWS * len(names) for names, statistics in found.items()):
             break
+    # The layers are quantized next, and the next pass has a session of its own.
+    memory.give_back()
     return found
 
 

@@ -39,11 +39,11 @@ def save_quantized(piece: Piece, part: Quantized) -> None:
 
 
 def pack(part: Quantized) -> dict[str, Any]:
-    """A quantized layer as plain values and tensors: codes take one byte, not the eight that torch computes with."""
+    """A quantized layer as plain values and tensors."""
     return {
         "layout": asdict(part.layout),
         "codebooks": part.codebooks.detach(),
-        "codes": part.codes.to(torch.uint8),
+        "codes": part.codes,
         "scales": part.scales.detach(),
     }
 
@@ -52,7 +52,7 @@ def unpack(state: Mapping[str, Any]) -> Quantized:
     """The layer that `pack` was given."""
     # Copies: what is read from a file may lie at any address, which matters to the speed of what computes with it.
     codebooks, scales = state["codebooks"].clone(), state["scales"].clone()
-    return Quantized(Layout(**state["layout"]), codebooks, state["codes"].long(), scales)
+    return Quantized(Layout(**state["layout"]), codebooks, state["codes"].clone(), scales)
 
 
 def parts(quantized: Mapping[str, Quantized]) -> Iterator[bytes]:

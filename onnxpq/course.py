@@ -80,7 +80,7 @@ def save(piece: Piece, live: Live, kept: Kept) -> None:
     }
     if not course.finished:
         state |= {
-            "codes": {name: part.codes.to(torch.uint8) for name, part in live.quantized.items()},
+            "codes": {name: part.codes for name, part in live.quantized.items()},
             "tensors": [tensor.detach() for tensor in live.tensors],
             "optimizers": [optimizer.state_dict() for optimizer in live.optimizers],
             "random": json.dumps(live.random.bit_generator.state),

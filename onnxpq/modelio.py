@@ -1,6 +1,6 @@
 """Model files: read and checked on the way in, written whole or not at all on the way out.
 
-The in-memory form is `onnx_ir.Model`; tensors in external data stay memory-mapped.
+The in-memory form is `onnx_ir.Model`; tensors in external data stay memory-mapped, and so do those of a large file.
 """
 
 import os
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from onnxpq import mapped
 from onnxpq.errors import ModelError, OutputError
 from onnxpq.modelproto import (
     EMBEDDED_BYTES,
@@ -49,8 +50,8 @@ RAISED_OPSET: Final = 13
 MAX_EMBEDDED_BYTES: Final = 1_500_000_000
 """Models with more bytes of tensors get an external data file; protobuf cannot write 2 GiB."""
 
-READ_TWICE_BYTES: Final = 2**27
-"""A larger file is let go of while ONNX's checker reads it, which holds it twice, and read again."""
+MAPPED_BYTES: Final = 2**27
+"""The values of a larger file are not read into memory but mapped (`onnxpq.mapped`)."""
 
 _EXTERNAL_KEY: Final = "onnxpq.external_data"
 
@@ -72,7 +73,8 @@ def load(source: Source) -> ir.Model:
 
     Returns:
         A model of its own, of ai.onnx opset 9 or newer and IR version 4 or newer: initializers of older ones are
-        constants, not graph inputs. External data stays memory-mapped.
+        constants, not graph inputs. External data stays memory-mapped, and so does a file of more than `MAPPED_BYTES`:
+        what is written into it as long as the model is used changes the model.
 
     Raises:
         ModelError: the source cannot be read, is damaged or invalid, refers to external data that is missing or too
@@ -85,21 +87,17 @@ def load(source: Source) -> ir.Model:
         model = _copied(source, where)
         check(model)
     else:
-        proto, folder = _read_proto(source, where)
+        proto, folder, values = _read_proto(source, where)
         check_tensors(proto, where)
         external = external_tensors_of(proto, folder)
         _check_external_data(external, where)
-        # The path form of the checker also takes models whose weights exceed protobuf's 2 GiB.
-        if isinstance(source, bytes | onnx.ModelProto):
-            run_checker(proto, where)
+        if values and not external:
+            run_checker(mapped.structure(proto, values), where)
         else:
-            is_large = proto.ByteSize() > READ_TWICE_BYTES
-            if is_large:
-                del proto
-            run_checker(os.fspath(source), where)
-            if is_large:
-                proto, _ = _read_proto(source, where)
+            # The path form of the checker also takes models whose weights exceed protobuf's 2 GiB.
+            run_checker(proto if isinstance(source, bytes | onnx.ModelProto) else os.fspath(source), where)
         model = from_proto(proto, where)
+        mapped.put_in(model, values)
         for tensor in external_tensors(model):
             tensor.base_dir = folder
         _check_writable(model, where)
@@ -290,25 +288,41 @@ def _describe(source: Source) -> str:
     return "the model that was passed"
 
 
-def _read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, str]:
-    """The model's protobuf without external data, and the folder that external data is relative to."""
+class _Read(NamedTuple):
+    """What was read of a model.
+
+    Attributes:
+        proto: without external data and `values`.
+        folder: that external data is relative to.
+        values: of the initializers of a large file.
+    """
+
+    proto: onnx.ModelProto
+    folder: str
+    values: mapped.Values
+
+
+def _read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto, where: str) -> _Read:
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(source)
-        return proto, ""
+        return _Read(proto, "", {})
     if isinstance(source, bytes):
-        return _parse(source, where), ""
+        return _Read(_parse(source, where), "", {})
     path = os.fspath(source)
     if os.path.isdir(path):
         raise ModelError(f"{where} is a folder; expected an ONNX file. Pass the path of the .onnx file in it.")
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        found = mapped.read(path) if os.path.getsize(path) > MAPPED_BYTES else None
+        if found is None:
+            with open(path, "rb") as file:
+                content = file.read()
     except FileNotFoundError as error:
         raise ModelError(f"{where} does not exist. Check the path.") from error
     except OSError as error:
         raise ModelError(f"{where} cannot be read: {error.strerror}. Check its permissions.") from error
-    return _parse(content, where), os.path.dirname(path) or "."
+    proto, values = found or (_parse(content, where), {})
+    return _Read(proto, os.path.dirname(path) or ".", values)
 
 
 def _parse(content: bytes, where: str) -> onnx.ModelProto:
@@ -426,8 +440,8 @@ def files_of(source: Source | None, *, strict: bool = False) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _external_files(path: str, _identity: tuple[int, ...]) -> tuple[str, ...]:
-    """The external data files of a model file, which is asked several times in a run and takes reading the whole."""
-    proto, folder = _read_proto(path, f"'{path}'")
+    """The external data files of a model file, which is asked several times in a run."""
+    proto, folder, _ = _read_proto(path, f"'{path}'")
     return tuple(sorted({tensor.path for tensor in external_tensors_of(proto, folder)}))
 
 

@@ -23,6 +23,7 @@ from onnxpq import (
     importing,
     lookups,
     manifest,
+    memory,
     modelio,
     objectives,
     ordering,
@@ -99,6 +100,7 @@ class _Run:
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
+        memory.give_back()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
@@ -191,6 +193,7 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     normal = importing.normalise(runnable)
     modelio.check_weights(normal, {layer.weight: layer.node for layer in layers})
     scores = outputs[output]
+    memory.give_back()
     return Subject(
         model, original, runnable, prepared, normal, layers, skipped, inputs, train, evidence, output, scores, made_from
     )
@@ -471,9 +474,8 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "compressed.onnx"
         modelio.save(compressed, path)
-        unchanged = subject.file is not None and subject.runnable is subject.original
         return verifying.verify(
-            subject.file if unchanged and subject.file is not None else subject.runnable,
+            _as_it_is(subject) or subject.runnable,
             path,
             subject.evidence.dataset,
             subject.inputs,
@@ -485,6 +487,17 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
             libraries=run.libraries,
             progress=run.ticker("verification"),
         )
+
+
+def _as_it_is(subject: Subject) -> str | PathLike[str] | None:
+    """The user's file, where that is what runs, and no large one.
+
+    onnxruntime takes twice the weights of a file that has them inside, and once those of a model, which it gets with
+    external data where it is large.
+    """
+    if subject.file is None or subject.runnable is not subject.original or subject.bytes_before > modelio.MAPPED_BYTES:
+        return None
+    return subject.file
 
 
 def _layer_reports(

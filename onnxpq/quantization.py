@@ -51,7 +51,7 @@ def quantize(
         moment = torch.from_numpy(statistics.regularized()).to(device)
         parts = calibrated.encode(weight, layout, moment, generator=generator)
     codebooks, codes, scales = (part.cpu() for part in parts)
-    return Quantized(layout, codebooks, codes, scales if factors is None else scales / factors[:, 0])
+    return Quantized(layout, codebooks, codes.to(torch.uint8), scales if factors is None else scales / factors[:, 0])
 
 
 def weight(model: ir.Model, layer: Layer) -> Tensor:

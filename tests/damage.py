@@ -1,6 +1,7 @@
 """Damages a model in many ways and sees what onnxpq does: load, find layers, import, run in torch and in onnxruntime.
 
     python tests/damage.py --cases 20000 --seed 1
+    python tests/damage.py --cases 20000 --seed 1 --mapped    # as a large file, which is mapped
 
 Every case has to end in an answer or in an `OnnxpqError`, in bounded time and memory. The number of the case is written
 before it is tried, so that a crash shows which one it was.
@@ -10,6 +11,7 @@ import argparse
 import resource
 import signal
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -40,9 +42,9 @@ def damaged(content: bytes, structure: np.ndarray, case: int, seed: int) -> byte
     return bytes(changed)
 
 
-def use(content: bytes) -> None:
+def use(source: bytes | Path) -> None:
     """What compressing does with a model, but for the training."""
-    model = modelio.load(content)
+    model = modelio.load(source)
     rewriting.find(model)
     inputs = data.random_inputs(data.input_specs(model), 2, 0).inputs
     normal = importing.normalise(model)
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mapped", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -82,16 +85,25 @@ def main() -> None:
     # Kills the process: C++ code would not return to Python. Time of the processor, whatever else the machine does.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     used = refused = 0
+    folder = tempfile.TemporaryDirectory()
+    if options.mapped:
+        modelio.MAPPED_BYTES = 0
     for case in range(options.first, options.first + options.cases):
         sys.stdout.write(f"\rcase {case}")
         sys.stdout.flush()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        source: bytes | Path = damaged(content, structure, case, options.seed)
+        if options.mapped:
+            path = Path(folder.name, "damaged.onnx")
+            path.write_bytes(source)
+            source = path
         try:
-            use(damaged(content, structure, case, options.seed))
+            use(source)
             used += 1
         except OnnxpqError:
             refused += 1
         signal.setitimer(signal.ITIMER_PROF, 0)
+    folder.cleanup()
     print(f"\n{used} used, {refused} refused, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
 
 

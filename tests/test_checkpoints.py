@@ -25,7 +25,7 @@ def piece(tmp_path: Path) -> Iterator[Piece]:
 
 def part(seed: int = 0) -> Quantized:
     random = torch.Generator().manual_seed(seed)
-    codes = torch.randint(16, (5, 3), generator=random)
+    codes = torch.randint(16, (5, 3), generator=random, dtype=torch.uint8)
     return Quantized(LAYOUT, torch.randn(3, 16, 2, generator=random), codes, torch.rand(5, generator=random))
 
 

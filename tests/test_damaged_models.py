@@ -86,10 +86,11 @@ def test_mutated_files_load_or_are_refused_by_name():
     assert 0 < refused < MUTATIONS
 
 
-def test_a_damaged_real_model_never_crashes() -> None:
+@pytest.mark.parametrize("how", [[], ["--mapped"]], ids=["read", "mapped"])
+def test_a_damaged_real_model_never_crashes(how: list[str]) -> None:
     """In a process of its own with bounded memory and time; the cases that reach torch and onnxruntime are counted."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests" / "damage.py"), "--cases", str(CASES)]
+    command = [sys.executable, str(ROOT / "tests" / "damage.py"), "--cases", str(CASES), *how]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout[-20:] + done.stderr
     used, refused = map(int, re.search(r"(\d+) used, (\d+) refused", done.stdout).groups())

@@ -79,15 +79,6 @@ class TestLoad:
         monkeypatch.chdir("/")
         modelio.load(external_file)
 
-    def test_a_large_file_is_read_twice_and_is_the_same_model(self, tmp_path: Path, monkeypatch):
-        path = tmp_path / "m.onnx"
-        onnx.save(proto(), path)
-        once, read, real = modelio.load(path), [], modelio._read_proto
-        monkeypatch.setattr(modelio, "READ_TWICE_BYTES", 0)
-        monkeypatch.setattr(modelio, "_read_proto", lambda *given: read.append(given) or real(*given))
-        assert modelio.to_bytes(modelio.load(path)) == modelio.to_bytes(once)
-        assert len(read) == 2
-
     @pytest.mark.parametrize("opset", [7, 8])
     def test_old_opsets_are_raised(self, opset, tmp_path: Path):
         path = tmp_path / "old.onnx"

@@ -38,7 +38,7 @@ def network() -> Network:
 def student(network: Network) -> Student:
     generator = torch.Generator().manual_seed(1)
     codebooks = torch.randn(1, LAYOUT.codewords, LAYOUT.sub_vector, generator=generator)
-    codes = torch.randint(LAYOUT.codewords, (OUT, LAYOUT.sub_vectors), generator=generator)
+    codes = torch.randint(LAYOUT.codewords, (OUT, LAYOUT.sub_vectors), generator=generator, dtype=torch.uint8)
     part = Quantized(LAYOUT, codebooks, codes, torch.rand(OUT, generator=generator) + 0.5)
     return Student(network, LAYERS, {"w": part}, ["b"])
 
@@ -48,7 +48,7 @@ def nearest_codes(student: Student) -> torch.Tensor:
     part = student.quantized["w"]
     latent = torch.nn.functional.pad(student.latent["w"].detach(), (0, 2))
     points = latent.reshape(OUT, -1, LAYOUT.sub_vector)
-    return (points.unsqueeze(2) - part.codebooks.detach()[0]).square().sum(-1).argmin(-1)
+    return (points.unsqueeze(2) - part.codebooks.detach()[0]).square().sum(-1).argmin(-1).to(torch.uint8)
 
 
 def test_starts_as_the_quantized_network(network: Network, student: Student) -> None:

@@ -1,4 +1,4 @@
-"""A quantized weight while it is worked on: float32 torch tensors, differentiable."""
+"""A quantized weight while it is worked on: torch tensors, differentiable."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Quantized:
     Attributes:
         layout: how the matrix is cut.
         codebooks: [G, K, d] float32.
-        codes: [out, M] int64.
+        codes: [out, M] uint8: all layers of a model are held at once.
         scales: [out] float32.
     """
 
@@ -41,7 +41,7 @@ class Quantized:
         columns = (self.codebooks.detach() / unit).transpose(1, 2).unsqueeze(0)
         return PQTensor(
             codebooks=columns.to(torch.float16).cpu().numpy(),
-            codes=self.codes.to(torch.uint8).unsqueeze(1).cpu().numpy(),
+            codes=self.codes.unsqueeze(1).cpu().numpy(),
             scales=(self.scales.detach() * unit).to(torch.float32).cpu().numpy(),
             in_features=self.layout.in_features,
         )

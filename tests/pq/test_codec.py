@@ -30,7 +30,7 @@ def test_round_trip_against_the_reference(layout: Layout, seed: int) -> None:
     codebooks, codes, scales = codec.encode(matrix, layout, generator=generator)
     assert codes.shape == (layout.out_features, layout.sub_vectors)
     decoded = codec.decode(codebooks, codes, scales, layout)
-    stored = Quantized(layout, codebooks, codes, scales).freeze()
+    stored = Quantized(layout, codebooks, codes.to(torch.uint8), scales).freeze()
     expected = reference.decode(stored.codebooks, stored.codes, stored.scales, stored.in_features)
     assert np.linalg.norm(decoded.numpy() - expected) <= FLOAT16_BUDGET * max(np.linalg.norm(expected), 1e-6)
     assert float((matrix - decoded).norm()) <= float(matrix.norm()) * 1.0001
