@@ -26,9 +26,10 @@ _MORE: Final = 1 << _VARINT_BITS
 """Set in each byte of a varint but the last."""
 _LONGEST_VARINT: Final = 10
 
-_GRAPH: Final = onnx.ModelProto.GRAPH_FIELD_NUMBER
-_INITIALIZER: Final = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
-_RAW_DATA: Final = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
+_TYPE_BITS: Final = 3
+_GRAPH: Final = onnx.ModelProto.GRAPH_FIELD_NUMBER << _TYPE_BITS | _BYTES
+_INITIALIZER: Final = onnx.GraphProto.INITIALIZER_FIELD_NUMBER << _TYPE_BITS | _BYTES
+_RAW_DATA: Final = onnx.TensorProto.RAW_DATA_FIELD_NUMBER << _TYPE_BITS | _BYTES
 _BESIDE_THE_VALUES: Final = {"dims", "data_type", "name", "doc_string", "metadata_props", "data_location"}
 
 Values = dict[str, NDArray[Any]]
@@ -41,7 +42,7 @@ class _UnusualError(Exception):
 class _Field(NamedTuple):
     """Where a field of a message lies: from `begin` to `end`, its value from `start`."""
 
-    number: int
+    tag: int
     begin: int
     start: int
     end: int
@@ -87,10 +88,12 @@ def structure(proto: onnx.ModelProto, values: Values) -> onnx.ModelProto:
     small.CopyFrom(proto)
     graph = small.graph
     inputs = {info.name for info in graph.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name in values]:
-        if tensor.name not in inputs:
+    for tensor in graph.initializer:
+        if tensor.name in values and tensor.name not in inputs:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        graph.initializer.remove(tensor)
+    others = [tensor for tensor in graph.initializer if tensor.name not in values]
+    del graph.initializer[:]
+    graph.initializer.extend(others)
     return small
 
 
@@ -110,14 +113,14 @@ def put_in(model: ir.Model, values: Values) -> None:
         )
 
 
-def _changed(message: memoryview, number: int, change: Callable[[memoryview], bytes]) -> bytes:
+def _changed(message: memoryview, tag: int, change: Callable[[memoryview], bytes]) -> bytes:
     """A message in which each value of one field, itself a message, is changed."""
     pieces: list[bytes | memoryview] = []
     kept = 0
     for field in _fields(message):
-        if field.number == number:
+        if field.tag == tag:
             value = change(message[field.start : field.end])
-            pieces += [message[kept : field.begin], _varint(number << 3 | _BYTES), _varint(len(value)), value]
+            pieces += [message[kept : field.begin], _varint(tag), _varint(len(value)), value]
             kept = field.end
     return b"".join([*pieces, message[kept:]])
 
@@ -126,7 +129,7 @@ def _emptied(message: memoryview, values: Values) -> bytes:
     """A tensor without its bytes, if these are many, which then go to `values`."""
     if len(message) <= EMBEDDED_BYTES:
         return bytes(message)
-    fields = [field for field in _fields(message) if field.number == _RAW_DATA]
+    fields = [field for field in _fields(message) if field.tag == _RAW_DATA]
     if sum(field.end - field.start for field in fields) <= EMBEDDED_BYTES:
         return bytes(message)
     if len(fields) > 1:
@@ -175,7 +178,7 @@ def _fields(message: memoryview) -> Iterator[_Field]:
     while at < len(message):
         begin = at
         tag, at = _read_varint(message, at)
-        kind = tag & 7
+        kind = tag % (1 << _TYPE_BITS)
         if kind == _VARINT:
             start, (_, end) = at, _read_varint(message, at)
         elif kind == _BYTES:
@@ -187,7 +190,7 @@ def _fields(message: memoryview) -> Iterator[_Field]:
             raise _UnusualError
         if end > len(message):
             raise _UnusualError
-        yield _Field(tag >> 3, begin, start, end)
+        yield _Field(tag, begin, start, end)
         at = end
 
 

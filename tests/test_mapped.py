@@ -176,6 +176,27 @@ def test_what_is_odd_is_left_to_the_ordinary_way(tensor: onnx.TensorProto, tmp_p
     assert mapped.read(str(saved(tmp_path, of_tensors(tensor)))) is None
 
 
+def test_fields_of_another_type_than_theirs_are_nothing(tmp_path: Path) -> None:
+    """As protobuf has it: number 7, the graph, but an integer; number 9 of a tensor, the bytes, but an integer."""
+    tensor = with_fields(doc_string="x" * LARGE)
+    tensor.ClearField("raw_data")
+    content = of_tensors(with_fields()).SerializeToString() + bytes([7 << 3 | 0, 5])
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    proto, values = mapped.read(str(path)) or (None, {})
+    assert set(values) == {"t"}
+    assert proto is not None
+    assert len(proto.graph.node) == 1
+    number = tensor.SerializeToString() + bytes([9 << 3 | 0, 5])
+    graph = bytes([5 << 3 | 2, *varint(len(number))]) + number
+    path.write_bytes(bytes([7 << 3 | 2, *varint(len(graph))]) + graph)
+    assert mapped.read(str(path)) is None
+
+
+def varint(number: int) -> bytes:
+    return bytes([number % 128 | 128, *varint(number // 128)]) if number >= 128 else bytes([number])
+
+
 def test_two_of_a_name_are_left_to_the_ordinary_way(tmp_path: Path) -> None:
     model = of_tensors(with_fields())
     model.graph.initializer.append(with_fields(doc_string="again"))
