@@ -490,14 +490,14 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
 
 
 def _as_it_is(subject: Subject) -> str | PathLike[str] | None:
-    """The user's file, where that is what runs, and no large one.
+    """The user's file, where that is what runs, and has not much inside.
 
-    onnxruntime takes twice the weights of a file that has them inside, and once those of a model, which it gets with
-    external data where it is large.
+    onnxruntime takes twice the weights that a file has inside, and once those of a model, which it gets with external
+    data where it is large.
     """
-    if subject.file is None or subject.runnable is not subject.original or subject.bytes_before > modelio.MAPPED_BYTES:
+    if subject.file is None or subject.runnable is not subject.original:
         return None
-    return subject.file
+    return subject.file if Path(subject.file).stat().st_size <= modelio.MAPPED_BYTES else None
 
 
 def _layer_reports(
