@@ -1,13 +1,13 @@
-"""Peak memory of compressing models of more and more layers: what it takes beyond the model itself must not grow.
+"""Peak memory of compressing models of more and more layers, which must not grow with the model.
 
     python benchmarks/compress_memory.py [--layers 8 24 48] [--width 512] [--epochs 0]
 
-A model is loaded and run once in onnxruntime first: what that takes grows with the model and is the least that any
-compression of it takes. Each run is a process of its own. Its peak is that of the anonymous memory, which was
-allocated, and of the resident set, in which the system (Linux) counts pages of files, too, that it may drop at any
-time. The model is a chain of square layers in float32 with random weights, the data are random; with --epochs 0 the
-layers are clustered for the smallest error of their outputs and not trained. Printed are MB (10^6 bytes) above the
-start. Stored in results/compress_memory.json.
+Each run is a process of its own, and so is one that loads a model and runs it once in onnxruntime as users do, to
+compare with. Peaks up to the end of each stage are those of the anonymous memory, which was allocated, and of the
+resident set, in which the system (Linux) counts pages of files, too, that it may drop at any time. The last stage,
+which times the original as users run it, is left out where memory is short. The model is a chain of square layers in
+float32 with random weights, the data are random; with --epochs 0 the layers are clustered for the smallest error of
+their outputs and not trained. Printed are MB (10^6 bytes) above the start. Stored in results/compress_memory.json.
 """
 
 import argparse
@@ -33,6 +33,8 @@ PASS_BYTES = 2**22
 """Moments of the layers' inputs that are collected in one pass, and kept: less than usual, so that small models need
 several passes."""
 
+JOBS = ("run", "compress")
+
 LARGE = 2**20
 """What is done for large models is done from so many bytes on."""
 
@@ -51,12 +53,12 @@ def build(path: Path, layers: int, width: int) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def child(model: str, epochs: int, width: int) -> None:
-    """Compress, and print the peak up to each moment."""
+def child(model: str, job: str, epochs: int, width: int) -> None:
+    """Compress or run the model, and print the peak up to each moment."""
     import onnxpq  # noqa: PLC0415 -- the parent needs neither
-    from onnxpq import calibration, modelio, pipeline, runtime, verification  # noqa: PLC0415
+    from onnxpq import calibration, modelio, pipeline, runtime  # noqa: PLC0415
 
-    runtime.HANDED_BYTES = verification.FOLDED_BYTES = modelio.MAPPED_BYTES = LARGE
+    runtime.HANDED_BYTES = modelio.LARGE_BYTES = LARGE
     calibration.MOMENT_BYTES = calibration.KEPT_BYTES = PASS_BYTES
     anonymous = Anonymous()
 
@@ -66,27 +68,33 @@ def child(model: str, epochs: int, width: int) -> None:
     time.sleep(10 * EVERY)
     peaks = both("start")
     data = {"x": np.random.default_rng(1).standard_normal((SAMPLES, width)).astype(np.float32)}
-    runtime.run(runtime.session(modelio.load(model), use_library=False), {"x": data["x"][:8]})
-    peaks |= both("loaded and run")
+    if job == "run":
+        session = runtime.session(modelio.load(model), use_library=False)
+        runtime.run(session, {"x": data["x"][:8]})
+        time.sleep(10 * EVERY)
+        print(json.dumps(peaks | both("loaded and run")))
+        return
     config = onnxpq.Config(training=onnxpq.TrainingConfig(epochs=epochs))
 
     def tell(stage: str, _done: int, _of: int) -> None:
         peaks.update(both(f"{stage} done"))
 
     pipeline.compress(model, data, config=config, progress=tell)
-    print(json.dumps(peaks | both("end")))
+    print(json.dumps(peaks | both("timing done")))
 
 
 def measure(layers: int, width: int, epochs: int) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "m.onnx")
         build(model, layers, width)
-        command = [sys.executable, __file__, "--child", str(model), "--epochs", str(epochs), "--width", str(width)]
-        peaks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        size = model.stat().st_size
-    kinds = {name: name.rsplit(", ", 1)[1] for name in peaks}
-    grown = {name: value - peaks[f"start, {kinds[name]}"] for name, value in peaks.items()}
-    return {"layers": layers, "model": size} | grown
+        row = {"layers": layers, "model": model.stat().st_size}
+        for job in JOBS:
+            command = [sys.executable, __file__, "--child", str(model), job]
+            command += ["--epochs", str(epochs), "--width", str(width)]
+            peaks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            start = {kind: peaks.pop(f"start, {kind}") for kind in ("anonymous", "resident")}
+            row |= {name: value - start[name.rsplit(", ", 1)[1]] for name, value in peaks.items()}
+    return row
 
 
 def main() -> None:
@@ -94,10 +102,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 24, 48])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--epochs", type=int, default=0)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.epochs, options.width)
+        child(*options.child, options.epochs, options.width)
         return
     rows = []
     for layers in options.layers:

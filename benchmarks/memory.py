@@ -16,11 +16,13 @@ def peak() -> int:
     return _status("VmHWM")
 
 
-class Anonymous(threading.Thread):
-    """Looks at the memory that was allocated, in bytes: without pages of files, which the system may drop.
+def anonymous() -> int:
+    """What is allocated and was written to, in bytes: without pages of files, which the system may drop."""
+    return _status("RssAnon")
 
-    Linux keeps no peak of it.
-    """
+
+class Anonymous(threading.Thread):
+    """Looks at it again and again: Linux keeps no peak of it."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -30,7 +32,7 @@ class Anonymous(threading.Thread):
     def run(self) -> None:
         """Until the process ends."""
         while True:
-            self.peak = max(self.peak, _status("RssAnon"))
+            self.peak = max(self.peak, anonymous())
             time.sleep(EVERY)
 
 

@@ -273,7 +273,7 @@ def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int
 
 def _runs(source: _Source, order: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], dict[str, Array]]]:
     """The samples of each batch, and what the model gives for them; a fixed batch is filled up and cut off again."""
-    session = runtime.session(source.model, use_library=False, custom_ops_libraries=source.libraries)
+    session = runtime.frugal(source.model, custom_ops_libraries=source.libraries)
     fixed = fixed_batch(source.model)
     for start in range(0, source.rows, source.batch_size):
         index = order[start : start + source.batch_size]

@@ -4,6 +4,7 @@ A pass computes the inputs of several layers for a batch of samples, adds them t
 memory holds one batch and the moments of one pass, however large model and data are.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -29,6 +30,10 @@ MAX_LOOKUPS: Final = 2**20
 
 BATCH: Final = 32
 """Samples per run, where the model leaves that open: a few, as all that a run computes is in memory at once."""
+
+LEAST_ROWS: Final = 256
+"""Of a large model so many samples go into a run that they have this many rows: its weights are not kept in the order
+that is fast for few (`runtime.session`, prepack)."""
 
 VALUE_BYTES: Final = 2**28
 """Inputs of layers that one run computes: fewer samples go into a run where these have more of them."""
@@ -279,7 +284,7 @@ def _values(
     given = [value.name or "" for value in model.graph.inputs]
     computed = sorted(wanted - set(given))
     part = activations.extract(model, given, computed) if computed else None
-    session = None if part is None else runtime.session(part, use_library=False, custom_ops_libraries=libraries)
+    session = None if part is None else runtime.frugal(part, custom_ops_libraries=libraries)
     needed = [value.name or "" for value in part.graph.inputs] if part is not None else []
     fixed = activations.fixed_batch(model)
     order = random.permutation(len(data))
@@ -288,7 +293,8 @@ def _values(
         values = dict(data.take(index).inputs)
         return values if session is None else values | runtime.run(session, {name: values[name] for name in needed})
 
-    size = fixed or _batch_size(compute(order[:1]), wanted)
+    is_large = part is not None and runtime.is_large(part)
+    size = fixed or _batch_size([value for name, value in compute(order[:1]).items() if name in wanted], is_large)
     for start in range(0, len(order), size):
         index = order[start : start + size]
         values = compute(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
@@ -298,9 +304,12 @@ def _values(
         }
 
 
-def _batch_size(one: Mapping[str, Array], wanted: Iterable[str]) -> int:
+def _batch_size(one: Iterable[Array], is_large: bool) -> int:
     """Samples per run, from the values of one of them."""
-    return max(1, min(BATCH, VALUE_BYTES // max(1, sum(one[name].nbytes for name in wanted))))
+    values = list(one)
+    rows = max((math.prod(value.shape[:-1]) for value in values if value.size), default=1)
+    most = max(BATCH, LEAST_ROWS // rows) if is_large else BATCH
+    return max(1, min(most, VALUE_BYTES // max(1, sum(value.nbytes for value in values))))
 
 
 def _rows(value: Array, name: str, size: int) -> Array:

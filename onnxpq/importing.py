@@ -138,7 +138,7 @@ def check_forward(
     values = _values_in_order(exposed.graph)
     exposed.graph.outputs[:] = list(values)
     feeds = {_name(value): inputs[_name(value)] for value in exposed.graph.inputs if _name(value) in inputs}
-    session = runtime.session(exposed, use_library=False, custom_ops_libraries=libraries)
+    session = runtime.frugal(exposed, custom_ops_libraries=libraries)
     expected = runtime.run(session, feeds)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
     with torch.no_grad():

@@ -7,7 +7,6 @@ arrays over the mapped file: the system reads a page when it is looked at, and m
 """
 
 import math
-import mmap
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxpq import memory
 from onnxpq.modelproto import EMBEDDED_BYTES
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -63,7 +63,7 @@ def read(path: str) -> tuple[onnx.ModelProto, Values] | None:
     """
     with open(path, "rb") as file:
         # The mapping lives as long as the arrays over it.
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        content = memoryview(memory.mapped(file))
     values: Values = {}
 
     def without_values(graph: memoryview) -> bytes:

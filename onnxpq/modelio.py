@@ -50,8 +50,9 @@ RAISED_OPSET: Final = 13
 MAX_EMBEDDED_BYTES: Final = 1_500_000_000
 """Models with more bytes of tensors get an external data file; protobuf cannot write 2 GiB."""
 
-MAPPED_BYTES: Final = 2**27
-"""The values of a larger file are not read into memory but mapped (`onnxpq.mapped`)."""
+LARGE_BYTES: Final = 2**27
+"""A model with more is large: its weights are kept out of memory where that takes somewhat longer. Those of a file are
+mapped, not read (`onnxpq.mapped`), and sessions that are not timed leave them there (`runtime.frugal`)."""
 
 _EXTERNAL_KEY: Final = "onnxpq.external_data"
 
@@ -73,7 +74,7 @@ def load(source: Source) -> ir.Model:
 
     Returns:
         A model of its own, of ai.onnx opset 9 or newer and IR version 4 or newer: initializers of older ones are
-        constants, not graph inputs. External data stays memory-mapped, and so does a file of more than `MAPPED_BYTES`:
+        constants, not graph inputs. External data stays memory-mapped, and so does a file of more than `LARGE_BYTES`:
         what is written into it as long as the model is used changes the model.
 
     Raises:
@@ -220,6 +221,16 @@ def tensor_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in all_tensors(model) if tensor.dtype != ir.DataType.STRING)
 
 
+def bytes_as_file(model: ir.Model) -> int:
+    """Bytes of the model as one file; a large one is not put together, which makes some bytes per tensor less."""
+    if tensor_bytes(model) <= LARGE_BYTES:
+        return len(to_bytes(model))
+    small = structure(model)
+    kept = {tensor.name for tensor in small.graph.initializer}
+    tensors = (value.const_value for name, value in model.graph.initializers.items() if name not in kept)
+    return int(small.ByteSize()) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 def opset(model: ir.Model, domain: str = "") -> int:
     """Version of the operator set `domain` that the model imports ("ai.onnx" is another name of "").
 
@@ -313,7 +324,7 @@ def _read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto, where:
     if os.path.isdir(path):
         raise ModelError(f"{where} is a folder; expected an ONNX file. Pass the path of the .onnx file in it.")
     try:
-        found = mapped.read(path) if os.path.getsize(path) > MAPPED_BYTES else None
+        found = mapped.read(path) if os.path.getsize(path) > LARGE_BYTES else None
         if found is None:
             with open(path, "rb") as file:
                 content = file.read()

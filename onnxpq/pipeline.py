@@ -187,7 +187,7 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     made_from = _made_from(run, (model, original), (data, train), (test, evidence.dataset), labels)
     run.workspace.bind(made_from)
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
-    outputs = runtime.run(runtime.session(runnable, use_library=False, custom_ops_libraries=run.libraries), few)
+    outputs = runtime.run(runtime.frugal(runnable, custom_ops_libraries=run.libraries), few)
     output = choose_output(outputs, run.config.output)
     _check_labels(run.config, outputs[output], train, evidence)
     normal = importing.normalise(runnable)
@@ -395,7 +395,7 @@ def _runnable(run: _Run, original: ir.Model) -> ir.Model:
     if not preparing.has_bfloat16(original):
         return original
     try:
-        runtime.session(original, use_library=False, custom_ops_libraries=run.libraries)
+        runtime.frugal(original, custom_ops_libraries=run.libraries)
     except ModelError:
         run.notes.append(
             "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times "
@@ -449,6 +449,7 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
                     matrix, layouts[weight], seed=seed, statistics=known, importance=subject.use_of(weight).importance
                 )
                 checkpoints.save_quantized(pieces[weight], quantized[weight])
+                memory.give_back()
             if tick is not None:
                 tick(len(quantized), len(of_weight))
     if not run.config.target.is_set:
@@ -471,6 +472,7 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
     """Write the compressed model to a scratch folder and verify that very file."""
     if not runtime.library_available():
         run.notes.append(runtime.LIBRARY_MISSING)
+    before = subject.bytes_before
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "compressed.onnx"
         modelio.save(compressed, path)
@@ -482,22 +484,34 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
             output=subject.output,
             description=subject.evidence.description,
             held_out=subject.evidence.held_out,
-            file_bytes=(subject.bytes_before, modelio.file_bytes(path)),
+            file_bytes=(before, modelio.file_bytes(path)),
             library_budget=verifying.FAST_LIBRARY_BUDGET if run.config.pq.fast else verifying.LIBRARY_BUDGET,
+            is_timed=_has_room(run, before),
             libraries=run.libraries,
             progress=run.ticker("verification"),
         )
 
 
+def _has_room(run: _Run, before: int) -> bool:
+    """Whether there is memory for a model of so many bytes as users run it: nothing else takes all its weights."""
+    needed, room = verifying.TIMED_ROOM * before, memory.available()
+    if before <= modelio.LARGE_BYTES or room is None or needed <= room:
+        return True
+    run.notes.append(
+        f"The time of a call was not measured: to run the original as users do may take {needed:,} bytes of memory, "
+        f"and {room:,} are left."
+    )
+    return False
+
+
 def _as_it_is(subject: Subject) -> str | PathLike[str] | None:
     """The user's file, where that is what runs, and has not much inside.
 
-    onnxruntime takes twice the weights that a file has inside, and once those of a model, which it gets with external
-    data where it is large.
+    onnxruntime copies the weights that a file has inside. A large model it gets with external data, which are mapped.
     """
     if subject.file is None or subject.runnable is not subject.original:
         return None
-    return subject.file if Path(subject.file).stat().st_size <= modelio.MAPPED_BYTES else None
+    return subject.file if Path(subject.file).stat().st_size <= modelio.LARGE_BYTES else None
 
 
 def _layer_reports(

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import onnxpq
-from onnxpq import modelio
+from onnxpq import memory, modelio
 from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ EXTENSIONS_DOMAINS: Final = ("ai.onnx.contrib", "com.microsoft.extensions")
 """Domains of the operators of the package onnxruntime-extensions."""
 
 _ERRORS_ONLY: Final = 3
+_WITHOUT_PREPACKING: Final = "session.disable_prepacking"
 _NOT_REGISTERED: Final = "is not a registered function/op"
 """What onnxruntime says of an operator of a domain that it does not know."""
 _REGISTERED: Final = "onnxpq.registered."
@@ -87,6 +88,7 @@ def session(
     *,
     use_library: bool = True,
     fold_constants: bool = True,
+    prepack: bool = True,
     options: "SessionOptions | None" = None,
     providers: Sequence[Any] | None = None,
     custom_ops_libraries: Libraries = (),
@@ -101,7 +103,11 @@ def session(
         use_library: False runs the model's own function body instead, in onnxruntime's standard operators.
         fold_constants: False decodes the weights of a function body at each call, and a layer's only while it runs.
             onnxruntime's constant folding decodes all when it loads, which takes nine times their bytes meanwhile.
-        options: the caller's options; the library is added to them. Default: onnxruntime's, but without its warnings.
+        prepack: False leaves weights as they are in external data, which are mapped and take no memory. onnxruntime's
+            prepacking copies them into the order that its kernels read them in. Without it a call of 256 rows takes
+            up to a fifth longer, one of 8 three times as long (`benchmarks/prepacking.py`).
+        options: the caller's options, to which the library and what is asked for here are added. Default:
+            onnxruntime's, but without its warnings.
         providers: execution providers, as onnxruntime takes them; where absent, the CPU.
         custom_ops_libraries: paths of further libraries of operators that the model uses.
 
@@ -118,6 +124,8 @@ def session(
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
+    if not prepack:
+        options.add_session_config_entry(_WITHOUT_PREPACKING, "1")
     if use_library and _library_or_warning():
         _check_version(ort)
         _register(ort, options, library_path())
@@ -145,6 +153,38 @@ def session(
     name = f"'{source}'" if isinstance(source, str) else "given in memory"
     hint = ". Give the library that has it with --custom-ops-library." if _NOT_REGISTERED in str(failure) else ""
     raise ModelError(f"onnxruntime {ort.__version__} cannot load the model {name}: {failure}{hint}") from failure
+
+
+def frugal(model: Model, *, use_library: bool = False, custom_ops_libraries: Libraries = ()) -> "InferenceSession":
+    """A session for what a model computes and not for the time it takes: it holds no weights of a large one.
+
+    Of a model in half precision onnxruntime holds them nevertheless, turned into float32, and of a file those inside.
+
+    Args:
+        model: as for `session`.
+        use_library: as for `session`.
+        custom_ops_libraries: as for `session`.
+
+    Raises:
+        ModelError, RuntimeLibraryError: as `session`.
+    """
+    small = not is_large(model)
+    return session(
+        model,
+        use_library=use_library,
+        fold_constants=small,
+        prepack=small,
+        custom_ops_libraries=custom_ops_libraries,
+    )
+
+
+def is_large(model: Model) -> bool:
+    """Whether a model has more bytes than `modelio.LARGE_BYTES`, those of external data included."""
+    if isinstance(model, str | os.PathLike):
+        return modelio.file_bytes(model) > modelio.LARGE_BYTES
+    if isinstance(model, ir.Model):
+        return modelio.tensor_bytes(model) > modelio.LARGE_BYTES
+    return (len(model) if isinstance(model, bytes) else model.ByteSize()) > modelio.LARGE_BYTES
 
 
 def run(session: "InferenceSession", inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -283,6 +323,8 @@ def _source(model: Model, scratch: Path) -> str | bytes:
             return modelio.to_bytes(model)
         path = scratch / "model.onnx"
         modelio.save(model, path, external_data=True)
+        # The pages of the file that the weights were read from are as many as those that the session will look at.
+        memory.give_back()
         return str(path)
     try:
         return bytes(model.SerializeToString())

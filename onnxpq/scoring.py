@@ -129,8 +129,8 @@ def measure(
         ModelError, RuntimeLibraryError: onnxruntime refuses a model.
     """
     use = runtime.library_available()
-    original = runtime.session(models[0], use_library=False, custom_ops_libraries=libraries)
-    compressed = runtime.session(models[1], use_library=use, custom_ops_libraries=libraries)
+    original = runtime.frugal(models[0], custom_ops_libraries=libraries)
+    compressed = runtime.frugal(models[1], use_library=use, custom_ops_libraries=libraries)
     parts: list[tuple[Outputs, Outputs]] = []
     losses: list[NDArray[np.float64]] = []
     squares = np.zeros(2)

@@ -182,7 +182,7 @@ class Influence:
         given = [value.name or "" for value in model.graph.inputs]
         boundary = _boundary(model, weights)
         computed = [name for name in boundary if name not in given]
-        open_session = partial(runtime.session, use_library=False, custom_ops_libraries=libraries)
+        open_session = partial(runtime.frugal, custom_ops_libraries=libraries)
         before = activations.extract(model, given, computed) if computed else None
         session = None if before is None else open_session(before)
         self._feeds: list[dict[str, Array]] = []

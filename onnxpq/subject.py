@@ -82,7 +82,7 @@ class Subject:
     @property
     def bytes_before(self) -> int:
         """Of the original file."""
-        return len(modelio.to_bytes(self.original)) if self.file is None else modelio.file_bytes(self.file)
+        return modelio.bytes_as_file(self.original) if self.file is None else modelio.file_bytes(self.file)
 
     @property
     def layers_before(self) -> int:

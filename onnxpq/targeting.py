@@ -14,6 +14,7 @@ from onnxpq import (
     allocation,
     calibration,
     checkpoints,
+    memory,
     modelio,
     quantization,
     rewriting,
@@ -205,6 +206,7 @@ def _curves(case: Case) -> list[Curve]:
     for weight, statistics in _statistics(case, layers, frozenset(known)):
         known[weight] = _measured(case, free[weight], statistics, probe)
         checkpoints.save(pieces[weight], known[weight])
+        memory.give_back()
         if case.progress is not None:
             case.progress(len(known), len(free))
     curves = [Curve(name, (layout,), (_bytes(case, name, layout),), (0.0,), 1.0) for name, layout in pinned.items()]

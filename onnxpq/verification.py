@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import data, runtime
+from onnxpq import data, modelio, runtime
 from onnxpq.data import Dataset, InputSpec
 from onnxpq.errors import VerificationError
 from onnxpq.metrics import Correct, Difference, check_classes, check_numbers, name_classes
@@ -20,6 +20,9 @@ from onnxpq.report import Latency, SquaredError, Verification
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 Progress: TypeAlias = Callable[[int, int], None]
+Sessions: TypeAlias = dict[str, Any]
+"""The ways to run: the user's model ("original"), the compressed one on stock operators ("stock") and with the operator
+library ("library"), where it was built. The type of onnxruntime's sessions is one that only `runtime` may name."""
 
 BATCH = 256
 LATENCY_BATCHES = (1, 64)
@@ -27,9 +30,9 @@ LATENCY_ROUNDS = 51
 LATENCY_SECONDS = 2.0
 """Each batch size is timed for at most this long (but at least for three rounds)."""
 
-FOLDED_BYTES = 2**27
-"""Of a larger original the compressed model runs on stock operators without constant folding, and is not timed there:
-folding takes nine times the layers' bytes (`benchmarks/operator_memory.py`), more than all else together."""
+TIMED_ROOM = 3
+"""To time a large model takes a session that holds its weights, as users have it: up to so many times its bytes, where
+these are in half precision, as onnxruntime turns them into float32 when it loads them."""
 
 LIBRARY_BUDGET = 1e-2
 """Largest relative L2 difference of an output between native operator and function body that is not a defect: the
@@ -37,26 +40,6 @@ operator's tables are within 2e-3 of a layer's output, and a few layers follow o
 
 FAST_LIBRARY_BUDGET = 1e-1
 """The same with fast tables, which are within 2 % (3 % where a few inputs are 40 times the others)."""
-
-
-@dataclass
-class _Sessions:
-    """The three ways to run: the user's model, the compressed one with and without the operator library."""
-
-    original: Any
-    stock: Any
-    library: Any | None
-    is_folded: bool
-    """Whether `stock` decodes the weights once, as it will where the model is used."""
-
-    def timed(self) -> dict[str, Any]:
-        """Those whose time says something, by what they are called in `Latency`."""
-        found = {"original": self.original}
-        if self.is_folded:
-            found["stock"] = self.stock
-        if self.library is not None:
-            found["library"] = self.library
-        return found
 
 
 @dataclass
@@ -82,10 +65,15 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     held_out: bool,
     file_bytes: tuple[int, int],
     library_budget: float = LIBRARY_BUDGET,
+    is_timed: bool = True,
     libraries: runtime.Libraries = (),
     progress: Progress | None = None,
 ) -> Verification:
     """Run both models over the data set and compare.
+
+    Of a large model the outputs come from sessions that leave its weights in their file. Then it is timed in others, as
+    users have them, but not on stock operators: constant folding of the function body takes nine times the layers'
+    bytes while it loads (`benchmarks/operator_memory.py`), more than all else together.
 
     Args:
         original: the user's model.
@@ -97,6 +85,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         held_out: whether none of them was used for training.
         file_bytes: of the original and of the compressed file.
         library_budget: largest relative L2 difference of an output between native operator and function body.
+        is_timed: False leaves `latency` empty.
         libraries: custom-operator libraries that the model needs.
         progress: is told the samples that are done and their number.
 
@@ -109,19 +98,14 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         DataError: labels do not fit the output.
         RuntimeLibraryError, ModelError: onnxruntime refuses a model.
     """
-    session = partial(runtime.session, custom_ops_libraries=libraries)
-    is_folded = file_bytes[0] <= FOLDED_BYTES
-    sessions = _Sessions(
-        session(original, use_library=False),
-        session(compressed, use_library=False, fold_constants=is_folded),
-        session(compressed) if runtime.library_available() else None,
-        is_folded,
-    )
+    is_large = file_bytes[0] > modelio.LARGE_BYTES
+    open_sessions = partial(_open, original, compressed, libraries)
+    sessions = open_sessions(hold_weights=not is_large, stock=True)
     fixed = data.fixed_batch(inputs)
     sums = _Sums()
     done = 0
     if dataset.labels is not None:
-        check_labels(dataset.labels, runtime.run(sessions.original, data.first(dataset, fixed, 1))[output])
+        check_labels(dataset.labels, runtime.run(sessions["original"], data.first(dataset, fixed, 1))[output])
     for part, count in data.batches(dataset, fixed or BATCH, exact=fixed is not None):
         _add(sums, sessions, part, count, output)
         done += count
@@ -129,6 +113,9 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
             progress(done, len(dataset))
     _require(sums, file_bytes, library_budget)
     library = max((entry.relative for entry in sums.library.values()), default=0.0)
+    if is_timed and is_large:
+        sessions.clear()
+        sessions = open_sessions(hold_weights=True, stock=False)
     return Verification(
         data=description,
         samples=len(dataset),
@@ -136,10 +123,10 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         bytes_before=file_bytes[0],
         bytes_after=file_bytes[1],
         outputs=tuple(difference.report(name) for name, difference in sums.outputs.items()),
-        library_agreement=None if sessions.library is None else library,
+        library_agreement=library if "library" in sessions else None,
         accuracy=None if sums.correct is None else sums.correct.report(output),
         squared_error=_squared_error(sums, output),
-        latency=tuple(_latency(sessions, dataset, size) for size in _batch_sizes(dataset, fixed)),
+        latency=tuple(_latency(sessions, dataset, size) for size in _batch_sizes(dataset, fixed) if is_timed),
     )
 
 
@@ -159,17 +146,35 @@ def check_labels(labels: NDArray[Any], output: NDArray[Any]) -> None:
         check_numbers(labels, output)
 
 
-def _add(sums: _Sums, sessions: _Sessions, part: Dataset, count: int, output: str) -> None:
-    # The type of an onnxruntime session is one that only `runtime` may name.
-    def run(session: Any) -> Outputs:
-        found = runtime.run(session, part.inputs)
-        return found if part.is_call else {name: array[:count] for name, array in found.items()}
+def _open(
+    original: str | PathLike[str] | ir.Model,
+    compressed: str | PathLike[str],
+    libraries: runtime.Libraries,
+    *,
+    hold_weights: bool,
+    stock: bool,
+) -> Sessions:
+    session = partial(
+        runtime.session, fold_constants=hold_weights, prepack=hold_weights, custom_ops_libraries=libraries
+    )
+    found = {"original": session(original, use_library=False)}
+    if stock:
+        found["stock"] = session(compressed, use_library=False)
+    if runtime.library_available():
+        found["library"] = session(compressed)
+    return found
 
-    expected, stock = run(sessions.original), run(sessions.stock)
-    found = stock if sessions.library is None else run(sessions.library)
+
+def _add(sums: _Sums, sessions: Sessions, part: Dataset, count: int, output: str) -> None:
+    outputs: dict[str, Outputs] = {}
+    for way, session in sessions.items():
+        every = runtime.run(session, part.inputs)
+        outputs[way] = every if part.is_call else {name: array[:count] for name, array in every.items()}
+    expected, stock = outputs["original"], outputs["stock"]
+    found = outputs.get("library", stock)
     for name, reference in expected.items():
         sums.outputs.setdefault(name, Difference()).add(reference, found[name])
-        if sessions.library is not None:
+        if "library" in outputs:
             sums.library.setdefault(name, Difference()).add(stock[name], found[name])
     if part.labels is not None:
         _add_labels(sums, part.labels[:count], expected[output], found[output])
@@ -226,19 +231,18 @@ def _batch_sizes(dataset: Dataset, fixed: int | None) -> Sequence[int]:
     return [fixed] if fixed else LATENCY_BATCHES
 
 
-def _latency(sessions: _Sessions, dataset: Dataset, size: int) -> Latency:
+def _latency(sessions: Sessions, dataset: Dataset, size: int) -> Latency:
     """Median time of a call, the models taking turns so that a slow moment of the machine hits all of them."""
     index = np.resize(np.arange(len(dataset)), size)
     inputs = dataset.take(index).inputs
-    timed = sessions.timed()
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    for session in timed.values():
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for session in sessions.values():
         runtime.run(session, inputs)
     started = time.perf_counter()
     for round_number in range(LATENCY_ROUNDS):
         if round_number >= 3 and time.perf_counter() - started > LATENCY_SECONDS:
             break
-        for name, session in timed.items():
+        for name, session in sessions.items():
             begin = time.perf_counter()
             runtime.run(session, inputs)
             times[name].append(1e3 * (time.perf_counter() - begin))

@@ -87,7 +87,7 @@ def main() -> None:
     used = refused = 0
     folder = tempfile.TemporaryDirectory()
     if options.mapped:
-        modelio.MAPPED_BYTES = 0
+        modelio.LARGE_BYTES = 0
     for case in range(options.first, options.first + options.cases):
         sys.stdout.write(f"\rcase {case}")
         sys.stdout.flush()

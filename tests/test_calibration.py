@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 import onnxpq
-from onnxpq import calibration, importing, rewriting, runtime
+from onnxpq import calibration, importing, modelio, rewriting, runtime
 from onnxpq.config import Config, TrainingConfig
 from onnxpq.data import Dataset
 from onnxpq.errors import DataError
@@ -324,3 +324,31 @@ def test_large_values_are_computed_for_fewer_samples_at_a_time(monkeypatch: pyte
     monkeypatch.setattr(calibration, "VALUE_BYTES", 5 * a_sample + 1)
     assert_moment(collect(tiny.mlp(), x)["W2"], run_hidden(x))
     assert sizes == [1] + 12 * [5], "one to see how large they are"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "is_large", "batch"),
+    [
+        ([(1, 8)], False, 32),
+        ([(1, 8)], True, 256),
+        ([(1, 8), (1, 3, 8)], True, 85),
+        ([(1, 100, 8)], True, 32),
+        ([(1, 0, 8)], True, 256),
+        ([(1, 10**6)], True, 67),
+        ([(1, 10**6)], False, 32),
+        ([(1, 10**7)], False, 6),
+    ],
+)
+def test_samples_per_run(shapes: Sequence[tuple[int, ...]], is_large: bool, batch: int) -> None:
+    # Of broadcast values only the shape takes memory.
+    values = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
+    assert calibration._batch_size(values, is_large) == batch
+
+
+def test_a_large_model_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = tiny.samples(300)
+    small = collect(tiny.mlp(), x)
+    monkeypatch.setattr(modelio, "LARGE_BYTES", 0)
+    large = collect(tiny.mlp(), x)
+    for name in ("W1", "W2"):
+        np.testing.assert_allclose(second_moment(large[name]), second_moment(small[name]), rtol=1e-4, atol=1e-6)

@@ -22,7 +22,7 @@ LARGE = mapped.EMBEDDED_BYTES + 8
 
 @pytest.fixture(autouse=True)
 def all_files_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelio, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(modelio, "LARGE_BYTES", 0)
 
 
 def saved(folder: Path, model: onnx.ModelProto) -> Path:
@@ -96,7 +96,7 @@ def test_compressed_like_a_file_that_is_read(tmp_path: Path, monkeypatch: pytest
     path = saved(tmp_path, mlp())
     samples = {"x": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}
     found = modelio.to_bytes(onnxpq.compress(path, samples).model)
-    monkeypatch.setattr(modelio, "MAPPED_BYTES", 2**27)
+    monkeypatch.setattr(modelio, "LARGE_BYTES", 2**27)
     assert found == modelio.to_bytes(onnxpq.compress(path, samples).model)
 
 

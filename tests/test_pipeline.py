@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import onnxpq
-from onnxpq import runtime
+from onnxpq import memory, modelio, runtime
 from onnxpq.config import Config, PQConfig, TrainingConfig
 from onnxpq.errors import ConfigError
 
@@ -120,3 +120,17 @@ def test_progress_is_told(digits: tuple[dict[str, np.ndarray], dict[str, np.ndar
     onnxpq.compress(DIGITS, digits[0], config=config, progress=lambda stage, done, of: seen.update({stage: (done, of)}))
     assert seen.keys() == {"caching", "clustering", "training", "verification"}
     assert all(done == of for done, of in seen.values())
+
+
+@pytest.mark.parametrize(("room", "is_timed"), [(None, True), (10**9, True), (10**4, False)])
+def test_a_large_model_is_timed_where_there_is_room(
+    room: int | None, is_timed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modelio, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(memory, "available", lambda: room)
+    report = onnxpq.compress(DIGITS).report
+    notes = [note for note in report.notes if "The time of a call was not measured" in note]
+    assert bool(report.verification.latency) == is_timed == (not notes)
+    if notes:
+        assert f"may take {3 * DIGITS.stat().st_size:,} bytes of memory, and 10,000 are left" in notes[0]
+        assert "milliseconds a call" not in str(report)

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 from pq_layers import IR_VERSION, model_of, normal_rows, random_layer
 
 import onnxpq
-from onnxpq import modelio, runtime
+from benchmarks.memory import anonymous
+from onnxpq import memory, modelio, runtime
 from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
 
 LAYER = random_layer(1, 10, 33)
@@ -81,6 +82,55 @@ def test_large_model_in_memory_goes_by_way_of_a_file(monkeypatch: pytest.MonkeyP
     session = runtime.session(ir.from_proto(MODEL), use_library=False)
     expected = runtime.session(MODEL, use_library=False).run(None, {"X": X})[0]
     np.testing.assert_array_equal(session.run(None, {"X": X})[0], expected)
+
+
+def test_without_prepacking_the_outputs_are_the_same() -> None:
+    packed, plain = (runtime.session(MODEL, use_library=False, prepack=prepack) for prepack in (True, False))
+    np.testing.assert_allclose(plain.run(None, {"X": X})[0], packed.run(None, {"X": X})[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_is_large_by_all_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, external = tmp_path / "model.onnx", tmp_path / "external.onnx"
+    onnx.save(MODEL, path)
+    ir.save(ir.from_proto(MODEL), external, external_data="external.data", size_threshold_bytes=0)
+    forms = [str(path), path, path.read_bytes(), MODEL, ir.from_proto(MODEL), external]
+    least = modelio.tensor_bytes(ir.from_proto(MODEL))
+    for limit, is_large in ((least - 1, True), (2 * least + 10**4, False)):
+        monkeypatch.setattr(modelio, "LARGE_BYTES", limit)
+        assert [runtime.is_large(form) for form in forms] == [is_large] * len(forms)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell what was allocated")
+@pytest.mark.parametrize("view", [[], ["Transpose"]])
+def test_a_frugal_session_of_a_large_model_holds_no_weights(view: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    size, depth = 1024, 4
+    weights = [normal_rows(i, size, size) / size**0.5 for i in range(depth)]
+    names = ["x", *(f"h{i}" for i in range(1, depth)), "y"]
+    nodes = []
+    for i in range(depth):
+        nodes += [helper.make_node(kind, [f"w{i}"], [f"v{i}"], perm=[1, 0]) for kind in view]
+        nodes.append(helper.make_node("MatMul", [names[i], f"v{i}" if view else f"w{i}"], [names[i + 1]]))
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name in ("x", "y")]
+    constants = [onnx.numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)]
+    graph = helper.make_graph(nodes, "chain", infos[:1], infos[1:], constants)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    x = normal_rows(9, 2, size)
+    expected = x
+    for weight in weights:
+        expected = expected @ (weight.T if view else weight)
+    taken = {}
+    for limit in (0, 2**27):
+        monkeypatch.setattr(modelio, "LARGE_BYTES", limit)
+        memory.give_back()
+        before = anonymous()
+        session = runtime.frugal(model)
+        found = runtime.run(session, {"x": x})["y"]
+        memory.give_back()
+        taken[limit] = (anonymous() - before) / (4 * size * size * depth)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+        del session
+    assert taken[0] < 0.3, f"bytes for each byte of the weights: {taken}"
+    assert taken[2**27] > 0.7, f"and of a small model they are held: {taken}"
 
 
 @needs_library

@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny_models import CLASSES, FEATURES, HIDDEN, mlp, samples, save_model
 
 from onnxpq import modelio, rewriting
@@ -43,3 +44,10 @@ def test_a_weight_that_layers_share_counts_once() -> None:
     found = subject(mlp())
     assert found.layers_before == 4 * (HIDDEN * FEATURES + CLASSES * HIDDEN)
     assert replace(found, layers=[*found.layers, found.layers[0]]).layers_before == found.layers_before
+
+
+def test_a_large_model_in_memory_is_not_put_together_to_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = subject(mlp()).bytes_before
+    monkeypatch.setattr(modelio, "LARGE_BYTES", 0)
+    monkeypatch.setattr(modelio, "to_bytes", None)
+    assert subject(mlp()).bytes_before == pytest.approx(small, abs=100)

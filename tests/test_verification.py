@@ -133,7 +133,7 @@ def test_large_models_are_not_folded_and_not_timed_on_stock_operators(tmp_path: 
     options = {"output": "logits", "description": "", "held_out": True, "file_bytes": (10**6, 10**5)}
     found = []
     for limit in (10**6, 10**6 - 1):
-        monkeypatch.setattr(verification, "FOLDED_BYTES", limit)
+        monkeypatch.setattr(modelio, "LARGE_BYTES", limit)
         found.append(verification.verify(original, path, dataset, specs, **options))
     folded, unfolded = found
     assert all(entry.stock is not None for entry in folded.latency)
@@ -142,6 +142,12 @@ def test_large_models_are_not_folded_and_not_timed_on_stock_operators(tmp_path: 
     for one, other in zip(folded.outputs, unfolded.outputs, strict=True):
         assert other.agreement == one.agreement
         assert other.relative_error == pytest.approx(one.relative_error, rel=1e-3)
+
+
+def test_times_are_left_out_when_asked(verify: Verify) -> None:
+    found = verify(mlp(), mlp(), Dataset({"x": samples()}), is_timed=False)
+    assert found.latency == ()
+    assert found.outputs[0].agreement == 1
 
 
 def quantized(model: Any, layer: Layer) -> Any:
