@@ -27,7 +27,7 @@ from torch import Tensor
 
 from onnxpq import course as courses
 from onnxpq import device as devices
-from onnxpq import objectives
+from onnxpq import memory, objectives
 from onnxpq import schedule as schedules
 from onnxpq.config import TrainingConfig
 from onnxpq.course import Course, Live
@@ -269,7 +269,14 @@ class _Trainer:
             lambda size: schedules.count(partial(work, train.batch(np.arange(size)))),
             share,
         )
+        self.forget_gradients()
+        memory.give_back()
         return self.schedule
+
+    def forget_gradients(self) -> None:
+        """Free what the last step left."""
+        self.stored.zero_grad()
+        self.latent.zero_grad()
 
     def epochs(self, train: Samples, validation: Samples, progress: Progress | None, piece: Piece) -> Iterator[Epoch]:
         """Train, a round of the schedule at a time, from where the course is."""
@@ -332,6 +339,8 @@ class _Trainer:
     def _step(self, step: int, batch: Batch, phase: str) -> float:
         """One update; the loss of the output alone."""
         alpha, share = self._alpha_at(step), 1 - step / self.schedule.steps
+        # Before anything is computed: gradients take as much memory as the weights.
+        self.forget_gradients()
         if phase == REGULARIZED:
             self.student.reassign(step)
         loss, task = self.loss(batch, phase, share * self.settings.features)
@@ -341,13 +350,14 @@ class _Trainer:
                 f"The training loss became {value}: the weights ran away. Lower --learning-rate "
                 f"({self.settings.learning_rate:g}) or --alpha ({self.settings.final_alpha:g})."
             )
-        if alpha > 0:
-            loss = loss + alpha * self.student.term(self.settings.regularizer)
-        self.stored.zero_grad()
-        self.latent.zero_grad()
-        if not loss.requires_grad:  # the batch took the branch of an If that has none of the layers
+        if loss.requires_grad:  # else the batch took the branch of an If that has none of the layers
+            loss.backward()  # type: ignore[no-untyped-call]
+        elif alpha == 0:
             return value
-        loss.backward()  # type: ignore[no-untyped-call]
+        if alpha > 0:
+            # A layer at a time: together they would take as much memory as the weights again.
+            for term in self.student.terms(self.settings.regularizer):
+                (alpha * term).backward()  # type: ignore[no-untyped-call]
         self.stored.step()
         if phase == REGULARIZED:
             self.latent.step()

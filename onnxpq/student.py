@@ -1,6 +1,6 @@
 """What is trained: the quantized layers with the float weights behind them, and the vectors around them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -104,15 +104,15 @@ class Student:
             found[name] = rows, codec.assign(latent, part.codebooks, replace(part.layout, out_features=len(latent)))
         return found
 
-    def term(self, regularizer: str) -> Tensor:
-        """The regularization term, summed over the layers."""
-        total = torch.zeros(())
+    def terms(self, regularizer: str) -> Iterator[Tensor]:
+        """The regularization term of each layer, computed when it is asked for."""
         for name, latent in self.latent.items():
             if regularizer in BINARY_TERMS:
-                total = total + binary_term(regularizer, latent)
+                yield binary_term(regularizer, latent)
             else:
-                total = total + codebook_term(latent, self.units(name).detach())
-        return total
+                with torch.no_grad():
+                    target = self.units(name)
+                yield codebook_term(latent, target)
 
     @torch.no_grad()
     def keep(self) -> None:

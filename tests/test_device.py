@@ -55,7 +55,7 @@ def test_a_training_step_happens_on_one_device(
     trainer.schedule = Schedule(batch=32, steps=2, round=1, regularized=1)
     student.reassign(0)
     loss, task = trainer.loss(batch, phase, features=1.0)
-    loss = loss + student.term(regularizer)
+    loss = loss + sum(student.terms(regularizer))
     loss.backward()
     trainer.stored.step()
     trainer.latent.step()

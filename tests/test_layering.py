@@ -144,6 +144,7 @@ ALLOWED = {
         "device",
         "errors",
         "layers",
+        "memory",
         "network",
         "objectives",
         "pq",
