@@ -1,28 +1,48 @@
-"""Gradients on an accelerator, of which there need be none: torch's device "meta" stands for it.
+"""What a GPU would be asked, on a device that stands for one (`far_device`): all of it happens there, and is right."""
 
-Its tensors have a shape and a type but no values, and refuse to be computed with tensors of the CPU, as those of a GPU
-do. So this shows that a training step leaves nothing on the CPU, not that its numbers are right.
-"""
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import copy
-
-import numpy as np
 import pytest
 import torch
-from test_finetuning import LAYERS, data, network, start
-from test_lookups import LENGTH, linear_model, part_behind_the_table
+from far_device import AVAILABLE, FAR, REASON, Far, everything_far
+from model_forms import FORMS
+from test_lookups import text_model, texts
+from tiny_models import classes, mlp, samples
 
-from onnxpq import device, lookups, objectives
-from onnxpq import student as student_module
-from onnxpq.config import DEFAULT_ALPHA, TrainingConfig
-from onnxpq.data import Dataset
-from onnxpq.finetuning import REGULARIZED, TUNED, Problem, Samples, _Trainer
-from onnxpq.network import Network
-from onnxpq.pq import kmeans
-from onnxpq.schedule import Schedule
-from onnxpq.student import Student
+import onnxpq
+from onnxpq import device, verification, workspace
+from onnxpq.config import DEFAULT_ALPHA, Config, PQConfig, TargetConfig, TrainingConfig
 
-__all__ = ["data", "network"]  # fixtures
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
+
+SHORT = TrainingConfig(steps=8, batch_size=32)
+ROUNDING = 1e-4
+"""Relative difference of losses: a product of three axes is not computed in the same order for tensors of a class."""
+
+TRAINED = (
+    "MatMul",
+    "Gemm, transB",
+    "float16",
+    "double",
+    "weight -> Transpose",
+    "inside If branches",
+    "inside a Loop",
+    "inside a Scan",
+    "3-D weight (batched MatMul)",
+    "3-D weight, one matrix",
+    "one weight in two MatMuls",
+    "Conv 1x1, --conv1x1",
+    "Gather, tied to a MatMul, --tables",
+    "FusedGemm",
+    "Einsum, to heads and back",
+)
+
+
+@pytest.fixture(autouse=True)
+def few_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "LATENCY_ROUNDS", 3)
 
 
 def test_it_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,48 +55,101 @@ def test_it_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) ->
     assert device.describe() == "A GPU"
 
 
-@pytest.mark.parametrize("phase", [REGULARIZED, TUNED])
-@pytest.mark.parametrize("regularizer", [name for name in DEFAULT_ALPHA if name != "none"])
-def test_a_training_step_happens_on_one_device(
-    network: Network, data: tuple[Samples, Samples], monkeypatch: pytest.MonkeyPatch, phase: str, regularizer: str
+def content(result: onnxpq.Result, folder: Path) -> bytes:
+    result.save(folder / "out.onnx")
+    return (folder / "out.onnx").read_bytes()
+
+
+def assert_same_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, model: Any, data: Any, least: int = 1000, **settings: Any
 ) -> None:
-    meta = torch.device("meta")
-    elsewhere = copy.deepcopy(network).to(meta)
-    quantized = start(network)
-    monkeypatch.setattr(device, "best", lambda: meta)
-    monkeypatch.setitem(kmeans._CHUNK_ELEMENTS, "meta", 2**20)
-    settings = TrainingConfig(regularizer=regularizer)
-    problem = Problem(elsewhere, LAYERS, "scores")
-    with monkeypatch.context() as patch:  # the one number that is looked at, which the stand-in does not have
-        patch.setattr(student_module, "codebook_term", lambda *_: torch.ones(()))
-        student = Student(elsewhere, LAYERS, quantized, ())
-    trainer = _Trainer(problem, student, objectives.choose(settings, data[0].teacher, data[0].labels), settings, 0)
-    batch = data[0].batch(np.arange(32))
-    trainer.schedule = Schedule(batch=32, steps=2, round=1, regularized=1)
-    student.reassign(0)
-    loss, task = trainer.loss(batch, phase, features=1.0)
-    loss = loss + sum(student.terms(regularizer))
-    loss.backward()
-    trainer.stored.step()
-    trainer.latent.step()
-    made = [task, batch.teacher, loss, *batch.inputs.values(), *student.stored(), *student.latent.values()]
-    made += [part.codes for part in student.quantized.values()]
-    assert {tensor.device.type for tensor in made} == {"meta"}
-    assert all(value.grad is not None for value in student.stored())
+    """The device gives the file that the CPU gives, and has at least so much to do."""
+    here = onnxpq.compress(model, data, **settings)
+    with everything_far(monkeypatch) as far:
+        there = onnxpq.compress(model, data, **settings)
+    assert content(there, folder) == content(here, folder)
+    assert far.operations > least
+    assert losses(there) == pytest.approx(losses(here), rel=ROUNDING)
 
 
-def test_the_gradients_of_a_table_are_computed_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = np.zeros((8, LENGTH), np.int64)
-    part = part_behind_the_table(linear_model(), ids)
-    monkeypatch.setattr(device, "best", lambda: torch.device("meta"))
-    found: list[torch.Tensor] = []
-    # What is added up comes back to the CPU, which the stand-in cannot.
-    monkeypatch.setattr(lookups, "_add", lambda *parts: found.append(parts[-1]))
-    lookups._moments(part, "y", Dataset({"ids": ids}), 0)
-    assert [(gradient.device.type, gradient.shape) for gradient in found] == [("meta", (40, 48))]
+def losses(result: onnxpq.Result) -> list[float]:
+    training = result.report.training
+    found = [epoch.validation for epoch in training.epochs] if training else []
+    return found + [loss for layer in result.report.layer_wise for loss in (layer.quantized, layer.best)]
 
 
-def test_a_tensor_left_behind_is_noticed() -> None:
-    """The stand-in can fail: it refuses what a GPU refuses."""
-    with pytest.raises(RuntimeError, match="not on the expected device meta"):
-        _ = torch.ones(3, device="meta") + torch.ones(3)
+@pytest.mark.parametrize(
+    ("regularizer", "labels"), [*((name, None) for name in DEFAULT_ALPHA), ("codebook", "y"), ("none", "y")]
+)
+def test_a_whole_compression(
+    regularizer: Any, labels: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = {"x": samples(200)} | ({"y": classes(200)} if labels else {})
+    config = Config(training=replace(SHORT, regularizer=regularizer))
+    assert_same_elsewhere(monkeypatch, tmp_path, mlp(), data, labels=labels, config=config)
+
+
+def test_a_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = Config(target=TargetConfig(ratio=3), training=SHORT)
+    assert_same_elsewhere(monkeypatch, tmp_path, mlp(), {"x": samples(200)}, config=config)
+
+
+@pytest.mark.parametrize("form", [{}, {"tied": True}, {"by_length": True}], ids=["table", "tied", "in the part"])
+def test_tables(form: dict[str, bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = Config(tables=True, training=SHORT)
+    assert_same_elsewhere(monkeypatch, tmp_path, text_model(**form), texts(), config=config)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_form_of_a_layer(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    form = FORMS[name]
+    config = Config(min_weights=1, pq=PQConfig(sub_vector=4), training=SHORT, **form.settings)
+    assert_same_elsewhere(monkeypatch, tmp_path, form.model(), form.inputs(rows=40), least=100, config=config)
+
+
+def test_an_interrupted_run_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(workspace, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(workspace, "SAVE_SHARE", 0.0)
+    settings: dict[str, Any] = {"config": Config(training=SHORT)}
+
+    def stop(stage: str, done: int, _: int) -> None:
+        if (stage, done) == ("training", 5):
+            raise KeyboardInterrupt
+
+    whole = onnxpq.compress(mlp(), {"x": samples(200)}, **settings)
+    for interrupted in (True, False):
+        with everything_far(monkeypatch) as far:
+            try:
+                there = onnxpq.compress(
+                    mlp(),
+                    {"x": samples(200)},
+                    work_dir=tmp_path / "w",
+                    progress=stop if interrupted else None,
+                    **settings,
+                )
+            except KeyboardInterrupt:
+                assert interrupted
+    assert content(there, tmp_path) == content(whole, tmp_path)
+    assert far.operations > 100, "the rest was computed there"
+
+
+# The stand-in can fail: it refuses what a GPU refuses.
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda x: x + torch.ones(3), "same device"),
+        (lambda x: torch.cat([x, torch.ones(3)]), "same device"),
+        (lambda x: torch.where(x > 0, x, torch.ones(3)), "same device"),
+        (lambda x: x.index_select(0, torch.tensor([1])), "same device"),
+        (lambda x: torch.rand(len(x), device=FAR, generator=torch.Generator()), "device type for generator"),
+        (lambda x: x.numpy(), "not supported"),
+    ],
+)
+def test_a_tensor_left_behind_is_noticed(use: Any, message: str) -> None:
+    with Far():
+        x = torch.ones(3).to(FAR)
+        assert (x + 1).cpu().tolist() == [2, 2, 2]
+        with pytest.raises(RuntimeError, match=message):
+            use(x)

@@ -10,6 +10,7 @@ import onnx.reference
 import onnx_ir as ir
 import onnxruntime
 import torch
+from far_device import AVAILABLE, FAR, Far
 
 from onnxpq.network import Network
 from onnxpq.ops.registry import registered, version_in_force
@@ -86,6 +87,17 @@ def check(case: Case, version: int) -> None:
     if case.differentiable and floats and first.is_floating_point():
         first.sum().backward()
         assert floats[0].grad is not None
+    if AVAILABLE:
+        _check_elsewhere(network, feeds, found)
+
+
+def _check_elsewhere(network: Network, feeds: dict[str, np.ndarray], here: dict[str, torch.Tensor]) -> None:
+    """On a device that stands for a GPU the results are the same."""
+    with Far():
+        network.to(FAR)
+        there = network({name: torch.from_numpy(np.array(array)).to(FAR) for name, array in feeds.items()})
+        for name, value in here.items():
+            assert torch.equal(there[name].detach().cpu().nan_to_num(), value.detach().nan_to_num())
 
 
 def single_node_model(case: Case, version: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
