@@ -112,7 +112,7 @@ class Latency:
         batch: samples per call.
         original: the user's model.
         library: the compressed one on the native operator; None where the library was not built.
-        stock: the compressed one on the function body; None where the model is large (`verification.FOLDED_BYTES`).
+        stock: the compressed one on the function body; None where the model is large (`modelio.LARGE_BYTES`).
     """
 
     batch: int
