@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import CLASSES, FEATURES, build, classes, initializer, mlp, samples, save_model
 
+import onnxpq
+from benchmarks.compress_memory import build as build_chain
 from onnxpq import data, modelio, runtime, verification
 from onnxpq.data import Dataset
 from onnxpq.errors import DataError, ModelError, VerificationError
@@ -142,6 +144,21 @@ def test_large_models_are_not_folded_and_not_timed_on_stock_operators(tmp_path: 
     for one, other in zip(folded.outputs, unfolded.outputs, strict=True):
         assert other.agreement == one.agreement
         assert other.relative_error == pytest.approx(one.relative_error, rel=1e-3)
+
+
+def test_budgets_grow_with_the_layers_that_follow_one_another() -> None:
+    usual, fast = ([verification.library_budget(n, fast=fast) for n in (1, 11, 44)] for fast in (False, True))
+    assert usual == pytest.approx([1e-2, 1e-2, 2e-2])
+    assert fast == pytest.approx([1e-1, 1e-1, 2e-1])
+
+
+@pytest.mark.skipif(not runtime.library_available(), reason="the operator library was not built")
+def test_a_deep_model_is_compressed(tmp_path: Path) -> None:
+    path = tmp_path / "deep.onnx"
+    build_chain(path, 60, 128)
+    found = onnxpq.compress(path).report.verification.library_agreement
+    assert found is not None
+    assert found <= verification.library_budget(60, fast=False) / 1.5
 
 
 def test_times_are_left_out_when_asked(verify: Verify) -> None:
