@@ -485,7 +485,7 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
             description=subject.evidence.description,
             held_out=subject.evidence.held_out,
             file_bytes=(before, modelio.file_bytes(path)),
-            library_budget=verifying.library_budget(len(subject.layers), fast=run.config.pq.fast),
+            library_budget=verifying.budget_of(len(subject.layers), fast=run.config.pq.fast),
             is_timed=_has_room(run, before),
             libraries=run.libraries,
             progress=run.ticker("verification"),

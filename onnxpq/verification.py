@@ -135,7 +135,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     )
 
 
-def library_budget(layers: int, *, fast: bool) -> float:
+def budget_of(layers: int, *, fast: bool) -> float:
     """Largest relative L2 difference of an output between native operator and function body that is not a defect.
 
     Args:

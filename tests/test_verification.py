@@ -147,7 +147,7 @@ def test_large_models_are_not_folded_and_not_timed_on_stock_operators(tmp_path: 
 
 
 def test_budgets_grow_with_the_layers_that_follow_one_another() -> None:
-    usual, fast = ([verification.library_budget(n, fast=fast) for n in (1, 11, 44)] for fast in (False, True))
+    usual, fast = ([verification.budget_of(n, fast=fast) for n in (1, 11, 44)] for fast in (False, True))
     assert usual == pytest.approx([1e-2, 1e-2, 2e-2])
     assert fast == pytest.approx([1e-1, 1e-1, 2e-1])
 
@@ -158,7 +158,7 @@ def test_a_deep_model_is_compressed(tmp_path: Path) -> None:
     build_chain(path, 60, 128)
     found = onnxpq.compress(path).report.verification.library_agreement
     assert found is not None
-    assert found <= verification.library_budget(60, fast=False) / 1.5
+    assert found <= verification.budget_of(60, fast=False) / 1.5
 
 
 def test_times_are_left_out_when_asked(verify: Verify) -> None:
