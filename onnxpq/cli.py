@@ -71,8 +71,8 @@ _TARGETS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
         "--metric",
         "target.metric",
         str,
-        f"{', '.join(METRICS)}, or module:function; auto is accuracy (or mse) with --labels, agreement with the "
-        "original without",
+        f"{', '.join(METRICS)}, or module:function; auto is accuracy (or mse) with --labels; without, agreement "
+        "with the original for scores of classes, else mse",
     ),
     (
         "--attempts",

@@ -4,7 +4,7 @@ All are tested on numbers worked by hand; memory does not grow with the number o
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +17,39 @@ from onnxpq.report import Accuracy, OutputReport
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
+UNIT_TOLERANCE = 1e-3
+"""Sums of probabilities, and squares of lengths, are 1 within this."""
+
 
 def is_scores(array: NDArray[np.generic]) -> bool:
     """Whether an output holds scores of classes: floats, [N, ..., C] with at least two columns."""
     return np.issubdtype(array.dtype, np.floating) and array.ndim >= 2 and array.shape[-1] >= 2
 
 
-def choose_output(outputs: Mapping[str, NDArray[np.generic]], wanted: str | None) -> str:
+def are_one(values: NDArray[np.floating]) -> bool:
+    """Whether all values are 1 but for rounding."""
+    return bool((np.abs(values - 1) <= UNIT_TOLERANCE).all())
+
+
+def are_probabilities(scores: NDArray[np.generic]) -> bool:
+    """Whether an output [n, ..., C] holds the probabilities of C >= 2 classes: none negative, and their sum is 1."""
+    if not is_scores(scores) or scores.size == 0:
+        return False
+    found = scores.astype(np.float64)
+    return bool(found.min() >= 0) and are_one(found.sum(-1))
+
+
+def choose_output(
+    outputs: Mapping[str, NDArray[np.generic]], wanted: str | None, *, numbers: Collection[str] = ()
+) -> str:
     """The output that loss and task metric look at.
 
     Args:
         outputs: the original model's outputs on some samples.
-        wanted: the user's choice, or None: the first that holds scores of classes, else the first of floats, else the
-            first of integers (a model that gives labels alone; no gradient comes from them).
+        wanted: the user's choice, or None: the first that holds scores of classes, else the first with several
+            columns, else the first of floats, else the first of integers (a model that gives labels alone; no gradient
+            comes from them).
+        numbers: outputs that look like scores and are not (`onnxpq.outputs.not_scores`).
 
     Raises:
         ConfigError: there is no such output, or it holds no floats; or no output holds numbers.
@@ -47,7 +67,8 @@ def choose_output(outputs: Mapping[str, NDArray[np.generic]], wanted: str | None
     integers = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.integer)]
     if not floats and not integers:
         raise ConfigError("No output of the model holds numbers: there is nothing to compare or to train.")
-    return next((name for name in floats if is_scores(outputs[name])), (floats + integers)[0])
+    columns = [name for name in floats if is_scores(outputs[name])]
+    return next((name for name in columns if name not in numbers), (columns + floats + integers)[0])
 
 
 def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bool:

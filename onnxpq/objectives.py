@@ -11,10 +11,7 @@ from torch.nn import functional
 
 from onnxpq.config import TrainingConfig
 from onnxpq.errors import ConfigError, DataError
-from onnxpq.metrics import check_classes, check_numbers, is_scores
-
-PROBABILITY_TOLERANCE = 1e-3
-"""Rows of scores that sum to 1 within this, none being negative, are probabilities."""
+from onnxpq.metrics import are_probabilities, check_classes, check_numbers, is_scores
 
 _SAMPLE = 4096
 """Rows of the original's output that tell its kind and its variance."""
@@ -66,7 +63,7 @@ def choose(settings: TrainingConfig, teacher: NDArray[np.generic], labels: NDArr
         DataError: labels of another shape than the output needs, or out of range.
     """
     loss = _resolve(settings.loss, labels)
-    probabilities = _are_probabilities(teacher)
+    probabilities = are_probabilities(teacher[:_SAMPLE])
     logits: Callable[[Tensor], Tensor] = _log if probabilities else _same
     if loss == "cross-entropy" and labels is not None:
         _check_scores(labels, teacher)
@@ -116,13 +113,6 @@ def _resolve(loss: str, labels: NDArray[np.generic] | None) -> str:
 def _describe(loss: str, settings: TrainingConfig) -> str:
     share = settings.distillation
     return loss if share == 0 else f"{1 - share:g} {loss} + {share:g} distillation from the original model"
-
-
-def _are_probabilities(scores: NDArray[np.generic]) -> bool:
-    if not is_scores(scores):
-        return False
-    sample = scores[:_SAMPLE].astype(np.float64)
-    return bool(sample.min() >= 0 and np.abs(sample.sum(-1) - 1).max() <= PROBABILITY_TOLERANCE)
 
 
 def _check_scores(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:

@@ -43,6 +43,7 @@ from onnxpq.data import Dataset, Source, first, fixed_batch, input_specs
 from onnxpq.errors import ModelError, NothingToCompressError
 from onnxpq.layers import Layer, Skipped, tables
 from onnxpq.metrics import choose_output
+from onnxpq.outputs import not_scores
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.statistics import InputStatistics
@@ -157,6 +158,8 @@ def _compress(run: _Run, subject: Subject, make: Callable[..., "_Made"]) -> Resu
     case = targeting.Case(subject, run.config, run.libraries, run.workspace, run.ticker("sensitivity"))
     with run.stage("sensitivity"):
         aim = targeting.prepare(case)
+    if aim.metric is not None and aim.metric.remark is not None and run.config.target.max_drop is not None:
+        run.notes.append(aim.metric.remark)
     found = targeting.search(case, aim, make)
     report = _report(run, subject, found.made)
     reached = targeting.conclude(case, aim, found, report)
@@ -188,14 +191,29 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     run.workspace.bind(made_from)
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
     outputs = runtime.run(runtime.frugal(runnable, custom_ops_libraries=run.libraries), few)
-    output = choose_output(outputs, run.config.output)
-    _check_labels(run.config, outputs[output], train, evidence)
     normal = importing.normalise(runnable)
+    floats = {name: values for name, values in outputs.items() if np.issubdtype(values.dtype, np.floating)}
+    numbers = {name: why for name, values in floats.items() if (why := not_scores(normal.graph, name, values))}
+    output = choose_output(outputs, run.config.output, numbers=numbers)
+    _check_labels(run.config, outputs[output], train, evidence)
     modelio.check_weights(normal, {layer.weight: layer.node for layer in layers})
     scores = outputs[output]
     memory.give_back()
     return Subject(
-        model, original, runnable, prepared, normal, layers, skipped, inputs, train, evidence, output, scores, made_from
+        source=model,
+        original=original,
+        runnable=runnable,
+        prepared=prepared,
+        normal=normal,
+        layers=layers,
+        skipped=skipped,
+        inputs=inputs,
+        train=train,
+        evidence=evidence,
+        output=output,
+        scores=scores,
+        made_from=made_from,
+        numbers=numbers.get(output),
     )
 
 

@@ -11,7 +11,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -63,17 +63,20 @@ class Metric:
     """A metric, chosen for a model and its data.
 
     Attributes:
-        name: "accuracy", "agreement", "mse", or "module:function".
+        name: "accuracy", "agreement", "mse" (against numeric labels), "relative mse" (against the original's outputs,
+            as a share of their mean square), or "module:function".
         output: the output that it looks at.
         score: of "module:function".
+        remark: why it is this one, where that needs saying.
     """
 
     name: str
     output: str
     score: Score | None = None
+    remark: str | None = None
 
 
-def choose(wanted: str, output: str, values: Array, labels: Array | None) -> Metric:
+def choose(wanted: str, output: str, values: Array, labels: Array | None, *, numbers: str | None = None) -> Metric:
     """The metric that the settings ask for.
 
     Args:
@@ -81,18 +84,22 @@ def choose(wanted: str, output: str, values: Array, labels: Array | None) -> Met
         output: name of the output to look at.
         values: what the original gives there for some samples, [n, ...].
         labels: of some samples, or None.
+        numbers: what speaks against scores of classes there (`onnxpq.outputs.not_scores`), or None.
 
     Raises:
         ConfigError: the metric does not fit the output or needs labels; or the function cannot be imported.
     """
     classes = labels is not None and name_classes(labels, values)
     countable = is_scores(values) or np.issubdtype(values.dtype, np.integer)
+    squared = Metric("relative mse" if labels is None or classes else "mse", output)
     if ":" in wanted:
         return Metric(wanted, output, _imported(wanted))
     if wanted == "auto":
         if labels is not None:
-            return Metric("accuracy" if classes else "mse", output)
-        return Metric("agreement" if countable else "mse", output)
+            return Metric("accuracy", output) if classes else squared
+        if countable and numbers is not None and is_scores(values):
+            return replace(squared, remark=_read_as_numbers(output, numbers))
+        return Metric("agreement", output) if countable else squared
     if wanted == "accuracy" and not classes:
         raise ConfigError(
             f"The metric 'accuracy' needs labels that name classes of output '{output}'. Name their key with --labels, "
@@ -104,7 +111,7 @@ def choose(wanted: str, output: str, values: Array, labels: Array | None) -> Met
         )
     if wanted == "mse" and not np.issubdtype(values.dtype, np.floating):
         raise ConfigError(f"The metric 'mse' needs floating-point numbers; output '{output}' holds {values.dtype}.")
-    return Metric(wanted, output)
+    return squared if wanted == "mse" else Metric(wanted, output)
 
 
 def measure(
@@ -168,6 +175,13 @@ def by_heart(decided: Drop, proof: Drop) -> str | None:
     )
 
 
+def _read_as_numbers(output: str, reason: str) -> str:
+    return (
+        f"Output '{output}' {reason}, so it is taken for numbers and judged by its squared error. If it holds scores "
+        "of classes, --metric agreement compares the largest ones."
+    )
+
+
 def _losses(metric: str, exact: Array, found: Array, labels: Array | None) -> NDArray[np.float64]:
     """Loss of the original, of the compressed model, and unit, per sample: [n, 3]."""
     one = np.ones(len(exact))
@@ -176,7 +190,7 @@ def _losses(metric: str, exact: Array, found: Array, labels: Array | None) -> ND
         return np.stack([*wrong, one], 1)
     if metric == "agreement":
         return np.stack([0 * one, 1 - _mean(_classes(exact) == _classes(found)), one], 1)
-    if labels is None or name_classes(labels, exact):
+    if metric == "relative mse" or labels is None:
         return np.stack([0 * one, _mean(_square(found - exact)), _mean(_square(exact))], 1)
     wanted = labels.reshape(exact.shape)
     before, after = (_mean(_square(values - wanted)) for values in (exact, found))

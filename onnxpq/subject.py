@@ -47,6 +47,7 @@ class Subject:
         evidence: samples to verify on.
         output: that loss and metrics look at.
         scores: the original's output for some samples.
+        numbers: what speaks against reading it as scores of classes (`onnxpq.outputs.not_scores`), or None.
         made_from: the manifest (`onnxpq.manifest`).
         moments: what was found of the layers' inputs, for those who look for it again (`onnxpq.calibration.collect`).
         ordered: by name, the values that are put in order.
@@ -66,6 +67,7 @@ class Subject:
     output: str
     scores: NDArray[Any]
     made_from: dict[str, Any]
+    numbers: str | None = None
     moments: Moments = field(default_factory=Moments)
     ordered: Mapping[str, Ordered] = field(default_factory=dict)
     lookups: Mapping[str, Lookups] = field(default_factory=dict)

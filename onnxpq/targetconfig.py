@@ -24,7 +24,7 @@ class TargetConfig:
             "mse" (mean squared error: with numeric labels its increase as a share of the original's, else the error
             against the original's outputs as a share of their mean square), or "module:function" (a score of your own:
             see `onnxpq.scoring`); "auto": with labels accuracy or mse as they are, else agreement where the
-            output has scores of classes and mse where not.
+            output has scores of classes (`onnxpq.outputs`) and mse where not.
         attempts: how often the model is trained wholly, at most, in search of the smallest file that keeps to
             `max_drop`; some brief trainings go before.
         max_codewords: most codewords that a layer may get: with 16 all layers run at full speed, with 256 a file of the

@@ -100,7 +100,8 @@ def prepare(case: Case) -> Aim:
     if case.subject.train is None and target.max_drop is not None:
         raise ConfigError("A limit for the drop needs data to judge by: give --data. A size needs none.")
     if case.subject.train is not None:
-        metric = scoring.choose(target.metric, case.subject.output, case.subject.scores, case.subject.train.labels)
+        own, labels = case.subject, case.subject.train.labels
+        metric = scoring.choose(target.metric, own.output, own.scores, labels, numbers=own.numbers)
         # The rows that training chooses its best epoch by: those it does not learn from.
         rows = validation_rows(len(case.subject.train), case.config.training.validation, case.config.seed)[1]
         judged = case.subject.train.take(rows)

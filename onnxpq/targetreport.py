@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from onnxpq.figures import Interval, table
+
+_DROPS: Final = {"mse": "increase of the squared error", "relative mse": "squared error, relative to the output"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class TargetReport:
 
 def drop_of(metric: str) -> str:
     """What a drop by a metric is called."""
-    return "increase of the squared error" if metric == "mse" else f"drop of {metric}"
+    return _DROPS.get(metric, f"drop of {metric}")
 
 
 def percent(drop: Interval) -> str:

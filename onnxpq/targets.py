@@ -174,8 +174,14 @@ def asked(target: TargetConfig, metric: str | None) -> str:
     if target.size is not None:
         parts.append(f"a file of at most {target.size:,} bytes")
     if target.max_drop is not None:
-        what = "a squared error" if metric == "mse" else f"{metric}"
-        parts.append(f"{what} at most {100 * target.max_drop:g} % {'higher' if metric == 'mse' else 'lower'}")
+        limit = f"at most {100 * target.max_drop:g} %"
+        other = f"{metric} {limit} lower"
+        parts.append(
+            {
+                "mse": f"a squared error {limit} higher",
+                "relative mse": f"a squared error of {limit} of the output's mean square",
+            }.get(metric or "", other)
+        )
     return " and ".join(parts)
 
 

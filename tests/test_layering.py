@@ -127,6 +127,7 @@ ALLOWED = {
         "subgraphs",
         "workspace",
     },
+    "outputs": {"graphs", "metrics", "partition"},
     "objectives": {"config", "errors", "metrics"},
     "regularizers": set(),
     "rules": LIBRARY,

@@ -182,6 +182,34 @@ def test_scores_are_preferred() -> None:
     assert metrics.choose_output(OUTPUTS, "one") == "one"
 
 
+def test_embeddings_are_not() -> None:
+    two = {"hidden": OUTPUTS["scores"], **OUTPUTS}
+    assert metrics.choose_output(two, None) == "hidden"
+    assert metrics.choose_output(two, None, numbers={"hidden"}) == "scores"
+    assert metrics.choose_output(two, "hidden", numbers={"hidden"}) == "hidden"
+    # Several columns tell more than one.
+    assert metrics.choose_output(OUTPUTS, None, numbers={"scores", "one"}) == "scores"
+
+
+PROBABILITIES = np.array([[0.25, 0.75], [1, 0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (PROBABILITIES, True),
+        (PROBABILITIES.reshape(1, 2, 2), True),
+        (1.002 * PROBABILITIES, False),
+        (np.array([[1.5, -0.5]], np.float32), False),
+        (np.array([[np.nan, 1]], np.float32), False),
+        (PROBABILITIES[:, :1], False),
+        (PROBABILITIES[:0], False),
+    ],
+)
+def test_probabilities(scores: np.ndarray, expected: bool) -> None:
+    assert metrics.are_probabilities(scores) is expected
+
+
 @pytest.mark.parametrize(
     ("outputs", "wanted", "message"),
     [

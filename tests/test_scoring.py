@@ -42,7 +42,7 @@ def drop(metric: Metric, factor: list[float], x: np.ndarray, labels: np.ndarray 
         (SCORES, LABELS, "accuracy"),
         (SCORES, None, "agreement"),
         (SCORES, SCORES, "mse"),
-        (SCORES[:, :1], None, "mse"),
+        (SCORES[:, :1], None, "relative mse"),
         (LABELS, LABELS, "accuracy"),
         (LABELS, None, "agreement"),
     ],
@@ -52,8 +52,22 @@ def test_automatic_choice(values: np.ndarray, labels: np.ndarray | None, expecte
 
 
 def test_a_metric_can_be_named() -> None:
-    for name in ("agreement", "mse", "accuracy"):
-        assert scoring.choose(name, "y", SCORES, LABELS).name == name
+    for name in ("agreement", "accuracy"):
+        assert scoring.choose(name, "y", SCORES, LABELS, numbers="is none").name == name
+    assert scoring.choose("mse", "y", SCORES, LABELS).name == "relative mse"
+    assert scoring.choose("mse", "y", SCORES, None).name == "relative mse"
+    assert scoring.choose("mse", "y", SCORES, SCORES).name == "mse"
+
+
+def test_an_embedding_is_judged_by_its_squared_error() -> None:
+    found = scoring.choose("auto", "y", SCORES, None, numbers="is computed by Div 'mean'")
+    assert found.name == "relative mse"
+    assert found.remark is not None
+    assert found.remark.startswith("Output 'y' is computed by Div 'mean', so it is taken for numbers and judged by its")
+    # Labels tell, and one column or whole numbers need no explanation.
+    assert scoring.choose("auto", "y", SCORES, LABELS, numbers="is none") == Metric("accuracy", "y")
+    assert scoring.choose("auto", "y", SCORES[:, :1], None, numbers="is none") == Metric("relative mse", "y")
+    assert scoring.choose("auto", "y", LABELS, None) == Metric("agreement", "y")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +156,7 @@ def test_squared_error_against_labels_is_its_relative_increase() -> None:
 def test_squared_error_without_labels_is_a_share_of_the_output() -> None:
     x = np.array([[1.0, 2.0], [2.0, 4.0]], np.float32)
     for labels in (None, np.array([0, 1])):
-        found = drop(Metric("mse", "y"), [1.0, 0.5], x, labels)
+        found = drop(Metric("relative mse", "y"), [1.0, 0.5], x, labels)
         assert found.drop.value == pytest.approx((1 + 4) / 25)
         assert found.relative_error == pytest.approx(np.sqrt(5 / 25))
         # Both samples lose the same share of theirs: nothing is uncertain.

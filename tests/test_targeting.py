@@ -145,6 +145,27 @@ def test_agreement_where_there_are_no_labels(digits: tuple[Arrays, Arrays]) -> N
     assert agreement >= 0.96
 
 
+def test_squared_error_where_the_output_is_an_embedding() -> None:
+    model = mlp()
+    model.graph.node.append(onnx.helper.make_node("LayerNormalization", ["logits", "gain"], ["states"], name="norm"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(10, np.float32), "gain"))
+    model.graph.output[0].name = "states"
+    data = {"x": samples(400)}
+    config = Config(target=TargetConfig(max_drop=0.05), training=PLAIN)
+    report = onnxpq.compress(model, data, config=config).report
+    (remark,) = (note for note in report.notes if "squared error" in note)
+    assert remark.startswith("Output 'states' is computed by LayerNormalization 'norm', so it is taken for numbers")
+    assert report.target is not None
+    assert report.target.metric == "relative mse"
+    (output,) = report.verification.outputs
+    assert output.relative_error is not None
+    assert report.target.proof is not None
+    assert output.relative_error**2 == pytest.approx(report.target.proof.value, rel=1e-3)
+    assert output.relative_error**2 <= 0.05
+    with_size = onnxpq.compress(model, data, config=Config(target=TargetConfig(fc_ratio=8), training=PLAIN)).report
+    assert not any("squared error" in note for note in with_size.notes), "nothing was judged by it"
+
+
 def test_a_miss_on_the_samples_that_prove_it_has_the_result(digits: tuple[Arrays, Arrays], tmp_path: Path) -> None:
     train, test = digits
     message = r"^Missed: a file at least 35 times smaller and accuracy at most 0 % lower\. Reached: a file of"

@@ -50,5 +50,6 @@ def test_text_of_a_miss_without_data() -> None:
 
 def test_words() -> None:
     assert drop_of("mse") == "increase of the squared error"
+    assert drop_of("relative mse") == "squared error, relative to the output"
     assert drop_of("agreement") == "drop of agreement"
     assert percent(Interval(0.005, 0.0, 0.01)) == "0.50 % [0.00, 1.00]"

@@ -144,6 +144,9 @@ def test_what_is_asked_for_in_words() -> None:
     assert targets.asked(TargetConfig(size=2_000_000, max_drop=0.1), "mse") == (
         "a file of at most 2,000,000 bytes and a squared error at most 10 % higher"
     )
+    assert targets.asked(TargetConfig(max_drop=0.05), "relative mse") == (
+        "a squared error of at most 5 % of the output's mean square"
+    )
 
 
 # The search
