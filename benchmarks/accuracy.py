@@ -50,12 +50,12 @@ FILES: Final = {"minilm": ("file 16x", ("--ratio", "16"))}
 DROPS: Final = {
     "mnist_mlp": ("--max-drop", "0.5%"),
     "mnist_lenet": ("--max-drop", "0.5%"),
-    "minilm": ("--max-drop", "5%", "--metric", "mse"),
+    "minilm": ("--max-drop", "5%"),
     "magika": ("--max-drop", "2%"),
     "rapidocr": ("--max-drop", "2%"),
 }
-"""What may be lost: right answers where there are labels, else the share of answers that are other ones; MiniLM's
-output has no classes."""
+"""What may be lost: right answers where there are labels, else the share of answers that are other ones; of MiniLM's
+output, which has no classes, the share of its square."""
 
 COMMON: Final = {"mnist_mlp": ("--labels", "y"), "mnist_lenet": ("--labels", "y"), "minilm": ("--output-name", "461")}
 """What the command line cannot know: which labels, and which output is the sentence."""

@@ -91,6 +91,8 @@ class _Run:
     libraries: runtime.Libraries
     progress: Progress | None
     workspace: Workspace
+    layers: Workspace = field(default_factory=Workspace)
+    """Where quantized layers are kept: a target asks for some of them again."""
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -147,6 +149,8 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         subject = _orderable(run, _looked_up(run, _subject(run, model, data, test, labels)))
         with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
             folder = Path(cache_dir or workspace.activations or scratch)
+            again = workspace.folder is None and run.config.target.max_drop is not None
+            run.layers = workspaces.temporary(Path(scratch)) if again else workspace
             return _compress(run, subject, partial(_make, run, subject, _trainer(run, folder)))
 
 
@@ -483,7 +487,7 @@ def _piece(run: _Run, normal: ir.Model, layer: Layer, layout: Layout, train: Dat
         yield f"{layout} {layer.weight_is_in_out} {run.config.seed} {train is not None}".encode()
         yield from fingerprint.array_parts(layer.weight, quantization.weight(normal, layer).numpy())
 
-    return run.workspace.piece("layer", depends())
+    return run.layers.piece("layer", depends())
 
 
 def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:

@@ -73,7 +73,8 @@ class Piece:
             return None
         except OSError as error:
             raise WorkspaceError(f"'{self._path}' cannot be read: {error}. Check its permissions.") from error
-        self._workspace.found[self._kind] += 1
+        if self._path not in self._workspace.saved:
+            self._workspace.found[self._kind] += 1
         return found
 
     def save(self, write: Callable[[IO[bytes]], object]) -> None:
@@ -85,7 +86,7 @@ class Piece:
         Raises:
             WorkspaceError: it cannot be written; what was there stays.
         """
-        if self._path is None:
+        if self._workspace is None or self._path is None:
             return
         started = time.monotonic()
 
@@ -98,6 +99,7 @@ class Piece:
             file.write(found)
 
         _write_whole(self._path, write_checked)
+        self._workspace.saved.add(self._path)
         now = time.monotonic()
         self._due = now + max(SAVE_SECONDS, SAVE_SHARE * (now - started))
 
@@ -108,13 +110,15 @@ class Workspace:
     Attributes:
         folder: where it is.
         notes: sentences for the user.
-        found: how many pieces of each kind were read.
+        found: how many pieces of each kind were read that an earlier call left.
+        saved: the pieces of this one.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.notes: list[str] = []
         self.found: Counter[str] = Counter()
+        self.saved: set[Path] = set()
         self._identity = ""
 
     @property
@@ -165,6 +169,12 @@ class Workspace:
         counts = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(self.found.items()))
         done = f"Continued: what an earlier call had done was read from '{self.folder}' ({counts})."
         return [*([done] if counts else []), *self.notes]
+
+
+def temporary(folder: Path) -> Workspace:
+    """A workspace for what one call needs again, in an empty folder that is deleted in the end."""
+    (folder / PIECES).mkdir()
+    return Workspace(folder)
 
 
 @contextmanager

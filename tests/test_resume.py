@@ -127,6 +127,7 @@ def test_brief_and_whole_trainings_of_a_target_are_kept_apart(tmp_path: Path, mo
     monkeypatch.setattr(targets, "SCANS", 0)  # else the smallest of all would be found to do without training
     settings = Config(training=TrainingConfig(epochs=16, batch_size=32), target=TargetConfig(max_drop=1.0, attempts=1))
     first = compress(tmp_path / "w", config=settings)
+    assert not any(note.startswith("Continued") for note in first.report.notes), "by what it had done itself"
     trained: list[int] = []
 
     def tell(stage: str, done: int, of: int) -> None:

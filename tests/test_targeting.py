@@ -3,17 +3,21 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from model_forms import FORMS
 from tiny_models import classes, mlp, samples
 
 import onnxpq
-from onnxpq import allocation, modelio, rewriting, targeting
+from onnxpq import allocation, modelio, quantization, rewriting, targeting, targets
 from onnxpq.config import Config, LayerConfig, PQConfig, TrainingConfig
 from onnxpq.errors import ConfigError, DataError, TargetError
+from onnxpq.pq.layout import Layout
+from onnxpq.pq.quantized import Quantized
 from onnxpq.targetconfig import TargetConfig
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -131,6 +135,24 @@ def test_a_drop_with_training(digits: tuple[Arrays, Arrays]) -> None:
     assert 1 <= sum(trial.trained == 1 for trial in report.target.trials) <= 2
     assert any(0 < trial.trained < 1 for trial in report.target.trials), "brief ones say where to begin"
     assert report.training is not None
+
+
+def test_a_layout_that_is_tried_again_is_not_quantized_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "SCANS", 0)  # so that a brief and a whole training begin with the same codes
+    quantize, calls = quantization.quantize, []
+
+    def counted(matrix: torch.Tensor, layout: Layout, **settings: Any) -> Quantized:
+        calls.append((tuple(matrix.shape), layout))
+        return quantize(matrix, layout, **settings)
+
+    monkeypatch.setattr(quantization, "quantize", counted)
+    training = TrainingConfig(epochs=16, batch_size=32)
+    config = Config(training=training, target=TargetConfig(max_drop=1.0, attempts=1))
+    report = onnxpq.compress(mlp(), {"x": samples(), "y": classes()}, labels="y", config=config).report
+    assert report.target is not None
+    assert len({trial.layer_bytes for trial in report.target.trials}) < len(report.target.trials)
+    assert len(calls) == len(set(calls))
+    assert not any(note.startswith("Continued") for note in report.notes)
 
 
 def test_agreement_where_there_are_no_labels(digits: tuple[Arrays, Arrays]) -> None:
