@@ -97,7 +97,7 @@ def choose(wanted: str, output: str, values: Array, labels: Array | None, *, num
     if wanted == "auto":
         if labels is not None:
             return Metric("accuracy", output) if classes else squared
-        if countable and numbers is not None and is_scores(values):
+        if numbers is not None and is_scores(values):
             return replace(squared, remark=_read_as_numbers(output, numbers))
         return Metric("agreement", output) if countable else squared
     if wanted == "accuracy" and not classes:
