@@ -42,7 +42,7 @@ from onnxpq.config import Config
 from onnxpq.data import Dataset, Source, first, fixed_batch, input_specs
 from onnxpq.errors import ModelError, NothingToCompressError
 from onnxpq.layers import Layer, Skipped, tables
-from onnxpq.metrics import choose_output
+from onnxpq.metrics import choose_output, is_scores
 from onnxpq.outputs import not_scores
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
@@ -196,8 +196,8 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
     outputs = runtime.run(runtime.frugal(runnable, custom_ops_libraries=run.libraries), few)
     normal = importing.normalise(runnable)
-    floats = {name: values for name, values in outputs.items() if np.issubdtype(values.dtype, np.floating)}
-    numbers = {name: why for name, values in floats.items() if (why := not_scores(normal.graph, name, values))}
+    columns = {name: values for name, values in outputs.items() if is_scores(values)}
+    numbers = {name: why for name, values in columns.items() if (why := not_scores(normal.graph, name, values))}
     output = choose_output(outputs, run.config.output, numbers=numbers)
     _check_labels(run.config, outputs[output], train, evidence)
     modelio.check_weights(normal, {layer.weight: layer.node for layer in layers})

@@ -174,14 +174,12 @@ def asked(target: TargetConfig, metric: str | None) -> str:
     if target.size is not None:
         parts.append(f"a file of at most {target.size:,} bytes")
     if target.max_drop is not None:
-        limit = f"at most {100 * target.max_drop:g} %"
-        other = f"{metric} {limit} lower"
-        parts.append(
-            {
-                "mse": f"a squared error {limit} higher",
-                "relative mse": f"a squared error of {limit} of the output's mean square",
-            }.get(metric or "", other)
-        )
+        share = f"at most {100 * target.max_drop:g} %"
+        squared = {
+            "mse": f"a squared error {share} higher",
+            "relative mse": f"a squared error of {share} of the output's mean square",
+        }
+        parts.append(squared.get(str(metric), f"{metric} {share} lower"))
     return " and ".join(parts)
 
 
