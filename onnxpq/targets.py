@@ -10,8 +10,10 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
+from onnxpq import powerlaw
 from onnxpq.errors import TargetError
 from onnxpq.knapsack import Frontier
+from onnxpq.powerlaw import PowerLaw
 from onnxpq.pq.layout import Layout
 from onnxpq.scoring import Drop
 from onnxpq.sensitivity import Curve
@@ -22,39 +24,36 @@ Layouts: TypeAlias = Mapping[str, Layout]
 Made = TypeVar("Made")
 
 CLOSE: Final = 1.1
-"""The search for the smallest file ends once layers of this times fewer bytes were seen to lose too much."""
+"""The search for the smallest file ends once layers of this times fewer bytes are known or expected to lose too much;
+without training it makes sure."""
 
 SCANS: Final = 4
 """Models that are made and judged without training before the first one is trained; without training, twice as many."""
 
 TRAINING_GAIN: Final = 4.0
-"""By what factor training is expected to lower the squared error that a layer brings into the output. It sets where the
-search for a drop begins."""
+"""By what factor training is expected to lower the squared error that a layer brings into the output."""
 
 TABLE_GAIN: Final = 2.0
 """The same of a table that is looked up: it is not trained, but the layers learn to do with what is left of it. The two
-set how bytes are shared between layers and tables. With 1 here MiniLM at a sixteenth of its file ends with a relative
-error of .328, with 2 or 4 of .275 (one seed)."""
+only set how bytes are shared between layers and tables. With 1 here MiniLM at a sixteenth of its file ends with a
+relative error of .328, with 2 or 4 of .275 (one seed)."""
 
 BRIEF: Final = 0.125
 """Share of a training that a brief one has."""
 
 BRIEFS: Final = 3
-"""Models that are trained briefly before the first one is trained wholly."""
+"""Models that are trained briefly, at most, before the first one is trained wholly."""
 
-WHOLE_GAIN: Final = 1.5
-"""By what factor the rest of the training is expected to lower the squared error that a brief one leaves. Of MiniLM at
-16x it was 1.3: .0719 without training, .0596 after a brief one, .0459 after all of it."""
+BRIEF_GAIN: Final = 1.5
+"""By what factor a brief training is expected to lower the squared error, before one has been seen to: 1.2 on MiniLM,
+1.0 on magika, 3.3 on rapidocr."""
+
+NEAR: Final = 2.0
+"""A brief training is near enough to tell the size for a whole one where the squared error would have to change by at
+most this factor to meet the limit."""
 
 AIM: Final = 0.7
 """Share of the allowed drop that the next trial aims at."""
-
-SLOPE: Final = 0.75
-"""The drop is taken to grow like this power of the squared error of the output: between 1/2 (each error as large as the
-distance to the nearest other class counts) and 1 (errors in both directions cancel). Only guesses rest on it."""
-
-STEP: Final = 16.0
-"""By what factor the squared error may change from one trial to the next: guesses do not reach farther."""
 
 EXPECTED_POINTS: Final = 12
 """Points of the curve of what is expected."""
@@ -264,6 +263,7 @@ class _Hunt(Generic[Made]):
 
     def __init__(self, target: TargetConfig, planner: Planner, work: Work[Made]) -> None:
         self.target, self.planner, self.work = target, planner, work
+        self.law = PowerLaw(math.inf if target.max_drop is None else target.max_drop)
         self.trials: list[Trial] = []
         self.last: Drop | None = None
         self.bottom = float(planner.smallest.layer_bytes) / CLOSE
@@ -277,7 +277,7 @@ class _Hunt(Generic[Made]):
         """Make a model with a share of the training and judge it; whether it keeps to the target."""
         made = self.work.make(plan.layouts, share)
         self.last = None if self.work.judge is None else self.work.judge(made)
-        met = self.target.max_drop is None or (self.last is not None and self.last.cautious <= self.target.max_drop)
+        met = self.target.max_drop is None or (self.last is not None and self.last.cautious <= self.law.limit)
         self.trials.append(
             Trial(
                 self.planner.file_bytes(plan),
@@ -289,6 +289,8 @@ class _Hunt(Generic[Made]):
                 met,
             )
         )
+        if self.last is not None and self.target.max_drop is not None:
+            self.law.add(plan.final_cost, share, self.last.cautious)
         if met or self.kept is None or not self.trials[self.kept[1]].met:
             self.kept = plan, len(self.trials) - 1, made
         if not met:
@@ -296,39 +298,52 @@ class _Hunt(Generic[Made]):
         return met
 
     def scan(self, count: int) -> None:
-        """Halve the range of sizes, without training; the largest is known to do."""
+        """Find the smallest that does without training, roughly where some are trained; the largest is known to do."""
         for _ in range(count):
-            plan = self._between()
-            if plan is None:
+            middle = self._between()
+            if middle is None:
                 return
+            cost = self.law.untrained()
+            plan = middle if cost is None else self.planner.with_cost(cost)
+            if plan.layer_bytes <= CLOSE * self.low:
+                plan = middle
+            if not self._saves(plan):
+                nearer = None if self.work.trains else self._step_down()
+                if nearer is None:
+                    return
+                plan = nearer
             self.trial(plan, 0.0)
 
     def train_briefly(self) -> None:
-        """Train a few a little, beginning below the smallest that did without training."""
+        """Train a few a little, beginning below the smallest that did without training, until one is near the limit."""
         self.low = self.bottom
-        first = self.planner.with_cost(self._high().cost)
+        first = self.planner.with_cost(self._high().final_cost * BRIEF_GAIN)
         # Errors may grow by more than that from one choice to the next smaller one, which is tried then.
         plan = first if self._saves(first) else self._step_down()
         for _ in range(BRIEFS):
             if plan is None:
                 return
             self.trial(plan, BRIEF)
-            plan = self._next(plan)
+            if 1 / NEAR <= self.law.room(self.law.seen[-1]) <= NEAR:
+                return
+            plan = self._next()
 
     def train(self) -> None:
-        """Train models, beginning below the smallest that did so far, whose place they take."""
+        """Train models, beginning where the brief trainings let expect that the limit is just kept to."""
         self.low = self.bottom
         safe = self._high()
-        plan: Plan | None = self.planner.with_cost(safe.final_cost * WHOLE_GAIN)
+        brief = self.law.last(BRIEF)
+        guess = safe if brief is None else self.planner.with_cost(self.law.trained(brief))
+        plan: Plan | None = guess if self._saves(guess) else safe
         for _ in range(self.target.attempts - 1):
             if plan is None:
                 break
             self.trial(plan, 1.0)
-            plan = self._next(plan)
+            plan = self._next()
         whole = [trial for trial in self.trials if trial.trained == 1]
         if not any(trial.met for trial in whole):
             # The last one is where less training did, too.
-            plan = None if safe.layer_bytes in [trial.layer_bytes for trial in whole] else safe
+            plan = None if safe.layer_bytes in [trial.layer_bytes for trial in whole] else self._surely(safe)
         if plan is not None:
             self.trial(plan, 1.0)
 
@@ -350,20 +365,25 @@ class _Hunt(Generic[Made]):
         plans = (self.planner.within_layers(size) for size in (math.sqrt(high * self.low), high - 1))
         return next((plan for plan in plans if plan is not None and self.low < plan.layer_bytes < high), None)
 
-    def _next(self, plan: Plan) -> Plan | None:
+    def _surely(self, safe: Plan) -> Plan:
+        """Where the last one trained wholly lets expect that the limit is met with room; else what did with less."""
+        last = self.law.last(1.0)
+        guess = safe if last is None else self.planner.with_cost(self.law.meeting(last, AIM))
+        return guess if self._saves(guess) else safe
+
+    def _next(self) -> Plan | None:
         """Where the last drop says that the limit is met, with some room if there is any; inside of what is known."""
-        middle, limit = self._between(), self.target.max_drop
-        if middle is None or self.last is None or limit is None:
+        middle, last = self._between(), self.law.seen[-1]
+        if middle is None:
             return None
         for share in (AIM, 1.0):
-            factor = (share * limit / max(self.last.cautious, 1e-6)) ** (1 / SLOPE)
-            guess = self.planner.with_cost(plan.final_cost * min(STEP, max(1 / STEP, factor)))
+            guess = self.planner.with_cost(self.law.meeting(last, share))
             if guess.layer_bytes > CLOSE * self.low and self._saves(guess):
                 return guess
         if not self.trials[-1].met or self._saves(guess):
             return middle
         # Nothing much smaller is expected to do: the last one is near the limit, or there is nothing within a step.
-        return self._step_down() if factor > STEP else None
+        return self._step_down() if self.law.room(last) > powerlaw.STEP else None
 
     def _saves(self, plan: Plan) -> bool:
         """Whether it is much smaller than what did."""

@@ -55,7 +55,8 @@ ALLOWED = {
     "scoring": {"data", "errors", "figures", "metrics", "runtime"},
     "sensitivity": {"activations", "data", "graphs", "layers", "partition", "pq", "runtime"},
     "ordering": {"allocation", "config", "layers", "modelio", "pq", "quantization", "rules"},
-    "targets": {"errors", "knapsack", "pq", "scoring", "sensitivity", "targetconfig", "targetreport"},
+    "powerlaw": set(),
+    "targets": {"errors", "knapsack", "powerlaw", "pq", "scoring", "sensitivity", "targetconfig", "targetreport"},
     "lookups": {
         "activations",
         "calibration",
