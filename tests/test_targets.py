@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxpq import targets
+from onnxpq import powerlaw, targets
 from onnxpq.errors import TargetError
 from onnxpq.figures import Interval
 from onnxpq.pq.layout import Layout
@@ -237,6 +237,66 @@ def test_training_that_helps_nothing_ends_where_quantization_alone_did(attempts:
     assert len(wholly(made)) <= attempts
     assert 20 / found.made[0] <= 0.01
     assert found.trials[found.chosen].met
+
+
+FINE = tuple(sorted({round(100 * 1.02**step) for step in range(180)}))
+"""Sizes so near to one another that none is missed for want of a choice."""
+
+
+def fine(power: float, gain: float = 1.0) -> Planner:
+    """A layer of these sizes, whose squared error falls with a power of them."""
+    errors = tuple((FINE[0] / size) ** power for size in FINE)
+    return Planner([Curve("W", tuple(map(layout, FINE)), FINE, errors, 1.0, gain)], weigh)
+
+
+@pytest.mark.parametrize("power", [2.0, 4.0])
+@pytest.mark.parametrize("growth", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("gain", [1.0, 1.5, 4.0])
+def test_where_errors_do_as_expected_one_training_suffices(power: float, growth: float, gain: float) -> None:
+    """The drop is a power of the squared error, and the rest of a training brings what is expected of it."""
+    briefly = gain ** (1 / (1 + powerlaw.REST))
+
+    def drop(size: int, share: float) -> float:
+        lower = {0.0: 1.0, targets.BRIEF: briefly, 1.0: gain}[share]
+        return 0.01 * float((1000 / size) ** power / lower) ** growth
+
+    found, made = run(TargetConfig(max_drop=0.01), drop, plans=fine(power, targets.TRAINING_GAIN))
+    needed = min(size for size in FINE if drop(size, 1.0) <= 0.01)
+    assert needed <= found.made[0] <= 1.1 * targets.CLOSE * needed
+    assert found.made[1] == 1
+    assert len(wholly(made)) == 1
+    assert len([share for _, share in made if share == targets.BRIEF]) <= 2
+    assert len([share for _, share in made if share == 0]) <= 1 + targets.SCANS
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("bend", [0.0, 0.5])
+def test_without_training_the_result_is_known_to_be_nearly_the_smallest(power: float, bend: float) -> None:
+    """Where the drop does not quite grow as a power, too."""
+
+    def drop(size: int, share: float) -> float:
+        error = (1000 / size) ** power
+        return 0.01 * error**0.75 * (1 + bend * math.sin(math.log(error)))
+
+    found, made = run(TargetConfig(max_drop=0.01), drop, trains=False, plans=fine(power))
+    size = found.made[0]
+    assert any(size / targets.CLOSE**2 <= other < size and drop(other, 0) > 0.01 for other, _ in made)
+    assert len(made) <= 1 + 2 * targets.SCANS
+
+
+def test_after_a_miss_the_last_training_is_where_there_is_room() -> None:
+    """That is not as far back as where less training did, which is 1.3 times as large."""
+    lower, misses = {0.0: 1.0, targets.BRIEF: 3.0, 1.0: 6.0}, iter([1.15])
+
+    def drop(size: int, share: float) -> float:
+        kept = 0.01 * float((1000 / size) ** 2 / lower[share]) ** 0.75
+        return kept * next(misses, 1.0) if share == 1 else kept
+
+    found, made = run(TargetConfig(max_drop=0.01), drop, plans=fine(2.0, targets.TRAINING_GAIN))
+    _, last = wholly(made)
+    safe = min(trial.layer_bytes for trial in found.trials if trial.trained < 1 and trial.met)
+    assert found.made == (last, 1)
+    assert last < safe / 1.2
 
 
 def test_training_that_harms_leaves_quantization_alone() -> None:
