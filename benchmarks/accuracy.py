@@ -57,8 +57,8 @@ DROPS: Final = {
 """What may be lost: right answers where there are labels, else the share of answers that are other ones; of MiniLM's
 output, which has no classes, the share of its square."""
 
-COMMON: Final = {"mnist_mlp": ("--labels", "y"), "mnist_lenet": ("--labels", "y"), "minilm": ("--output-name", "461")}
-"""What the command line cannot know: which labels, and which output is the sentence."""
+COMMON: Final = {"mnist_mlp": ("--labels", "y"), "mnist_lenet": ("--labels", "y")}
+"""What the command line cannot know: which labels there are."""
 
 LAYOUTS: Final = {
     "mnist_mlp": ((13, 16, 4), (4, 256, 1), (4, 16, 64)),

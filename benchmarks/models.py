@@ -5,8 +5,7 @@
     python benchmarks/models.py --table            # only prints the table
 
 Models and data come from `benchmarks/material.py`, in an environment of its own in the cache folder. Each run is
-`onnxpq compress` in a process of its own. `FLAGS` holds what is not the default: the output that a user of the model
-takes; the table shows it.
+`onnxpq compress` in a process of its own, with no flags.
 """
 
 import argparse
@@ -30,14 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "models.json"
 NEEDS: Final = ("numpy", "onnx", "onnxruntime", "pillow", "rdata")
 """Packages that only the making of data needs."""
 
-FLAGS: Final[dict[str, list[str]]] = {
-    "surfaces": [],
-    "minilm_int8": [],
-    "silero": [],
-    "minilm": ["--output-name", "461"],
-    "magika": [],
-    "rapidocr": [],
-}
+MODELS: Final = ("surfaces", "minilm_int8", "silero", "minilm", "magika", "rapidocr")
 
 
 def material_of(name: str) -> Path:
@@ -60,12 +52,12 @@ def run(name: str) -> dict[str, Any]:
         report = Path(scratch) / "report.json"
         command = [sys.executable, "-m", "onnxpq", "compress", str(folder / "model.onnx")]
         command += ["-o", str(Path(scratch) / "out.onnx"), "--report", str(report)]
-        command += ["--data", str(folder / "train.npz"), "--test", str(folder / "test.npz"), *FLAGS[name]]
+        command += ["--data", str(folder / "train.npz"), "--test", str(folder / "test.npz")]
         started = time.perf_counter()
         # Not in the repository, whose sources have no operator library beside them.
         done = subprocess.run(command, cwd=scratch, stderr=subprocess.PIPE, text=True, check=False)
         seconds = time.perf_counter() - started
-        row: dict[str, Any] = {"flags": FLAGS[name], "seconds": round(seconds, 1)}
+        row: dict[str, Any] = {"seconds": round(seconds, 1)}
         if done.returncode != 0:
             sentence, *reasons = done.stderr.strip().splitlines()
             return row | {"error": sentence, "skipped": _counted(line.partition(": ")[2] for line in reasons)}
@@ -104,21 +96,18 @@ def _counted(reasons: Any) -> dict[str, int]:
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table, and the reasons for what was left alone."""
     lines = [
-        "| model | flags | layers | trained | FC layers | file | relative error, same top-1 | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | layers | trained | FC layers | file | relative error, same top-1 | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     reasons = ["", "Left alone:", ""]
     for name, row in results.items():
-        flags = " ".join(row["flags"]) or "none"
         if "error" in row:
-            lines.append(f"| {name} | {flags} | 0 | {row['error']} | | | | {row['seconds']:.0f} |")
+            lines.append(f"| {name} | 0 | {row['error']} | | | | {row['seconds']:.0f} |")
         else:
             ways = ", ".join(f"{count} {way}" for way, count in row["ways"].items())
             ratios = f"{row['layer_ratio']:.1f}x | {row['file_ratio']:.2f}x"
             outputs = "; ".join(map(_output, row["outputs"]))
-            lines.append(
-                f"| {name} | {flags} | {row['layers']} | {ways} | {ratios} | {outputs} | {row['seconds']:.0f} |"
-            )
+            lines.append(f"| {name} | {row['layers']} | {ways} | {ratios} | {outputs} | {row['seconds']:.0f} |")
         reasons += [f"* {name}: {count} times: {reason}" for reason, count in row["skipped"].items()]
     return "\n".join([*lines, *(reasons if len(reasons) > 3 else [])])
 
@@ -132,10 +121,10 @@ def _output(output: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only print the table of stored results")
-    parser.add_argument("--only", choices=sorted(FLAGS), help="run only this model")
+    parser.add_argument("--only", choices=MODELS, help="run only this model")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in [] if options.table else [options.only] if options.only else FLAGS:
+    for name in [] if options.table else [options.only] if options.only else MODELS:
         if name not in results:
             results[name] = run(name)
             RESULTS.parent.mkdir(exist_ok=True)

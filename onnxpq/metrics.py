@@ -40,7 +40,11 @@ def are_probabilities(scores: NDArray[np.generic]) -> bool:
 
 
 def choose_output(
-    outputs: Mapping[str, NDArray[np.generic]], wanted: str | None, *, numbers: Collection[str] = ()
+    outputs: Mapping[str, NDArray[np.generic]],
+    wanted: str | None,
+    *,
+    numbers: Collection[str] = (),
+    pooled: Collection[str] = (),
 ) -> str:
     """The output that loss and task metric look at.
 
@@ -50,6 +54,7 @@ def choose_output(
             columns, else the first of floats, else the first of integers (a model that gives labels alone; no gradient
             comes from them).
         numbers: outputs that look like scores and are not (`onnxpq.outputs.not_scores`).
+        pooled: those of them that others with several columns are made of (`onnxpq.outputs.pooled`), which go before.
 
     Raises:
         ConfigError: there is no such output, or it holds no floats; or no output holds numbers.
@@ -68,7 +73,8 @@ def choose_output(
     if not floats and not integers:
         raise ConfigError("No output of the model holds numbers: there is nothing to compare or to train.")
     columns = [name for name in floats if is_scores(outputs[name])]
-    return next((name for name in columns if name not in numbers), (columns + floats + integers)[0])
+    scores = [name for name in columns if name not in numbers]
+    return (scores + [name for name in columns if name not in pooled] + floats + integers)[0]
 
 
 def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bool:

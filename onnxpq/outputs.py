@@ -6,13 +6,14 @@ numbers are judged more strictly than they need be. So what is not known to give
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.graphs import node_label
+from onnxpq.graphs import node_label, used_values
 from onnxpq.metrics import are_one, are_probabilities, is_scores
 from onnxpq.partition import dependents
 
@@ -103,6 +104,50 @@ def not_scores(graph: ir.Graph, name: str, values: NDArray[np.generic]) -> str |
     if are_one(np.square(values, dtype=np.float64).sum(-1)):
         return "holds vectors of length 1"
     return _other_origin(graph, next(value for value in graph.outputs if value.name == name))
+
+
+def pooled(graph: ir.Graph, names: Sequence[str]) -> dict[str, str]:
+    """Outputs that another one is computed from without any further weights, as sentences from their words.
+
+    Users want the latter: the former are there for those who pool for themselves, with what fills batches up.
+
+    Args:
+        graph: that of a normalised model.
+        names: of the outputs to look at.
+
+    Returns:
+        For each of them that there is such an output for among them, its name.
+    """
+    values = {value.name or "": value for value in graph.outputs}
+    found = {}
+    for name in names:
+        makes_of_it = (other for other in names if other != name and _is_made_of(values[other], values[name]))
+        if (other := next(makes_of_it, None)) is not None:
+            found[name] = other
+    return found
+
+
+def _is_made_of(output: ir.Value, part: ir.Value) -> bool:
+    """Whether an output is computed from another value, inputs and constants that are no weights."""
+    pending, seen = [output], set()
+    while pending:
+        value = pending.pop()
+        if value in seen or value is part:
+            seen.add(value)
+            continue
+        seen.add(value)
+        if _is_weight(value):
+            return False
+        node = value.producer()
+        if node is not None:
+            pending += used_values(node)
+    return part in seen
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether it is an initializer of several floats."""
+    tensor = value.const_value if value.is_initializer() else None
+    return tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1
 
 
 def _exponential(values: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ from onnxpq.data import Dataset, Source, first, fixed_batch, input_specs
 from onnxpq.errors import ModelError, NothingToCompressError
 from onnxpq.layers import Layer, Skipped, tables
 from onnxpq.metrics import choose_output, is_scores
-from onnxpq.outputs import not_scores
+from onnxpq.outputs import not_scores, pooled
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.statistics import InputStatistics
@@ -198,7 +198,10 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     normal = importing.normalise(runnable)
     columns = {name: values for name, values in outputs.items() if is_scores(values)}
     numbers = {name: why for name, values in columns.items() if (why := not_scores(normal.graph, name, values))}
-    output = choose_output(outputs, run.config.output, numbers=numbers)
+    parts = pooled(normal.graph, list(numbers))
+    output = choose_output(outputs, run.config.output, numbers=numbers, pooled=parts)
+    if run.config.output is None and output in parts.values():
+        run.notes.append(_made_of(output, parts))
     _check_labels(run.config, outputs[output], train, evidence)
     modelio.check_weights(normal, {layer.weight: layer.node for layer in layers})
     scores = outputs[output]
@@ -219,6 +222,11 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
         made_from=made_from,
         numbers=numbers.get(output),
     )
+
+
+def _made_of(output: str, parts: Mapping[str, str]) -> str:
+    names = ", ".join(f"'{part}'" for part, whole in parts.items() if whole == output)
+    return f"Output '{output}' is looked at, which is made of {names} alone (--output-name names another)."
 
 
 def _looked_up(run: _Run, subject: Subject) -> Subject:

@@ -191,6 +191,15 @@ def test_embeddings_are_not() -> None:
     assert metrics.choose_output(OUTPUTS, None, numbers={"scores", "one"}) == "scores"
 
 
+def test_what_others_are_made_of_is_not_either() -> None:
+    three = {"words": OUTPUTS["scores"], "sentence": OUTPUTS["scores"], "label": OUTPUTS["label"]}
+    numbers = {"words", "sentence"}
+    assert metrics.choose_output(three, None, numbers=numbers) == "words"
+    assert metrics.choose_output(three, None, numbers=numbers, pooled={"words"}) == "sentence"
+    assert metrics.choose_output(three, "words", numbers=numbers, pooled={"words"}) == "words"
+    assert metrics.choose_output({**three, **OUTPUTS}, None, numbers=numbers, pooled={"words"}) == "scores"
+
+
 PROBABILITIES = np.array([[0.25, 0.75], [1, 0]], np.float32)
 
 

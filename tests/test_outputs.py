@@ -8,7 +8,7 @@ from onnx import helper
 from tiny_models import build, initializer
 
 from onnxpq import importing, runtime
-from onnxpq.outputs import not_scores
+from onnxpq.outputs import not_scores, pooled
 
 WIDE = 6
 SAMPLES = 8
@@ -145,3 +145,81 @@ def test_nothing_is_known_of_no_rows() -> None:
     ).graph
     assert not_scores(graph, "y", np.zeros((0, 2), np.float32)) is None
     assert not_scores(graph, "y", np.full((3, 2), np.nan, np.float32)) == "is computed by Relu 'y'"
+
+
+# Outputs that others are made of
+
+
+MASKED_MEAN: list[Node] = [
+    ("Unsqueeze", ["mask", "last"], "wide"),
+    ("Mul", ["words", "wide"], "masked"),
+    ("ReduceSum", ["masked", "first"], "sum", {"keepdims": 0}),
+    ("ReduceSum", ["mask", "first"], "count"),
+    ("Clip", ["count", "least"], "positive"),
+]
+"""As sentence transformers have it."""
+
+
+def pooled_of(nodes: list[Node], outputs: list[str]) -> dict[str, str]:
+    made = [
+        helper.make_node(op, given, [result], name=result, **(rest[0] if rest else {}))
+        for op, given, result, *rest in nodes
+    ]
+    least = onnx.numpy_helper.from_array(np.array(1e-9, np.float32), "least")
+    inputs = {"x": [SAMPLES, *WORDS], "mask": [SAMPLES, WORDS[0]]}
+    model = build(made, inputs, {name: [] for name in outputs}, [*CONSTANTS, least])
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return pooled(importing.normalise(ir.from_proto(model)).graph, outputs)
+
+
+STATES: list[Node] = [LINEAR, ("Tanh", ["h"], "words")]
+SENTENCE: Node = ("Div", ["sum", "positive"], "sentence")
+
+
+def test_a_sentence_is_made_of_its_words() -> None:
+    nodes = [*STATES, *MASKED_MEAN, SENTENCE]
+    assert pooled_of(nodes, ["words", "sentence"]) == {"words": "sentence"}
+    assert pooled_of(nodes, ["sentence", "words"]) == {"words": "sentence"}
+    # Of length 1, as a third output.
+    nodes.append(("LpNormalization", ["sentence"], "unit", {"axis": 1}))
+    assert set(pooled_of(nodes, ["words", "sentence", "unit"])) == {"words", "sentence"}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        # A pooler with weights of its own, as BERT's: it sees the first word only.
+        [*STATES, ("Gather", ["words", "zero"], "f", {"axis": 1}), ("Gemm", ["f", "W"], "g"), ("Tanh", ["g"], "y")],
+        # The sum of what two layers see.
+        [*STATES, ("MatMul", ["words", "W"], "g"), ("Add", ["g", "words"], "y")],
+        # Side by side.
+        [*STATES, ("MatMul", ["h", "W"], "g"), ("Tanh", ["g"], "y")],
+        # Of the same sums before them.
+        [*STATES, ("Sin", ["h"], "y")],
+        # Of the input.
+        [*STATES, ("Tanh", ["x"], "y")],
+    ],
+)
+def test_what_has_weights_of_its_own_is_something_else(nodes: list[Node]) -> None:
+    zero: list[Node] = [("ArgMin", ["first"], "zero", {"axis": 0, "keepdims": 0})]
+    assert pooled_of([*zero, *nodes], ["words", "y"]) == {}
+
+
+def test_what_subgraphs_take_counts() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("MatMul", ["words", "W"], ["b"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["words"], ["n"])],
+        "other",
+        [],
+        [helper.make_tensor_value_info("n", onnx.TensorProto.FLOAT, None)],
+    )
+    mean: list[Node] = [("ReduceMax", ["mask"], "m", {"keepdims": 0}), ("Cast", ["m"], "c", {"to": 9})]
+    for then, expected in ((branch, {}), (other, {"words": "y"})):
+        choice: Node = ("If", ["c"], "y", {"then_branch": then, "else_branch": other})
+        assert pooled_of([*STATES, *mean, choice], ["words", "y"]) == expected

@@ -188,6 +188,39 @@ def test_squared_error_where_the_output_is_an_embedding() -> None:
     assert not any("squared error" in note for note in with_size.notes), "nothing was judged by it"
 
 
+def test_a_sentence_is_looked_at_and_not_its_words() -> None:
+    """The output that is trained on and judged is the pooled one, though it comes second."""
+    model = mlp()
+    for op, given, made, attributes in (
+        ("LayerNormalization", ["logits", "gain"], "words", {}),
+        ("Mul", ["words", "words"], "power", {}),
+        ("ReduceSum", ["power", "columns"], "size", {"keepdims": 1}),
+        ("Div", ["words", "size"], "sentence", {}),
+    ):
+        model.graph.node.append(onnx.helper.make_node(op, given, [made], name=made, **attributes))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(10, np.float32), "gain"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "columns"))
+    del model.graph.output[:]
+    for name in ("words", "sentence"):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 10]))
+    results = {
+        wanted: onnxpq.compress(
+            model,
+            {"x": samples(400)},
+            config=Config(target=TargetConfig(max_drop=0.05), training=TrainingConfig(epochs=2), output=wanted),
+        )
+        for wanted in (None, "sentence", "words")
+    }
+    note = "Output 'sentence' is looked at, which is made of 'words' alone (--output-name names another)."
+    assert {wanted: note in result.report.notes for wanted, result in results.items()} == {
+        None: True,
+        "sentence": False,
+        "words": False,
+    }
+    files = {wanted: modelio.to_bytes(result.model) for wanted, result in results.items()}
+    assert files[None] == files["sentence"] != files["words"]
+
+
 def test_a_miss_on_the_samples_that_prove_it_has_the_result(digits: tuple[Arrays, Arrays], tmp_path: Path) -> None:
     train, test = digits
     message = r"^Missed: a file at least 35 times smaller and accuracy at most 0 % lower\. Reached: a file of"
