@@ -401,3 +401,8 @@ def test_whatever_the_curve_the_result_is_the_smallest_seen_that_kept(
     assert chosen.met
     kept = [trial for trial in found.trials if trial.met]
     assert chosen.layer_bytes == min(trial.layer_bytes for trial in kept)
+
+
+def test_nothing_at_all_may_be_lost() -> None:
+    found, _ = run(TargetConfig(max_drop=0.0), lambda size, _share: 1e-7 if size < 3200 else 0.0)
+    assert found.made[0] == 3200
