@@ -22,6 +22,9 @@ USUAL_POWER: Final = 0.75
 TELLING: Final = 0.03
 """Drops below this share of the limit do not count for the power: they are hardly more than their standard errors."""
 
+APART: Final = 1.4
+"""Costs that tell the power are at least this factor apart."""
+
 LEAST: Final = 1e-3
 """Drops below this share of the limit count as this: zero has no logarithm."""
 
@@ -84,7 +87,7 @@ class PowerLaw:
         """Of the squared error that the drop grows like, by the models without training."""
         told = [entry for entry in self._alone() if entry.drop > TELLING * self.limit]
         costs, drops = _logarithms(told)
-        if len(told) < 2 or np.ptp(costs) < math.log(2):
+        if len(told) < 2 or np.ptp(costs) < math.log(APART):
             return USUAL_POWER
         return float(np.clip(np.polyfit(costs, drops, 1)[0], *POWERS))
 
@@ -110,10 +113,15 @@ class PowerLaw:
 
     def trained(self, brief: Seen) -> float:
         """The cost that meets the limit after all of the training, from a brief one and what it brought."""
-        costs, drops = _logarithms(sorted(self._alone(), key=_cost))
-        lost = float(np.exp(np.interp(math.log(brief.cost), costs, drops)))
-        gain = max(1.0, (lost / brief.drop) ** (1 / self.power))
+        gain = max(1.0, (self._lost(brief.cost) / brief.drop) ** (1 / self.power))
         return brief.cost * _step(self.room(brief) * gain**REST)
+
+    def _lost(self, cost: float) -> float:
+        """The drop without training: between two models on the line, beyond them by the power."""
+        alone = sorted(self._alone(), key=_cost)
+        costs, drops = _logarithms(alone)
+        beyond = cost / min(max(cost, alone[0].cost), alone[-1].cost)
+        return float(np.exp(np.interp(math.log(cost), costs, drops)) * beyond**self.power)
 
     def _alone(self) -> list[Seen]:
         return [entry for entry in self.seen if entry.share == 0]

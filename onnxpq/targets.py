@@ -3,6 +3,7 @@
 Nothing is compressed here: what makes a model and what judges it are passed in.
 """
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 from onnxpq import powerlaw
 from onnxpq.errors import TargetError
 from onnxpq.knapsack import Frontier
-from onnxpq.powerlaw import PowerLaw
+from onnxpq.powerlaw import SURE, PowerLaw
 from onnxpq.pq.layout import Layout
 from onnxpq.scoring import Drop
 from onnxpq.sensitivity import Curve
@@ -49,8 +50,8 @@ BRIEF_GAIN: Final = 1.5
 first one is: 1.2 on MiniLM, 1.0 on magika, 3.3 on rapidocr."""
 
 NEAR: Final = 2.0
-"""A brief training is near enough to tell the size for a whole one where the squared error would have to change by at
-most this factor to meet the limit."""
+"""A model is near the limit where its squared error would have to change by at most this factor to meet it. A brief
+training that is tells the size for a whole one."""
 
 AIM: Final = 0.7
 """Share of the allowed drop that the next trial aims at."""
@@ -116,6 +117,11 @@ class Planner:
         """The fewest bytes that cost at most so much in the end; the largest choice where none does."""
         state = int(np.searchsorted(-self._frontier.costs, -cost))
         return self._plan(min(state, len(self._frontier.costs) - 1))
+
+    def with_untrained_cost(self, cost: float) -> Plan:
+        """The same for what it costs without training, nearly: the two costs do not grow quite alike."""
+        states = range(len(self._frontier.costs))
+        return self._plan(min(bisect.bisect_left(states, -cost, key=lambda at: -self._plan(at).cost), states[-1]))
 
     def expected(self) -> tuple[tuple[int, float], ...]:
         """Bytes of the file (up to a few) and relative error of the output, from the smallest choice to the largest."""
@@ -238,13 +244,11 @@ def search(target: TargetConfig, planner: Planner, top: Plan, work: Work[Made]) 
     hunt = _Hunt(target, planner, work)
     if target.limits_bytes or work.judge is None:
         hunt.trial(top, 1.0 if work.trains else 0.0)
-    elif hunt.trial(top, 0.0):
-        hunt.scan(SCANS if work.trains else 2 * SCANS)
-        if work.trains:
-            hunt.train_briefly()
-            hunt.train()
-    else:
+    elif not hunt.scan(SCANS if work.trains else 2 * SCANS):
         raise TargetError(_impossible(target, hunt.trials[-1], hunt.last))
+    elif work.trains:
+        hunt.train_briefly()
+        hunt.train()
     return hunt.found()
 
 
@@ -266,10 +270,8 @@ class _Hunt(Generic[Made]):
         self.law = PowerLaw(math.inf if target.max_drop is None else target.max_drop)
         self.trials: list[Trial] = []
         self.last: Drop | None = None
-        self.bottom = float(planner.smallest.layer_bytes) / CLOSE
-        """Layers of so many bytes are smaller than any."""
-        self.low = self.bottom
-        """Layers of so many bytes were too small with as much training, or are smaller than any."""
+        self.share = 0.0
+        """Share of the training that models are given at present."""
         self.kept: tuple[Plan, int, Made] | None = None
         """The smallest that kept to the target, its trial and its model; before that, the last one tried."""
 
@@ -292,38 +294,65 @@ class _Hunt(Generic[Made]):
         )
         if self.last is not None and limit is not None:
             self.law.add(plan.final_cost, share, self.last.cautious)
-        if met or self.kept is None or not self.trials[self.kept[1]].met:
+        if met or not self._does():
             self.kept = plan, len(self.trials) - 1, made
-        if not met:
-            self.low = max(self.low, plan.layer_bytes)
         return met
 
-    def scan(self, count: int) -> None:
-        """Find the smallest that does without training, roughly where some are trained; the largest is known to do."""
-        for _ in range(count):
-            middle = self._between()
-            if middle is None:
-                return
-            cost = self.law.untrained()
-            plan = middle if cost is None else self.planner.with_cost(cost)
-            if plan.layer_bytes <= CLOSE * self.low:
-                plan = middle
-            if not self._saves(plan):
-                nearer = None if self.work.trains else self._step_down()
-                if nearer is None:
-                    return
-                plan = nearer
+    @property
+    def low(self) -> float:
+        """Layers of so many bytes were too small with as much training, or are smaller than any."""
+        missed = [trial.layer_bytes for trial in self.trials if trial.trained == self.share and not trial.met]
+        return max(missed, default=self.planner.smallest.layer_bytes / CLOSE)
+
+    def scan(self, count: int) -> bool:
+        """Find the smallest that does without training, roughly where some are trained; whether any does.
+
+        It begins where the squared error is expected to be as large as the drop may be.
+        """
+        plan: Plan | None = self.planner.with_untrained_cost(self.law.limit)
+        while plan is not None and len(self.trials) < count:
             self.trial(plan, 0.0)
+            plan = self._smaller() if self._does() else self._larger()
+        if not self._does() and self.low < self.planner.largest.layer_bytes:
+            self.trial(self.planner.largest, 0.0)
+        return self._does()
+
+    def _larger(self) -> Plan | None:
+        """After one without training that lost too much, what is expected to do; after a bad guess the largest."""
+        last = self.law.seen[-1]
+        if self.low >= self.planner.largest.layer_bytes:
+            return None
+        guess = self.planner.with_cost(self.law.meeting(last, SURE))
+        is_sound = len(self.trials) == 1 or self.law.room(last) >= 1 / NEAR
+        return guess if is_sound and guess.layer_bytes > CLOSE * self.low else self.planner.largest
+
+    def _smaller(self) -> Plan | None:
+        """After one without training that did, what is expected to do just so; None where it saves next to nothing."""
+        middle = self._between()
+        if middle is None:
+            return None
+        cost = self.law.untrained()
+        if cost is None:  # all did
+            cost = self.law.meeting(self.law.seen[-1], SURE)
+        plan = self.planner.with_cost(cost)
+        if plan.layer_bytes <= CLOSE * self.low:
+            plan = middle
+        if self._saves(plan):
+            return plan
+        return None if self.work.trains else self._step_down()
 
     def train_briefly(self) -> None:
         """Train a few a little, beginning below the smallest that did without training, until one is near the limit."""
-        self.low = self.bottom
+        self.share = BRIEF
         first = self.planner.with_cost(self._high().final_cost * BRIEF_GAIN)
         # Errors may grow by more than that from one choice to the next smaller one, which is tried then.
         plan = first if self._saves(first) else self._step_down()
         for _ in range(BRIEFS):
             if plan is None:
                 return
+            # What the training brings is seen beside the same codes without any, which cost little more.
+            if (plan.layer_bytes, 0.0) not in [(trial.layer_bytes, trial.trained) for trial in self.trials]:
+                self.trial(plan, 0.0)
             self.trial(plan, BRIEF)
             if 1 / NEAR <= self.law.room(self.law.seen[-1]) <= NEAR:
                 return
@@ -331,7 +360,7 @@ class _Hunt(Generic[Made]):
 
     def train(self) -> None:
         """Train models, beginning where the brief trainings let expect that the limit is just kept to."""
-        self.low = self.bottom
+        self.share = 1.0
         safe = self._high()
         brief = self.law.last(BRIEF)
         guess = safe if brief is None else self.planner.with_cost(self.law.trained(brief))
@@ -354,8 +383,13 @@ class _Hunt(Generic[Made]):
             raise AssertionError("search() makes at least one model")
         return Found(self.kept[2], self.trials, self.kept[1], self.last)
 
+    def _does(self) -> bool:
+        """Whether any kept to the target."""
+        return self.kept is not None and self.trials[self.kept[1]].met
+
     def _high(self) -> Plan:
-        return self.planner.largest if self.kept is None else self.kept[0]
+        """The smallest that did, or else the most accurate of all."""
+        return self.kept[0] if self.kept is not None and self._does() else self.planner.largest
 
     def _between(self) -> Plan | None:
         """Half way between what was too small and what did; None where they are close."""

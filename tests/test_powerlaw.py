@@ -28,7 +28,7 @@ def law(limit: float, *untrained: tuple[float, float]) -> PowerLaw:
         ([(0.01, 0.02), (0.04, 0.5)], powerlaw.POWERS[1]),
         ([], powerlaw.USUAL_POWER),
         ([(0.01, 0.02)], powerlaw.USUAL_POWER),
-        ([(0.01, 0.02), (0.011, 0.022)], powerlaw.USUAL_POWER),  # too near one another to tell
+        ([(0.01, 0.02), (0.013, 0.026)], powerlaw.USUAL_POWER),  # too near one another to tell
         ([(0.01, 0.0029), (0.04, 0.08)], powerlaw.USUAL_POWER),  # one of them is noise
     ],
 )
@@ -85,10 +85,14 @@ def test_all_of_the_training_is_told_by_what_a_brief_one_brought() -> None:
     assert made.trained(made.seen[-1]) == pytest.approx(0.2 / 4)
 
 
-def test_beyond_the_models_without_training_the_nearest_counts() -> None:
-    made = law(0.1, (0.05, 0.05), (0.5, 0.5))
-    made.add(1.0, 0.125, 0.1)
-    assert made.trained(made.seen[-1]) == pytest.approx(5**powerlaw.REST)
+def test_beyond_the_models_without_training_the_power_tells() -> None:
+    for cost in (1.0, 0.1):
+        made = law(0.1, (0.2, 0.2), (0.5, 0.5))
+        made.add(cost, 0.125, cost / 5)
+        assert made.trained(made.seen[-1]) == pytest.approx(0.5 * 5**powerlaw.REST)
+    one = law(0.1, (0.05, 0.05))
+    one.add(0.8, 0.125, 0.1)  # 16 times the cost, 8 times the drop
+    assert one.trained(one.seen[-1]) == pytest.approx(0.8 * 4 ** (powerlaw.REST / powerlaw.USUAL_POWER))
 
 
 @pytest.mark.parametrize("drop", [0.0, -0.3, math.nan, math.inf, 1e200])

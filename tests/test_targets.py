@@ -307,16 +307,20 @@ def test_training_that_harms_leaves_quantization_alone() -> None:
 
 
 def test_a_brief_training_that_did_is_followed_by_a_whole_one() -> None:
-    """Whatever the whole ones below it do, one is at the size that is known to do."""
-    kept = falling(20, gain=4)
-    sizes = {a + b for a in SIZES for b in SIZES}
-    briefly = min(size for size in sizes if kept(size, targets.BRIEF) <= 0.01)
-    found, made = run(
-        TargetConfig(max_drop=0.01, attempts=2), lambda size, share: 1.0 if size < briefly else kept(size, share)
-    )
-    smallest = min(size for size, share in made if share == targets.BRIEF and size >= briefly)
-    assert {size < briefly for size in wholly(made)} == {True, False}
-    assert found.made == (smallest, 1)
+    """Whatever the whole one below it does, one is at the size that is known to do."""
+    kept, did = falling(20, gain=9), []
+
+    def drop(size: int, share: float) -> float:
+        if share == 1 and size < min(did):
+            return 1.0
+        if share == targets.BRIEF and kept(size, share) <= 0.01:
+            did.append(size)
+        return kept(size, share)
+
+    found, made = run(TargetConfig(max_drop=0.01, attempts=2), drop)
+    first, last = wholly(made)
+    assert first < last == min(did)
+    assert found.made == (last, 1)
 
 
 def test_nothing_far_below_one_that_is_near_the_limit_is_trained() -> None:
@@ -366,7 +370,8 @@ def test_a_drop_that_nothing_reaches_is_refused_before_training() -> None:
     )
     with pytest.raises(TargetError, match=message):
         run(TargetConfig(max_drop=0.01), drop)
-    assert made == [6400]
+    assert made[-1] == 6400, "the most accurate"
+    assert len(made) <= 3
 
 
 @pytest.mark.parametrize("limit", [0.001, 0.01])
