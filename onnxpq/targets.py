@@ -114,13 +114,11 @@ class Planner:
         return None
 
     def with_cost(self, cost: float) -> Plan:
-        """The fewest bytes that cost at most so much in the end; the largest choice where none does."""
-        state = int(np.searchsorted(-self._frontier.costs, -cost))
-        return self._plan(min(state, len(self._frontier.costs) - 1))
+        """The fewest bytes that cost at most so much without training; the largest choice where none does.
 
-    def with_untrained_cost(self, cost: float) -> Plan:
-        """The same for what it costs without training, nearly: the two costs do not grow quite alike."""
-        states = range(len(self._frontier.costs))
+        Nearly: what is best for the cost in the end need not be for that without training.
+        """
+        states = range(len(self._frontier.bytes))
         return self._plan(min(bisect.bisect_left(states, -cost, key=lambda at: -self._plan(at).cost), states[-1]))
 
     def expected(self) -> tuple[tuple[int, float], ...]:
@@ -293,7 +291,7 @@ class _Hunt(Generic[Made]):
             )
         )
         if self.last is not None and limit is not None:
-            self.law.add(plan.final_cost, share, self.last.cautious)
+            self.law.add(plan.cost, share, self.last.cautious)
         if met or not self._does():
             self.kept = plan, len(self.trials) - 1, made
         return met
@@ -309,7 +307,7 @@ class _Hunt(Generic[Made]):
 
         It begins where the squared error is expected to be as large as the drop may be.
         """
-        plan: Plan | None = self.planner.with_untrained_cost(self.law.limit)
+        plan: Plan | None = self.planner.with_cost(self.law.limit)
         while plan is not None and len(self.trials) < count:
             self.trial(plan, 0.0)
             plan = self._smaller() if self._does() else self._larger()
@@ -344,7 +342,7 @@ class _Hunt(Generic[Made]):
     def train_briefly(self) -> None:
         """Train a few a little, beginning below the smallest that did without training, until one is near the limit."""
         self.share = BRIEF
-        first = self.planner.with_cost(self._high().final_cost * BRIEF_GAIN)
+        first = self.planner.with_cost(self._high().cost * BRIEF_GAIN)
         # Errors may grow by more than that from one choice to the next smaller one, which is tried then.
         plan = first if self._saves(first) else self._step_down()
         for _ in range(BRIEFS):
