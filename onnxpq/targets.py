@@ -68,13 +68,11 @@ class Plan:
         layouts: by weight name.
         layer_bytes: of all layers.
         cost: squared relative error of the output that is expected without training.
-        final_cost: likewise after it.
     """
 
     layouts: Layouts
     layer_bytes: int
     cost: float
-    final_cost: float
 
 
 class Planner:
@@ -132,7 +130,7 @@ class Planner:
         options = self._frontier.choice(state)
         layouts = {curve.weight: curve.layouts[i] for curve, i in zip(self._curves, options, strict=True)}
         cost = sum(curve.costs[i] for curve, i in zip(self._curves, options, strict=True))
-        return Plan(layouts, int(self._frontier.bytes[state]), cost, float(self._frontier.costs[state]))
+        return Plan(layouts, int(self._frontier.bytes[state]), cost)
 
 
 @dataclass(frozen=True, eq=False)
