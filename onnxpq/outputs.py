@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.graphs import node_label, used_values
+from onnxpq.graphs import node_label, subgraphs_of
 from onnxpq.metrics import are_one, are_probabilities, is_scores
 from onnxpq.partition import dependents
 
@@ -107,16 +107,16 @@ def not_scores(graph: ir.Graph, name: str, values: NDArray[np.generic]) -> str |
 
 
 def pooled(graph: ir.Graph, names: Sequence[str]) -> dict[str, str]:
-    """Outputs that another one is computed from without any further weights, as sentences from their words.
+    """Outputs that another one is computed from without any further weights, as sentences are from their words.
 
-    Users want the latter: the former are there for those who pool for themselves, with what fills batches up.
+    Users want the latter. The former are there for those who pool for themselves, and hold what fills up batches, too.
 
     Args:
         graph: that of a normalised model.
         names: of the outputs to look at.
 
     Returns:
-        For each of them that there is such an output for among them, its name.
+        For each of them that another one of them is made of, the name of that one.
     """
     values = {value.name or "": value for value in graph.outputs}
     found = {}
@@ -129,25 +129,28 @@ def pooled(graph: ir.Graph, names: Sequence[str]) -> dict[str, str]:
 
 def _is_made_of(output: ir.Value, part: ir.Value) -> bool:
     """Whether an output is computed from another value, inputs and constants that are no weights."""
-    pending, seen = [output], set()
+    pending, seen = [output], {part}
+    uses_part = False
     while pending:
         value = pending.pop()
-        if value in seen or value is part:
-            seen.add(value)
+        uses_part |= value is part
+        if value in seen:
             continue
         seen.add(value)
-        if _is_weight(value):
-            return False
         node = value.producer()
-        if node is not None:
-            pending += used_values(node)
-    return part in seen
+        # What subgraphs hold is not looked at.
+        if _is_weight(value) or (node is not None and next(subgraphs_of(node), None) is not None):
+            return False
+        pending += [] if node is None else [given for given in node.inputs if given is not None]
+    return uses_part
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """Whether it is an initializer of several floats."""
+    """Whether it is an initializer of several floats, or of a matrix of anything (quantized weights)."""
     tensor = value.const_value if value.is_initializer() else None
-    return tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1
+    if tensor is None or tensor.size == 1:
+        return False
+    return tensor.dtype.is_floating_point() or len(tensor.shape) > 1
 
 
 def _exponential(values: NDArray[np.generic]) -> NDArray[np.float64]:

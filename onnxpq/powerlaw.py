@@ -29,6 +29,7 @@ LEAST: Final = 1e-3
 """Drops below this share of the limit count as this: zero has no logarithm."""
 
 LEAST_LIMIT: Final = 1e-6
+"""A limit below this counts as this."""
 
 MOST: Final = 1e6
 """Drops above this count as this."""
@@ -38,7 +39,7 @@ SURE: Final = 0.9
 
 REST: Final = 0.6
 """The rest of the training is expected to lower the squared error by this power of the factor by which a brief one did.
-It was .7 on MiniLM at a twelfth of its file and 1.4 at a sixteenth, .6 on rapidocr."""
+It was .7 to 1.4 on MiniLM (three sizes), .6 on rapidocr."""
 
 STEP: Final = 16.0
 """By what factor the cost may change from one trained model to the next: guesses do not reach farther."""
@@ -68,7 +69,7 @@ class PowerLaw:
         """Nothing is known yet.
 
         Args:
-            limit: of the drop; nothing can be told of none at all, which counts as `LEAST_LIMIT`.
+            limit: of the drop.
         """
         self.limit = max(limit, LEAST_LIMIT)
         self.seen: list[Seen] = []

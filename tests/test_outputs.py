@@ -160,14 +160,14 @@ MASKED_MEAN: list[Node] = [
 """As sentence transformers have it."""
 
 
-def pooled_of(nodes: list[Node], outputs: list[str]) -> dict[str, str]:
+def pooled_of(nodes: list[Node], outputs: list[str], more: list[onnx.TensorProto] | None = None) -> dict[str, str]:
     made = [
         helper.make_node(op, given, [result], name=result, **(rest[0] if rest else {}))
         for op, given, result, *rest in nodes
     ]
     least = onnx.numpy_helper.from_array(np.array(1e-9, np.float32), "least")
     inputs = {"x": [SAMPLES, *WORDS], "mask": [SAMPLES, WORDS[0]]}
-    model = build(made, inputs, {name: [] for name in outputs}, [*CONSTANTS, least])
+    model = build(made, inputs, {name: [] for name in outputs}, [*CONSTANTS, least, *(more or [])])
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     return pooled(importing.normalise(ir.from_proto(model)).graph, outputs)
@@ -206,20 +206,20 @@ def test_what_has_weights_of_its_own_is_something_else(nodes: list[Node]) -> Non
     assert pooled_of([*zero, *nodes], ["words", "y"]) == {}
 
 
-def test_what_subgraphs_take_counts() -> None:
+def test_quantized_weights_are_weights() -> None:
+    matrix = onnx.numpy_helper.from_array(np.eye(WIDE, dtype=np.int8), "Q")
+    scale = onnx.numpy_helper.from_array(np.array(0.5, np.float32), "scale")
+    nodes: list[Node] = [*STATES, ("DequantizeLinear", ["Q", "scale"], "D"), ("MatMul", ["words", "D"], "y")]
+    assert pooled_of(nodes, ["words", "y"], [matrix, scale]) == {}
+
+
+def test_what_subgraphs_do_is_not_looked_at() -> None:
     branch = helper.make_graph(
-        [helper.make_node("MatMul", ["words", "W"], ["b"])],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)],
-    )
-    other = helper.make_graph(
         [helper.make_node("Neg", ["words"], ["n"])],
-        "other",
+        "branch",
         [],
         [helper.make_tensor_value_info("n", onnx.TensorProto.FLOAT, None)],
     )
     mean: list[Node] = [("ReduceMax", ["mask"], "m", {"keepdims": 0}), ("Cast", ["m"], "c", {"to": 9})]
-    for then, expected in ((branch, {}), (other, {"words": "y"})):
-        choice: Node = ("If", ["c"], "y", {"then_branch": then, "else_branch": other})
-        assert pooled_of([*STATES, *mean, choice], ["words", "y"]) == expected
+    choice: Node = ("If", ["c"], "y", {"then_branch": branch, "else_branch": branch})
+    assert pooled_of([*STATES, *mean, choice], ["words", "y"]) == {}
