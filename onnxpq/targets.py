@@ -11,10 +11,9 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from onnxpq import powerlaw
 from onnxpq.errors import TargetError
 from onnxpq.knapsack import Frontier
-from onnxpq.powerlaw import SURE, PowerLaw
+from onnxpq.powerlaw import STEP, SURE, PowerLaw
 from onnxpq.pq.layout import Layout
 from onnxpq.scoring import Drop
 from onnxpq.sensitivity import Curve
@@ -347,7 +346,7 @@ class _Hunt(Generic[Made]):
             if plan is None:
                 return
             # What the training brings is seen beside the same codes without any, which cost little more.
-            if (plan.layer_bytes, 0.0) not in [(trial.layer_bytes, trial.trained) for trial in self.trials]:
+            if not self._tried(plan, 0.0):
                 self.trial(plan, 0.0)
             self.trial(plan, BRIEF)
             if 1 / NEAR <= self.law.room(self.law.seen[-1]) <= NEAR:
@@ -366,10 +365,9 @@ class _Hunt(Generic[Made]):
                 break
             self.trial(plan, 1.0)
             plan = self._next()
-        whole = [trial for trial in self.trials if trial.trained == 1]
-        if not any(trial.met for trial in whole):
+        if not any(trial.met for trial in self.trials if trial.trained == 1):
             # The last one is not beyond where less training did.
-            plan = None if safe.layer_bytes in [trial.layer_bytes for trial in whole] else self._surely(safe)
+            plan = None if self._tried(safe, 1.0) else self._surely(safe)
         if plan is not None:
             self.trial(plan, 1.0)
 
@@ -382,6 +380,10 @@ class _Hunt(Generic[Made]):
     def _does(self) -> bool:
         """Whether any kept to the target."""
         return self.kept is not None and self.trials[self.kept[1]].met
+
+    def _tried(self, plan: Plan, share: float) -> bool:
+        """Whether a model of this size had so much of the training."""
+        return any((trial.layer_bytes, trial.trained) == (plan.layer_bytes, share) for trial in self.trials)
 
     def _high(self) -> Plan:
         """The smallest that did, or else the most accurate of all."""
@@ -414,7 +416,7 @@ class _Hunt(Generic[Made]):
         if not self.trials[-1].met or self._saves(guess):
             return middle
         # Nothing much smaller is expected to do: the last one is near the limit, or there is nothing within a step.
-        return self._step_down() if self.law.room(last) > powerlaw.STEP else None
+        return self._step_down() if self.law.room(last) > STEP else None
 
     def _saves(self, plan: Plan) -> bool:
         """Whether it is much smaller than what did."""

@@ -156,7 +156,7 @@ def test_a_layout_that_is_tried_again_is_not_quantized_again(monkeypatch: pytest
 
 
 def test_agreement_where_there_are_no_labels(digits: tuple[Arrays, Arrays]) -> None:
-    config = Config(target=TargetConfig(max_drop=0.06), training=PLAIN)
+    config = Config(target=TargetConfig(max_drop=0.04), training=PLAIN, seed=1)
     report = onnxpq.compress(DIGITS, {"X": digits[0]["X"]}, test={"X": digits[1]["X"]}, config=config).report
     assert report.target is not None
     assert report.target.metric == "agreement"
@@ -164,7 +164,7 @@ def test_agreement_where_there_are_no_labels(digits: tuple[Arrays, Arrays]) -> N
     assert agreement is not None
     assert report.target.proof is not None
     assert 1 - agreement == pytest.approx(report.target.proof.value)
-    assert agreement >= 0.94
+    assert agreement >= 0.96
 
 
 def test_squared_error_where_the_output_is_an_embedding() -> None:
