@@ -23,7 +23,7 @@ TELLING: Final = 0.03
 """Drops below this share of the limit do not count for the power: they are hardly more than their standard errors."""
 
 APART: Final = 1.4
-"""Costs that tell the power are at least this factor apart."""
+"""Costs that tell the power are at least this factor apart; what is nearer to a model tells no more than that one."""
 
 LEAST: Final = 1e-3
 """Drops below this share of the limit count as this: zero has no logarithm."""
@@ -103,13 +103,18 @@ class PowerLaw:
     def untrained(self) -> float | None:
         """The cost that meets the limit without training: on the line between the two models next to it.
 
-        None where none of them lost too much.
+        None where none of them lost too much. Where the one that did not lost hardly anything, which tells nothing of
+        where it begins to, it is where the power puts it from the other, or if that tells no more, half way.
         """
         met = [entry for entry in self._alone() if entry.drop <= self.limit]
         missed = [entry for entry in self._alone() if entry.drop > self.limit]
         if not met or not missed:
             return None
-        costs, drops = _logarithms([max(met, key=_cost), min(missed, key=_cost)])
+        below, above = max(met, key=_cost), min(missed, key=_cost)
+        if below.drop < TELLING * self.limit:
+            guess = self.meeting(above, SURE)
+            return guess if guess > APART * below.cost else math.sqrt(below.cost * above.cost)
+        costs, drops = _logarithms([below, above])
         return float(np.exp(np.interp(math.log(SURE * self.limit), drops, costs)))
 
     def trained(self, brief: Seen) -> float:

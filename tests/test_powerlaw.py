@@ -46,6 +46,14 @@ def test_between_two_models_the_drop_is_on_a_line_of_logarithms() -> None:
     assert law(0.1, (0.0001, 0.01), (1.0, 1.0)).untrained() == pytest.approx(0.09**2)
 
 
+def test_one_that_lost_nothing_does_not_say_where_losses_begin() -> None:
+    # On the line, from a thousandth of the limit, it would be at .0062, which loses .7 times as much as .01.
+    assert law(0.1, (0.0001, 0.0), (0.01, 0.2)).untrained() == pytest.approx(0.01 * 0.45 ** (1 / powerlaw.USUAL_POWER))
+    # The power says .0034, which is no news: half way.
+    assert law(0.1, (0.003, 0.0), (0.01, 0.2)).untrained() == pytest.approx(math.sqrt(0.003 * 0.01))
+    assert law(0.1, (0.009, 0.0031), (0.01, 0.2)).untrained() == pytest.approx(0.0098, rel=0.01)
+
+
 def test_one_that_just_does_is_where_it_is_expected() -> None:
     assert law(0.1, (0.01, 0.095), (1.0, 1.0)).untrained() == pytest.approx(0.01)
 
