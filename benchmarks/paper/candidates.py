@@ -69,7 +69,7 @@ class Clusterer:
         """Product quantization with a codebook for each block of d columns (Gong et al. 2014)."""
         points = self._points(self.matrix, d).transpose(0, 1).contiguous()
         centroids, index = kmeans.kmeans(points, codewords, generator=self._generator())
-        return Coded([index.T.contiguous()], [centroids], self.columns)
+        return Coded([index.T.long().contiguous()], [centroids], self.columns)
 
     def scalar(self, codewords: int) -> Coded:
         """k-means of the single weights."""
@@ -87,7 +87,7 @@ class Clusterer:
         left = self.matrix - self.residual(d, codewords, stages - 1).matrix().detach() if found else self.matrix
         points = self._points(left, d).reshape(1, -1, d)
         centroids, index = kmeans.kmeans(points, codewords, generator=self._generator())
-        return [*found, (index.reshape(self.out, -1), centroids)]
+        return [*found, (index.long().reshape(self.out, -1), centroids)]
 
     def _points(self, matrix: Tensor, d: int) -> Tensor:
         """Sub-vectors [out, M, d], the last ones filled up with zeros."""

@@ -32,6 +32,9 @@ CG_STEPS = 4
 _BLOCK_COLUMNS = 128
 """Columns whose changes are gathered before they are passed on to all other columns, in one product."""
 
+_FED_ELEMENTS = 2**23
+"""Numbers in the rows that errors are fed back in at a time: 32 MiB."""
+
 _LARGE = 30
 """Weights whose largest is beyond 2 to this power, or below its inverse, are scaled."""
 
@@ -78,7 +81,7 @@ class State:
 
     Attributes:
         codebooks: [G, K, d].
-        codes: [out, M] int64.
+        codes: [out, M] uint8.
         scales: [out], positive.
     """
 
@@ -104,7 +107,7 @@ def encode(
         rounds: limit of the rounds of coordinate descent; 0 is several times faster, for an error up to twice as large.
 
     Returns:
-        Codebooks [G, K, d] float32, codes [out, M] int64, scales [out] float32.
+        Codebooks [G, K, d] float32, codes [out, M] uint8, scales [out] float32.
     """
     # Squares of very large or small weights would leave float32; a power of two changes no digit.
     _, exponent = torch.frexp(matrix.abs().max())
@@ -151,12 +154,21 @@ def feedback(problem: Problem, state: State) -> State:
     With U upper triangular and ``U^T U = H^-1``, the best reaction of the later columns to an error e of sub-vector m
     is ``-e U_mm^-1 U_m,later``, and then e costs ``|e U_mm^-1|^2``.
     """
-    layout, d = problem.layout, problem.layout.sub_vector
+    d = problem.layout.sub_vector
     upper = _factor_of_inverse(problem.moment)
     identity = torch.eye(d, dtype=upper.dtype, device=upper.device)
     whiteners = torch.linalg.solve_triangular(_diagonal_blocks(upper, d), identity, upper=True)
-    wanted = problem.matrix / state.scales.unsqueeze(1)
-    codes = torch.empty_like(state.codes)
+    # Rows do not depend on each other.
+    count = max(1, _FED_ELEMENTS // problem.matrix.shape[1])
+    rows = zip(*(torch.split(each, count) for each in (problem.matrix, state.scales.unsqueeze(1))), strict=True)
+    codes = [_fed(problem, state.codebooks, part / scales, upper, whiteners) for part, scales in rows]
+    return replace(state, codes=torch.cat(codes))
+
+
+def _fed(problem: Problem, codebooks: Tensor, wanted: Tensor, upper: Tensor, whiteners: Tensor) -> Tensor:
+    """The codes [n, M] of n rows of unit size, which are overwritten: see `feedback`."""
+    layout, d = problem.layout, problem.layout.sub_vector
+    codes = torch.empty(len(wanted), layout.sub_vectors, dtype=torch.uint8, device=wanted.device)
     for block in problem.blocks():
         columns = problem.columns(block)
         inside, coupling = wanted[:, columns], upper[columns, columns]
@@ -164,23 +176,41 @@ def feedback(problem: Problem, state: State) -> State:
         for m in range(block.start, block.stop):
             at = slice((m - block.start) * d, (m - block.start + 1) * d)
             targets = inside[:, at] @ whiteners[m]
-            codewords = state.codebooks[m // layout.per_group] @ whiteners[m]
-            codes[:, m] = _nearest(targets, codewords)
-            errors[:, at] = targets - codewords[codes[:, m]]
+            codewords = codebooks[m // layout.per_group] @ whiteners[m]
+            nearest = _nearest(targets, codewords)
+            codes[:, m] = nearest
+            errors[:, at] = targets - codewords[nearest]
             inside[:, at.stop :] -= errors[:, at] @ coupling[at, at.stop :]
         wanted[:, columns.stop :].addmm_(errors, upper[columns, columns.stop :], alpha=-1)
-    return replace(state, codes=codes)
+    return codes
 
 
 def _factor_of_inverse(moment: Tensor) -> Tensor:
     """U, upper triangular, with ``U^T U = H^-1``.
 
     With the order of the inputs reversed it is the inverse of the Cholesky factor of H; so neither H^-1 is computed,
-    whose own factorization would need twice the digits, nor any matrix beyond those two.
+    whose own factorization would need twice the digits, nor any matrix beyond those two: H itself is reversed for the
+    time of that.
     """
-    lower: Tensor = torch.linalg.cholesky(moment.flip(0, 1))
+    _reverse(moment)
+    try:
+        lower: Tensor = torch.linalg.cholesky(moment)
+    finally:
+        _reverse(moment)
     _invert(lower)
-    return lower.flip(0, 1)
+    _reverse(lower)
+    return lower
+
+
+def _reverse(matrix: Tensor) -> None:
+    """Reverse the order of rows and columns in place."""
+    size = len(matrix)
+    for start in range(0, (size + 1) // 2, _BLOCK_COLUMNS):
+        stop = min(start + _BLOCK_COLUMNS, (size + 1) // 2)
+        first, last = matrix[start:stop], matrix[size - stop : size - start]
+        turned = first.flip(0, 1)
+        first.copy_(last.flip(0, 1))
+        last.copy_(turned)
 
 
 def _invert(lower: Tensor) -> None:
@@ -217,11 +247,12 @@ def descend(problem: Problem, state: State) -> State:
         for m in range(block.start, block.stop):
             at = slice((m - block.start) * d, (m - block.start + 1) * d)
             codebook = state.codebooks[m // layout.per_group]
-            now = codebook[codes[:, m]]
+            now = codebook[codes[:, m].long()]
             step = torch.linalg.solve_triangular(lower[m].T, inside[:, at] / scales, upper=True, left=False)
             # X L^T = P/s, so X = P H^-1 L / s: the step, seen through L as the codewords are.
-            codes[:, m] = _nearest(now @ lower[m] + step, codebook @ lower[m])
-            changes[:, at] = scales * (now - codebook[codes[:, m]])
+            nearest = _nearest(now @ lower[m] + step, codebook @ lower[m])
+            codes[:, m] = nearest
+            changes[:, at] = scales * (now - codebook[nearest])
             inside += changes[:, at] @ coupling[at]
         pull.addmm_(changes, problem.moment[columns])
     return replace(state, codes=codes)

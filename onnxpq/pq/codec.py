@@ -51,9 +51,9 @@ def point_weights(
 
 
 def to_codes(index: Tensor, layout: Layout) -> Tensor:
-    """Codes [out, M] int64 from the centroid indices [G, per_group * out] of `split`'s points."""
+    """Codes [out, M] uint8 from the centroid indices [G, per_group * out] of `split`'s points."""
     grid = index.reshape(layout.groups * layout.per_group, layout.out_features)
-    return grid[: layout.sub_vectors].T.to(torch.int64, memory_format=torch.contiguous_format)
+    return grid[: layout.sub_vectors].T.to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 def to_index(codes: Tensor, layout: Layout) -> Tensor:
@@ -105,7 +105,7 @@ def encode(
         generator: source of randomness.
 
     Returns:
-        Codebooks [G, K, d] float32, codes [out, M] int64, scales [out] float32.
+        Codebooks [G, K, d] float32, codes [out, M] uint8, scales [out] float32.
     """
     scales = row_scales(matrix)
     codebooks, codes = cluster(matrix, scales, layout, iterations=iterations, generator=generator)
@@ -132,7 +132,7 @@ def cluster(
         generator: source of randomness.
 
     Returns:
-        Codebooks [G, K, d], codes [out, M] int64.
+        Codebooks [G, K, d], codes [out, M] uint8.
     """
     centroids, index = [], []
     rows = row_weights(scales)
@@ -145,7 +145,7 @@ def cluster(
         points = (points / scales.unsqueeze(1)).reshape(*weights.shape, layout.sub_vector)
         found = kmeans.kmeans(points, layout.codewords, weights=weights, iterations=iterations, generator=generator)
         centroids.append(found[0])
-        index.append(found[1].to(torch.uint8))
+        index.append(found[1])
     return torch.cat(centroids), to_codes(torch.cat(index), layout)
 
 
@@ -164,7 +164,7 @@ def _fitted_scales(matrix: Tensor, centroids: Tensor, codes: Tensor, layout: Lay
 
 
 def assign(units: Tensor, centroids: Tensor, layout: Layout) -> Tensor:
-    """Codes [out, M] int64 of the nearest codewords of a matrix [out, in] with rows of unit size."""
+    """Codes [out, M] uint8 of the nearest codewords of a matrix [out, in] with rows of unit size."""
     index, _ = kmeans.nearest(split(units, layout), centroids)
     return to_codes(index, layout)
 

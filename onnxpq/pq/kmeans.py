@@ -10,7 +10,7 @@ long as the rest of the step.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,10 @@ ball, Polyak 1964): Lloyd's steps point the same way for long, and so far fewer 
 
 _THINNED = (64, 1024)
 """Points per codeword of the samples on which the steps begin, smallest first: there a step costs less."""
+
+_HELD_ELEMENTS = 2**22
+"""Numbers in points that are laid out for the products once; those of larger sets are laid out for each step anew, a
+chunk at a time: that takes a step hardly longer, and all of them would take several times the memory of the points."""
 
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Point-to-centroid scores that are held at once: on a CPU 4 MiB of float32, which stay near the processor through a
@@ -57,6 +61,16 @@ class _Points(NamedTuple):
         columns = torch.cat([points.transpose(1, 2), torch.ones_like(weights).unsqueeze(1)], 1)
         return cls(columns, columns * weights.unsqueeze(1), weights, points.square().sum(2))
 
+    @classmethod
+    def parts(cls, points: Tensor, weights: Tensor, codewords: int) -> Callable[[], Iterator[tuple[slice, "_Points"]]]:
+        """Gives, in each step, all points in chunks whose scores with so many centroids are held at once."""
+        ranges = list(_chunks(points, codewords))
+        if points.numel() <= _HELD_ELEMENTS:
+            whole = cls.of(points, weights)
+            held = [cls(*(tensor[..., some] for tensor in whole)) for some in ranges]
+            return lambda: zip(ranges, held, strict=True)
+        return lambda: ((some, cls.of(points[:, some], weights[:, some])) for some in ranges)
+
     def squared(self, centroids: Tensor) -> Tensor:
         """Squared distances [G, K, N] to centroids [G, K, d]."""
         return torch.bmm(_extended(centroids).mul_(-2), self.columns).add_(self.norms.unsqueeze(1)).clamp_min_(0)
@@ -74,15 +88,20 @@ def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """
     index = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
     squared = torch.empty(points.shape[:2], dtype=points.dtype, device=points.device)
+    for some, best, nearest_ones in _nearest(points, centroids):
+        index[:, some] = nearest_ones
+        squared[:, some] = (points[:, some].square().sum(-1) - 2 * best).clamp_min(0)
+    return index, squared
+
+
+def _nearest(points: Tensor, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Chunks of points, the best score of each point in them and the index of its centroid."""
     half_norms = 0.5 * centroids.square().sum(-1, keepdim=True)
     for some in _chunks(points, centroids.shape[1]):
-        part = points[:, some]
         # argmin |p - c|^2 = argmax <p, c> - |c|^2 / 2: one product, no [G, N, K, d] array.
-        scores = torch.baddbmm(-half_norms, centroids, part.transpose(1, 2))
+        scores = torch.baddbmm(-half_norms, centroids, points[:, some].transpose(1, 2))
         best = scores.amax(1)
-        index[:, some] = _first_equal(scores, best)
-        squared[:, some] = (part.square().sum(-1) - 2 * best).clamp_min(0)
-    return index, squared
+        yield some, best, _first_equal(scores, best)
 
 
 def _chunks(points: Tensor, codewords: int) -> Iterator[slice]:
@@ -169,18 +188,20 @@ def kmeans(
         generator: source of randomness (on the CPU); the same one gives the same result.
 
     Returns:
-        Centroids [G, K, d] and the nearest one of each point [G, N] int64. Where a set has fewer than K distinct
-        points, the centroids left over repeat others.
+        Centroids [G, K, d] and the nearest one of each point [G, N] uint8, beyond 256 codewords int64. Where a set has
+        fewer than K distinct points, the centroids left over repeat others.
     """
     groups, count, d = points.shape
     centroids = torch.empty(groups, codewords, d, dtype=points.dtype, device=points.device)
-    index = torch.empty(groups, count, dtype=torch.int64, device=points.device)
+    kind = torch.uint8 if codewords <= 256 else torch.int64
+    index = torch.empty(groups, count, dtype=kind, device=points.device)
     block = max(1, _CHUNK_ELEMENTS[points.device.type] // (count * codewords))
     for start in range(0, groups, block):
         some = slice(start, start + block)
         mass = torch.ones_like(points[some, :, 0]) if weights is None else weights[some]
         centroids[some] = _cluster(points[some], mass, codewords, iterations, generator)
-        index[some] = nearest(points[some], centroids[some])[0]
+        for part, _, nearest_ones in _nearest(points[some], centroids[some]):
+            index[some, part] = nearest_ones
     return centroids, index
 
 
@@ -189,22 +210,21 @@ def _cluster(points: Tensor, weights: Tensor, codewords: int, iterations: int, g
     strides = [points.shape[1] // (share * codewords) for share in _THINNED]
     first, *later = [*(stride for stride in strides if stride > 1), 1]
     sample, mass = points[:, ::first], weights[:, ::first]
-    data = _Points.of(sample, mass)
-    centroids = _lloyd(sample, data, _plus_plus(sample, data, codewords, generator), iterations)
+    centroids = _lloyd(sample, mass, _plus_plus(sample, _Points.of(sample, mass), codewords, generator), iterations)
     for stride in later:
-        sample, mass = points[:, ::stride], weights[:, ::stride]
-        centroids = _lloyd(sample, _Points.of(sample, mass), centroids, iterations)
+        centroids = _lloyd(points[:, ::stride], weights[:, ::stride], centroids, iterations)
     return centroids
 
 
-def _lloyd(points: Tensor, data: _Points, centroids: Tensor, iterations: int) -> Tensor:
+def _lloyd(points: Tensor, weights: Tensor, centroids: Tensor, iterations: int) -> Tensor:
     """Lloyd's steps from given centroids [G, K, d], until they settle."""
+    parts = _Points.parts(points, weights, centroids.shape[1])
+    missed = torch.empty_like(weights, memory_format=torch.contiguous_format)
     before = torch.full_like(centroids[:, :1, :1], torch.inf)
     means, move = centroids, torch.zeros_like(centroids)
     for _ in range(iterations):
-        owned, best = _owned(data, centroids)
+        owned = _owned(parts(), centroids, missed)
         means, masses = _means(owned, centroids)
-        missed = (data.norms - 2 * best).mul_(data.weights)
         squared = missed.sum(1).reshape(before.shape)
         if bool((empty := masses <= 0).any()):
             means = _refill(points, missed, empty, means)
@@ -218,17 +238,23 @@ def _lloyd(points: Tensor, data: _Points, centroids: Tensor, iterations: int) ->
     return means
 
 
-def _owned(data: _Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sums [G, K, d + 1] of the points (p, 1) of each centroid, and the best score [G, N] of each point."""
+def _owned(parts: Iterable[tuple[slice, _Points]], centroids: Tensor, missed: Tensor) -> Tensor:
+    """Weighted sums [G, K, d + 1] of the points (p, 1) of each centroid.
+
+    Args:
+        parts: all points.
+        centroids: [G, K, d].
+        missed: [G, N], is set to the weighted squared distances.
+    """
     extended = _extended(centroids)
     owned = torch.zeros_like(extended)
-    best = torch.empty_like(data.norms)
-    for some in _chunks(data.norms, centroids.shape[1]):
-        scores = torch.bmm(extended, data.columns[:, :, some])
-        best[:, some] = scores.amax(1)
-        hits = scores.eq_(best[:, some].unsqueeze(1))
-        owned += torch.bmm(hits, data.weighted[:, :, some].transpose(1, 2))
-    return owned, best
+    for some, part in parts:
+        scores = torch.bmm(extended, part.columns)
+        best = scores.amax(1)
+        missed[:, some] = (part.norms - 2 * best).mul_(part.weights)
+        hits = scores.eq_(best.unsqueeze(1))
+        owned += torch.bmm(hits, part.weighted.transpose(1, 2))
+    return owned
 
 
 def _means(owned: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,11 +130,20 @@ def test_feedback_is_brute_force() -> None:
             assert costs[codes[row, m]] <= min(costs) * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 128, 255, 256, 257, 700])
+def test_the_order_of_rows_and_columns_is_reversed_in_place(size: int) -> None:
+    matrix = torch.randn(size, size, generator=generator(size))
+    turned = matrix.clone()
+    calibrated._reverse(turned)
+    assert torch.equal(turned, matrix.flip(0, 1))
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(20, 12, 3, 5, 4)
     state = some_state(problem)
     whole = [step(problem, state).codes for step in (calibrated.feedback, calibrated.descend)]
     monkeypatch.setattr(calibrated, "_BLOCK_COLUMNS", 6)
+    monkeypatch.setattr(calibrated, "_FED_ELEMENTS", 7 * 12)
     small = [step(problem, state).codes for step in (calibrated.feedback, calibrated.descend)]
     # A tie may round either way.
     assert all(float((a != b).float().mean()) < 0.01 for a, b in zip(whole, small, strict=True))

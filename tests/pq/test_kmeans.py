@@ -52,6 +52,19 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(kmeans.nearest(points, centroids)[0], whole[0])
 
 
+@pytest.mark.parametrize("codewords", [7, 300])
+def test_points_laid_out_for_each_step_cluster_like_those_laid_out_once(
+    codewords: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points, weights = torch.randn(2, 4000, 3, generator=generator()), torch.rand(2, 4000, generator=generator(1))
+    monkeypatch.setattr(kmeans, "_CHUNK_ELEMENTS", {"cpu": 2 * codewords * 1000})
+    once = kmeans.kmeans(points, codewords, weights=weights, generator=generator(2))
+    monkeypatch.setattr(kmeans, "_HELD_ELEMENTS", 0)
+    anew = kmeans.kmeans(points, codewords, weights=weights, generator=generator(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, anew, strict=True))
+    assert torch.equal(once[1].long(), kmeans.nearest(points, once[0])[0])
+
+
 @pytest.mark.parametrize(("count", "d", "codewords"), [(1000, 4, 16), (600, 8, 16), (2000, 2, 32)])
 def test_as_good_as_scikit_learn(count: int, d: int, codewords: int) -> None:
     """Mean over eight sets of points, as single runs from one start differ by several per cent in either program."""
@@ -85,7 +98,7 @@ def test_properties(groups: int, count: int, d: int, codewords: int, seed: int) 
     assert torch.equal(index, kmeans.nearest(points, centroids)[0])
     variance = (points - points.mean(1, keepdim=True)).square().sum()
     # Not by `nearest`, whose distances are differences of squares and so have the rounding of these.
-    distances = points - centroids.gather(1, index.unsqueeze(2).expand(-1, -1, d))
+    distances = points - centroids.gather(1, index.long().unsqueeze(2).expand(-1, -1, d))
     error = float(distances.square().sum())
     assert error <= float(variance) * 1.001 + 1e-6
     if codewords >= count:
