@@ -123,8 +123,8 @@ def folder_of(model: str) -> Path:
     return material_of(model)
 
 
-def run(model: str, case: Case, seed: int | None, *, refit: bool) -> dict[str, Any]:
-    """Make the model and measure it."""
+def run(model: str, case: Case, seed: int | None, baseline: dict[str, Any] | None, *, refit: bool) -> dict[str, Any]:
+    """Make the model and measure it, and the original too where `baseline`, its row, is of other data."""
     from benchmarks import nbits, tasks  # noqa: PLC0415 -- they load onnxruntime, which --table has no need of
 
     folder = folder_of(model)
@@ -146,6 +146,8 @@ def run(model: str, case: Case, seed: int | None, *, refit: bool) -> dict[str, A
     source = folder / "source.json"
     if source.exists():
         row["data"] = {name: value for name, value in json.loads(source.read_text()).items() if "/" not in name}
+    if baseline is not None and baseline.get("data") != row.get("data"):
+        row["original"] = tasks.measure(model, folder, folder / "model.onnx", refit=refit)
     return row | {"figures": tasks.measure(model, folder, target, refit=refit)}
 
 
@@ -190,15 +192,16 @@ def _commit() -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown: a line per case, the mean of its seeds with the lowest and highest."""
+    """The results as Markdown: a line per case, the mean of its seeds with the lowest and highest.
+
+    Seeds that were measured on other data than the model's original have a line of their own.
+    """
     lines = ["| model | case | seeds | file | FC layers | relative error | figures |", "|---" * 7 + "|"]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = collections.defaultdict(list)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = collections.defaultdict(list)
     for row in results.values():
-        groups[row["model"], row["case"]].append(row)
+        groups[row["model"], row["case"], str(row.get("original"))].append(row)
     for model in MODELS:
-        for (owner, case), rows in groups.items():
-            if owner == model:
-                lines.append(_line(model, case, rows))
+        lines += [_line(model, case, rows) for (owner, case, _), rows in groups.items() if owner == model]
     return "\n".join(lines)
 
 
@@ -211,7 +214,11 @@ def _line(model: str, case: str, rows: list[dict[str, Any]]) -> str:
     names = list(rows[0]["figures"])
     found = {name: _spread([row["figures"][name] for row in rows], name) for name in names}
     error = found.pop("relative_error")
-    figures = ", ".join(f"{name} {value}" for name, value in found.items())
+    original = rows[0].get("original", {})
+    was = {
+        name: f" (the original here {_spread([original[name]], name)})" for name in found if original.get(name, 1) != 1
+    }
+    figures = ", ".join(f"{name} {value}{was.get(name, '')}" for name, value in found.items())
     seeds = "" if rows[0]["seed"] is None else str(len(rows))
     return f"| {model} | {case} | {seeds} | {file} | {layers} | {error} | {figures} |"
 
@@ -244,7 +251,7 @@ def main() -> None:
         # A list of what is not stored, made anew after each case: the bytes of 2 bits are known then.
         while missing := list(_missing(model, options, results)):
             case, seed = missing[0]
-            row = run(model, case, seed, refit=options.refit)
+            row = run(model, case, seed, results.get(key_of(model, "original")), refit=options.refit)
             # Read again: another process may have stored its rows meanwhile.
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             results[key_of(model, case.name, seed)] = row
