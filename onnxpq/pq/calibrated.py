@@ -224,7 +224,7 @@ def _invert(lower: Tensor) -> None:
     first, last, coupling = lower[:half, :half], lower[half:, half:], lower[half:, :half]
     _invert(first)
     _invert(last)
-    coupling.copy_(-(last @ coupling @ first))
+    coupling.addmm_(last @ coupling, first, beta=0, alpha=-1)
 
 
 def descend(problem: Problem, state: State) -> State:
