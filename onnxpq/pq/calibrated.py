@@ -102,7 +102,7 @@ def encode(
     Args:
         matrix: W [out, in] float32.
         layout: how to cut it.
-        moment: H [in, in] float32, positive definite.
+        moment: H [in, in] float32, positive definite; while it is factored its rows and columns are in reverse.
         generator: source of randomness.
         rounds: limit of the rounds of coordinate descent; 0 is several times faster, for an error up to twice as large.
 
