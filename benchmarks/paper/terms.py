@@ -163,4 +163,4 @@ def reassign(coded: Coded, matrix: Tensor, *, refit: bool) -> None:
         sums = torch.zeros_like(book).scatter_add_(1, index.expand(-1, -1, d), points)
         counts = torch.zeros(groups, codewords, 1).scatter_add_(1, index, torch.ones_like(points[:, :, :1]))
         book.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), book))
-    coded.codes[0] = kmeans.nearest(points, book)[0].T.contiguous()
+    coded.codes[0] = kmeans.nearest(points, book).T.long().contiguous()

@@ -315,4 +315,4 @@ def _diagonal_blocks(matrix: Tensor, size: int) -> Tensor:
 
 def _nearest(points: Tensor, codewords: Tensor) -> Tensor:
     """Index [N] of the codeword [K, d] nearest to each point [N, d]."""
-    return kmeans.nearest(points.unsqueeze(0), codewords.unsqueeze(0))[0][0]
+    return kmeans.nearest(points.unsqueeze(0), codewords.unsqueeze(0))[0].long()

@@ -165,8 +165,7 @@ def _fitted_scales(matrix: Tensor, centroids: Tensor, codes: Tensor, layout: Lay
 
 def assign(units: Tensor, centroids: Tensor, layout: Layout) -> Tensor:
     """Codes [out, M] uint8 of the nearest codewords of a matrix [out, in] with rows of unit size."""
-    index, _ = kmeans.nearest(split(units, layout), centroids)
-    return to_codes(index, layout)
+    return to_codes(kmeans.nearest(split(units, layout), centroids), layout)
 
 
 def flat_index(codes: Tensor, layout: Layout) -> Tensor:

@@ -76,7 +76,7 @@ class _Points(NamedTuple):
         return torch.bmm(_extended(centroids).mul_(-2), self.columns).add_(self.norms.unsqueeze(1)).clamp_min_(0)
 
 
-def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     """The nearest centroid of each point.
 
     Args:
@@ -84,24 +84,16 @@ def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         centroids: [G, K, d] float32.
 
     Returns:
-        Indices [G, N] int64 (the lowest of equally near ones) and squared distances [G, N].
+        Indices [G, N] uint8, beyond 256 codewords int64 (the lowest of equally near ones).
     """
-    index = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
-    squared = torch.empty(points.shape[:2], dtype=points.dtype, device=points.device)
-    for some, best, nearest_ones in _nearest(points, centroids):
-        index[:, some] = nearest_ones
-        squared[:, some] = (points[:, some].square().sum(-1) - 2 * best).clamp_min(0)
-    return index, squared
-
-
-def _nearest(points: Tensor, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Chunks of points, the best score of each point in them and the index of its centroid."""
+    kind = torch.uint8 if centroids.shape[1] <= 256 else torch.int64
+    index = torch.empty(points.shape[:2], dtype=kind, device=points.device)
     half_norms = 0.5 * centroids.square().sum(-1, keepdim=True)
     for some in _chunks(points, centroids.shape[1]):
         # argmin |p - c|^2 = argmax <p, c> - |c|^2 / 2: one product, no [G, N, K, d] array.
         scores = torch.baddbmm(-half_norms, centroids, points[:, some].transpose(1, 2))
-        best = scores.amax(1)
-        yield some, best, _first_equal(scores, best)
+        index[:, some] = _first_equal(scores, scores.amax(1))
+    return index
 
 
 def _chunks(points: Tensor, codewords: int) -> Iterator[slice]:
@@ -188,21 +180,19 @@ def kmeans(
         generator: source of randomness (on the CPU); the same one gives the same result.
 
     Returns:
-        Centroids [G, K, d] and the nearest one of each point [G, N] uint8, beyond 256 codewords int64. Where a set has
-        fewer than K distinct points, the centroids left over repeat others.
+        Centroids [G, K, d] and the nearest one of each point [G, N], as of `nearest`. Where a set has fewer than K
+        distinct points, the centroids left over repeat others.
     """
     groups, count, d = points.shape
     centroids = torch.empty(groups, codewords, d, dtype=points.dtype, device=points.device)
-    kind = torch.uint8 if codewords <= 256 else torch.int64
-    index = torch.empty(groups, count, dtype=kind, device=points.device)
+    index = []
     block = max(1, _CHUNK_ELEMENTS[points.device.type] // (count * codewords))
     for start in range(0, groups, block):
         some = slice(start, start + block)
         mass = torch.ones_like(points[some, :, 0]) if weights is None else weights[some]
         centroids[some] = _cluster(points[some], mass, codewords, iterations, generator)
-        for part, _, nearest_ones in _nearest(points[some], centroids[some]):
-            index[some, part] = nearest_ones
-    return centroids, index
+        index.append(nearest(points[some], centroids[some]))
+    return centroids, torch.cat(index)
 
 
 def _cluster(points: Tensor, weights: Tensor, codewords: int, iterations: int, generator: torch.Generator) -> Tensor:
