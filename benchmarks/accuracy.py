@@ -4,12 +4,12 @@
     python benchmarks/accuracy.py --only minilm --cases 'PQ*' --seeds 0 1 2
     python benchmarks/accuracy.py --table                    # only prints the tables
 
-Cases are the original; `MatMulNBits` of 2 bits (block 128) and 4 bits (block 32) on the layers that onnxpq compresses;
-and onnxpq through its command line, in a process of its own: product quantization alone ("PQ", no training) and what
-a user gets who only says how small ("trained"), each at the size that the model is to reach, at the bytes of 2 bits,
-and at half of those; the first once more with `--reorder`; the whole file as small, where the layers are not most of
-it; and the smallest that keeps to a `--max-drop`. `benchmarks/tasks.py` tells what is measured. Models and reports stay
-in the cache folder, under accuracy/, so that an interrupted run does not compress again what it had.
+Cases are the original; `MatMulNBits` of 2 bits (block 128), plain and by HQQ, and 4 bits (block 32) on the layers that
+onnxpq compresses; and onnxpq through its command line, in a process of its own: product quantization alone ("PQ", no
+training) and what a user gets who only says how small ("trained"), each at the size that the model is to reach, at the
+bytes of 2 bits, and at half of those; the first once more with `--reorder`; the whole file as small, where the layers
+are not most of it; and the smallest that keeps to a `--max-drop`. `benchmarks/tasks.py` tells what is measured. Models
+and reports stay in the cache folder, under accuracy/, so that an interrupted run does not compress again what it had.
 """
 
 import argparse
@@ -77,19 +77,20 @@ class Case:
     Attributes:
         name: of the row.
         flags: of ``onnxpq compress``; None where onnxpq takes no part.
-        low_bit: bits and block of `MatMulNBits`, or None.
+        low_bit: arguments of `nbits.quantize`, or None.
     """
 
     name: str
     flags: tuple[str, ...] | None = None
-    low_bit: tuple[int, int] | None = None
+    low_bit: dict[str, int] | None = None
 
 
 def cases(model: str, results: dict[str, Any]) -> Iterator[Case]:
     """The cases of a model; those that need the bytes of 2 bits only once they are known."""
     yield Case("original")
-    yield Case("MatMulNBits, 2 bits", low_bit=(2, 128))
-    yield Case("MatMulNBits, 4 bits", low_bit=(4, 32))
+    yield Case("MatMulNBits, 2 bits", low_bit={"bits": 2, "block": 128})
+    yield Case("MatMulNBits, 2 bits, HQQ", low_bit={"bits": 2, "block": 128, "half_quadratic": True})
+    yield Case("MatMulNBits, 4 bits", low_bit={"bits": 4, "block": 32})
     size, flags = SIZES[model]
     names = (size, "bytes of 2 bits", "half of them")
     for name, (d, codewords, codebooks) in zip(names, LAYOUTS[model], strict=True):
@@ -137,9 +138,9 @@ def run(model: str, case: Case, seed: int | None, baseline: dict[str, Any] | Non
         if "error" in row:
             return row
     elif case.low_bit is not None:
-        bits, block = case.low_bit
-        found = nbits.quantize(folder / "model.onnx", target, bits=bits, block=block)
-        row |= {"layers": found.layers, "layer_bytes": [found.bytes_before, found.bytes_after], "block": block}
+        found = nbits.quantize(folder / "model.onnx", target, **case.low_bit)
+        row |= {"layers": found.layers, "layer_bytes": [found.bytes_before, found.bytes_after]}
+        row["block"] = case.low_bit["block"]
     else:
         target = folder / "model.onnx"
     row["file_bytes"] = [file.stat().st_size for file in (folder / "model.onnx", target)]

@@ -27,10 +27,15 @@ def save_gemm(path, **attributes):
     return weight, bias
 
 
-@pytest.mark.parametrize(("bits", "nbytes"), [(2, 48 * (32 + 4 + 1)), (4, 48 * (64 + 4 + 1))])
-def test_a_gemm_with_its_weight_in_a_constant_becomes_low_bit(tmp_path, bits, nbytes):
+@pytest.mark.parametrize(
+    ("bits", "half_quadratic", "nbytes"),
+    [(2, False, 48 * (32 + 4 + 1)), (2, True, 48 * (32 + 4 + 4)), (4, False, 48 * (64 + 4 + 1))],
+)
+def test_a_gemm_with_its_weight_in_a_constant_becomes_low_bit(tmp_path, bits, half_quadratic, nbytes):
     weight, bias = save_gemm(tmp_path / "model.onnx")
-    found = nbits.quantize(tmp_path / "model.onnx", tmp_path / "small.onnx", bits=bits, block=128)
+    found = nbits.quantize(
+        tmp_path / "model.onnx", tmp_path / "small.onnx", bits=bits, block=128, half_quadratic=half_quadratic
+    )
     assert found == nbits.Quantized(1, weight.nbytes, nbytes)
     x = np.random.default_rng(1).normal(size=(8, 64)).astype(np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
