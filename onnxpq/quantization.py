@@ -48,8 +48,10 @@ def quantize(
     if statistics is None:
         parts = codec.encode(weight, layout, generator=generator)
     else:
-        moment = torch.from_numpy(statistics.regularized()).to(device)
-        parts = calibrated.encode(weight, layout, moment, generator=generator)
+        # Not held here: where it is filled up, `encode` lets go of it.
+        parts = calibrated.encode(
+            weight, layout, torch.from_numpy(statistics.regularized()).to(device), generator=generator
+        )
     codebooks, codes, scales = (part.cpu() for part in parts)
     return Quantized(layout, codebooks, codes.to(torch.uint8), scales if factors is None else scales / factors[:, 0])
 

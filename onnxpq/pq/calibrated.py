@@ -113,6 +113,7 @@ def encode(
     _, exponent = torch.frexp(matrix.abs().max())
     exponent = torch.where(exponent.abs() > _LARGE, exponent, 0)
     problem = _padded(matrix if exponent == 0 else torch.ldexp(matrix, -exponent), layout, moment)
+    del matrix, moment  # as large as the layer each, and of no use where they were filled up
     state = start(problem, generator)
     fed = feedback(problem, state)
     error, fed_error = problem.error(state), problem.error(fed)
