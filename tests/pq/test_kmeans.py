@@ -18,9 +18,14 @@ def within_budget(ours: float, theirs: float) -> bool:
     return ours <= theirs * (1 + INERTIA_BUDGET)
 
 
+def squared_distances(points: torch.Tensor, centroids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Of each point to its centroid, [G, N]."""
+    own = centroids.gather(1, index.long().unsqueeze(2).expand_as(points))
+    return (points - own).square().sum(2)
+
+
 def inertia(points: torch.Tensor, centroids: torch.Tensor) -> float:
-    own = centroids.gather(1, kmeans.nearest(points, centroids).long().unsqueeze(2).expand_as(points))
-    return float((points - own).double().square().sum())
+    return float(squared_distances(points, centroids, kmeans.nearest(points, centroids)).double().sum())
 
 
 def test_by_hand() -> None:
@@ -40,8 +45,11 @@ def test_weights_by_hand() -> None:
 
 def test_nearest_is_brute_force() -> None:
     points, centroids = torch.randn(3, 50, 4, generator=generator()), torch.randn(3, 7, 4, generator=generator(1))
+    index = kmeans.nearest(points, centroids)
     distances = (points.unsqueeze(2) - centroids.unsqueeze(1)).square().sum(-1)
-    assert torch.equal(kmeans.nearest(points, centroids).long(), distances.argmin(-1))
+    squared = squared_distances(points, centroids, index)
+    torch.testing.assert_close(squared, distances.min(-1).values, rtol=1e-4, atol=1e-4)
+    assert torch.equal(index.long(), distances.argmin(-1))
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +104,7 @@ def test_properties(groups: int, count: int, d: int, codewords: int, seed: int) 
     assert torch.isfinite(centroids).all()
     assert torch.equal(index, kmeans.nearest(points, centroids))
     variance = (points - points.mean(1, keepdim=True)).square().sum()
-    # Not by `nearest`, whose distances are differences of squares and so have the rounding of these.
-    distances = points - centroids.gather(1, index.long().unsqueeze(2).expand(-1, -1, d))
-    error = float(distances.square().sum())
+    error = float(squared_distances(points, centroids, index).sum())
     assert error <= float(variance) * 1.001 + 1e-6
     if codewords >= count:
         assert error <= 1e-4 * count * d, "every point can have a centroid of its own"
