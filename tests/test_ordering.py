@@ -273,7 +273,7 @@ def test_a_drop_tries_models_with_orders_of_their_own_and_continues(tmp_path: Pa
     training = TrainingConfig(epochs=2, batch_size=64)
     target = TargetConfig(max_drop=0.2, metric="mse", attempts=2)
     config = Config(pq=PQConfig(reorder=True), training=training, target=target)
-    files = []
+    written = []
     for _ in range(2):
         result = onnxpq.compress(
             pair(), {"x": uneven(800)}, test={"x": uneven(200, 9)}, config=config, work_dir=tmp_path / "work"
@@ -281,8 +281,8 @@ def test_a_drop_tries_models_with_orders_of_their_own_and_continues(tmp_path: Pa
         assert result.report.target is not None
         assert result.report.target.proof is not None
         assert result.report.target.proof.value <= 0.2
-        files.append(modelio.to_bytes(result.model))
-    assert files[0] == files[1]
+        written.append(modelio.to_bytes(result.model))
+    assert written[0] == written[1]
 
 
 def test_training_goes_through_the_order() -> None:

@@ -181,8 +181,8 @@ def test_layers_trained_each_by_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
 def test_damaged_pieces_are_noticed_and_done_again(whole: onnxpq.Result, tmp_path: Path, damage: str) -> None:
     compress(tmp_path / "w")
-    pieces = sorted((tmp_path / "w" / workspace.PIECES).iterdir())
-    for path in pieces:
+    paths = sorted((tmp_path / "w" / workspace.PIECES).iterdir())
+    for path in paths:
         content_now = bytearray(path.read_bytes())
         content_now[len(content_now) // 2] ^= 0x10
         kept = {"truncated": content_now[:-9], "flipped": content_now, "emptied": b""}[damage]

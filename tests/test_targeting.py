@@ -217,8 +217,8 @@ def test_a_sentence_is_looked_at_and_not_its_words() -> None:
         "sentence": False,
         "words": False,
     }
-    files = {wanted: modelio.to_bytes(result.model) for wanted, result in results.items()}
-    assert files[None] == files["sentence"] != files["words"]
+    written = {wanted: modelio.to_bytes(result.model) for wanted, result in results.items()}
+    assert written[None] == written["sentence"] != written["words"]
 
 
 def test_a_miss_on_the_samples_that_prove_it_has_the_result(digits: tuple[Arrays, Arrays], tmp_path: Path) -> None:
