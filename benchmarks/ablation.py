@@ -32,24 +32,16 @@ sys.path.append(str(ROOT))
 # ruff: noqa: E402 -- a script is run with its own folder on the path, not the root
 import onnxpq
 from benchmarks import datasets, models
-from onnxpq import (
-    allocation,
-    calibration,
-    data,
-    finetuning,
-    importing,
-    metrics,
-    modelio,
-    pipeline,
-    preparing,
-    quantization,
-    rewriting,
-    runtime,
-    training,
-)
-from onnxpq.finetuning import Problem, Samples
+from onnxpq import pipeline, rewriting, runtime
+from onnxpq.data.datasets import first, fixed_batch, input_specs, load, split_rows
+from onnxpq.graph import files, preparing
+from onnxpq.network import importing
 from onnxpq.pq.quantized import Quantized
-from onnxpq.student import TUNED, Student
+from onnxpq.quantization import allocation, calibration, encoding
+from onnxpq.training import finetuning, jobs
+from onnxpq.training.finetuning import Problem, Samples
+from onnxpq.training.student import TUNED, Student
+from onnxpq.verification import metrics
 
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.json"
 
@@ -179,12 +171,12 @@ def start(case: Case, seed: int) -> Start:
     """Quantize a model, and let onnxruntime compute what is not trained, for all samples."""
     path, train, test = case.load()
     config = onnxpq.Config(pq=case.pq, seed=seed)
-    original = modelio.load(path)
+    original = files.load(path)
     prepared, normal = preparing.prepare(original), importing.normalise(original)
     layers, _ = pipeline.find_layers(prepared, config)
-    inputs = data.input_specs(original)
-    learn, prove = (data.load(part, inputs, label_key=case.labels, what="data") for part in (train, test))
-    whole = data.load(
+    inputs = input_specs(original)
+    learn, prove = (load(part, inputs, label_key=case.labels, what="data") for part in (train, test))
+    whole = load(
         {name: np.concatenate([train[name], test[name]]) for name in train if name in test},
         inputs,
         label_key=case.labels,
@@ -194,23 +186,23 @@ def start(case: Case, seed: int) -> Start:
     of_weight = {layer.weight: layer for layer in layers}
     for weight, moments in calibration.collect(normal, layers, learn, seed=seed):
         layer = of_weight[weight]
-        matrix = quantization.matrix_of(normal.graph.initializers[weight].const_value.numpy(), layer)
-        quantized[weight] = quantization.quantize(
+        matrix = encoding.matrix_of(normal.graph.initializers[weight].const_value.numpy(), layer)
+        quantized[weight] = encoding.quantize(
             matrix, allocation.layout_of(layer, case.pq), seed=seed, statistics=moments
         )
     session = runtime.session(original, use_library=False)
-    output = metrics.choose_output(runtime.run(session, data.first(prove, data.fixed_batch(inputs), 8)), None)
+    output = metrics.choose_output(runtime.run(session, first(prove, fixed_batch(inputs), 8)), None)
     folder = datasets.cache_folder() / "activations"
     constants = rewriting.constant_names(prepared)
-    job = training.Job(normal, layers, output, whole, config, folder, (), lambda _: None, constants=constants)
-    part, samples = (work := training.prepare(job)).plan.part, work.samples
+    job = jobs.Job(normal, layers, output, whole, config, folder, (), lambda _: None, constants=constants)
+    part, samples = (work := jobs.prepare(job)).plan.part, work.samples
     if part is None or samples is None:
         raise SystemExit(f"{path.name} cannot be trained end to end: that is a defect of onnxpq.")
-    fit, choose = data.split_rows(len(learn), config.training.validation, seed)
+    fit, choose = split_rows(len(learn), config.training.validation, seed)
     parts = (fit[: case.samples], choose, np.arange(len(learn), len(whole)))
     labels = whole.labels if case.on_labels else None
     rows = tuple(replace(samples[0], rows=rows, labels=labels) for rows in parts)
-    problem = Problem(part.network, part.layers, output, training.vectors(job, part), part.fixed_batch)
+    problem = Problem(part.network, part.layers, output, jobs.vectors(job, part), part.fixed_batch)
     return Start(problem, quantized, (*rows[:2], replace(rows[2], labels=whole.labels)))
 
 
@@ -234,8 +226,8 @@ def errors(begin: Start, tuned: finetuning.Finetuned) -> dict[str, float]:
     weights = student.weights(TUNED) | {name: torch.from_numpy(value) for name, value in tuned.values.items()}
     squared = power = wrong = 0.0
     test = begin.samples[2]
-    for first in range(0, len(test), TEST_BATCH):
-        inputs, _, teacher, labels = test.batch(np.arange(first, min(first + TEST_BATCH, len(test))))
+    for begun in range(0, len(test), TEST_BATCH):
+        inputs, _, teacher, labels = test.batch(np.arange(begun, min(begun + TEST_BATCH, len(test))))
         found = begin.problem.network(inputs, weights=weights)[begin.problem.output]
         squared += float((found - teacher).square().sum())
         power += float(teacher.square().sum())

@@ -24,10 +24,10 @@ sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks.quantizer import mnist_folder  # noqa: E402
-from onnxpq import targeting  # noqa: E402
-from onnxpq.config import Config, PQConfig, TrainingConfig  # noqa: E402
-from onnxpq.report import Report  # noqa: E402
-from onnxpq.targetconfig import TargetConfig  # noqa: E402
+from onnxpq.config.settings import Config, PQConfig, TrainingConfig  # noqa: E402
+from onnxpq.config.target import TargetConfig  # noqa: E402
+from onnxpq.report.run import Report  # noqa: E402
+from onnxpq.targeting import stage  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "allocation.json"
 SETTINGS: Final = ((4, 16), (8, 16), (16, 16))
@@ -56,16 +56,16 @@ def _arrays(path: Path) -> Arrays:
 def measure(name: str, model: Path, train: Arrays, test: Arrays) -> list[Row]:
     """A row per setting."""
     seconds = [0.0]
-    prepare = targeting.prepare
+    prepare = stage.prepare
 
-    def timed(case: targeting.Case) -> targeting.Aim:
+    def timed(case: stage.Case) -> stage.Aim:
         started = time.process_time()
         try:
             return prepare(case)
         finally:
             seconds[0] = time.process_time() - started
 
-    targeting.prepare = timed
+    stage.prepare = timed
     rows = []
     for d, codewords in SETTINGS:
         plain = Config(pq=PQConfig(d, codewords), training=PLAIN, output=OUTPUTS.get(name))
@@ -78,7 +78,7 @@ def measure(name: str, model: Path, train: Arrays, test: Arrays) -> list[Row]:
         row["expected"] = chosen.target.trials[0].expected_error
         print(name, json.dumps(row), flush=True)
         rows.append(row)
-    targeting.prepare = prepare
+    stage.prepare = prepare
     return rows
 
 

@@ -5,7 +5,7 @@
 Chains of square layers with random weights and a Relu after each, which is the worst that there is: nothing passes a
 layer by. Compressed without data (d = 8, K = 16), and run on random inputs. Printed are the relative L2 difference of
 the output and what it is by the square root of the number of layers, with the usual tables and with fast ones:
-`onnxpq.verification` takes its budgets from that.
+`onnxpq.verification.proof` takes its budgets from that.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks.compress_memory import build  # noqa: E402
-from onnxpq import verification  # noqa: E402
+from onnxpq.verification import proof  # noqa: E402
 
 
 def difference(model: Path, fast: bool) -> float:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     options = parser.parse_args()
     # What is measured here is what they are chosen by.
-    verification.LIBRARY_BUDGET = verification.FAST_LIBRARY_BUDGET = math.inf
+    proof.LIBRARY_BUDGET = proof.FAST_LIBRARY_BUDGET = math.inf
     print("| layers | usual tables | by the root | fast tables | by the root |\n|---|---|---|---|---|")
     for layers in options.layers:
         with tempfile.TemporaryDirectory() as folder:

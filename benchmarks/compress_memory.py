@@ -56,9 +56,12 @@ def build(path: Path, layers: int, width: int) -> None:
 def child(model: str, job: str, epochs: int, width: int) -> None:
     """Compress or run the model, and print the peak up to each moment."""
     import onnxpq  # noqa: PLC0415 -- the parent needs neither
-    from onnxpq import calibration, modelio, pipeline, runtime  # noqa: PLC0415
+    from onnxpq import pipeline  # noqa: PLC0415
+    from onnxpq.graph import files  # noqa: PLC0415
+    from onnxpq.quantization import calibration  # noqa: PLC0415
+    from onnxpq.runtime import sessions  # noqa: PLC0415
 
-    runtime.HANDED_BYTES = modelio.LARGE_BYTES = LARGE
+    sessions.HANDED_BYTES = files.LARGE_BYTES = LARGE
     calibration.MOMENT_BYTES = calibration.KEPT_BYTES = PASS_BYTES
     anonymous = Anonymous()
 
@@ -69,8 +72,8 @@ def child(model: str, job: str, epochs: int, width: int) -> None:
     peaks = both("start")
     data = {"x": np.random.default_rng(1).standard_normal((SAMPLES, width)).astype(np.float32)}
     if job == "run":
-        session = runtime.session(modelio.load(model), use_library=False)
-        runtime.run(session, {"x": data["x"][:8]})
+        session = sessions.session(files.load(model), use_library=False)
+        sessions.run(session, {"x": data["x"][:8]})
         time.sleep(10 * EVERY)
         print(json.dumps(peaks | both("loaded and run")))
         return

@@ -1,6 +1,7 @@
 """ONNX's own node tests through the importer, counted per operator; writes docs/importer.md.
 
-Run ``PYTHONPATH=tests/ops python benchmarks/conformance.py`` from the top of the repository; it takes about a minute.
+Run ``PYTHONPATH=tests/network/ops python benchmarks/conformance.py`` from the top of the repository; it takes about a
+minute.
 A case counts for the operator of its last node; cases in which ONNX has expanded an operator into its function body are
 counted apart.
 """
@@ -18,7 +19,7 @@ from onnx.backend.test import loader
 from onnx.backend.test.case.test_case import TestCase
 from test_node_conformance import cases, outcome
 
-from onnxpq.ops.registry import registered
+from onnxpq.network.ops.registry import registered
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
@@ -41,7 +42,7 @@ Beside other importers, on the same cases with the same tolerances (`benchmarks/
 {beside}
 
 A case that does not pass has an operator that the importer refuses by name, or is one of the exceptions in
-`tests/ops/test_node_conformance.py`, which gives the reason.
+`tests/network/ops/test_node_conformance.py`, which gives the reason.
 
 | domain | operator | passed | all |
 |---|---|---|---|

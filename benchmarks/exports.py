@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
-from onnxpq.config import Config, TrainingConfig  # noqa: E402
+from onnxpq.config.settings import Config, TrainingConfig  # noqa: E402
 from onnxpq.errors import OnnxpqError  # noqa: E402
 
 SAMPLES = 96

@@ -11,7 +11,7 @@ import onnxruntime
 from form_checks import Outcome, outcome
 from model_forms import FORMS, Form
 
-from onnxpq.config import PQConfig
+from onnxpq.config.settings import PQConfig
 
 SETTINGS = {"d = 8, K = 16": PQConfig(), "d = 4, K = 16": PQConfig(sub_vector=4)}
 

@@ -5,9 +5,9 @@
 
 The first prints, for some layouts of MiniLM's table alone (all layers as they are, no training), the relative error of
 the sentence vectors and the two tasks of `benchmarks/tasks.py`: with all rows counting the same, by how often each is
-looked up, and by the gradients of the output (`onnxpq.lookups`). The second prints the median time of a call of a model
-that does nothing but look rows up, in turns with the original; onnxruntime with one thread, on the operator library and
-on stock operators.
+looked up, and by the gradients of the output (`onnxpq.quantization.lookups`). The second prints the median time of a
+call of a model that does nothing but look rows up, in turns with the original; onnxruntime with one thread, on the
+operator library and on stock operators.
 """
 
 import argparse
@@ -29,11 +29,14 @@ sys.path.append(str(ROOT))
 
 from benchmarks import tasks  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks.models import material_of  # noqa: E402
-from onnxpq import calibration, importing, lookups, modelio, quantization, rewriting, runtime  # noqa: E402
-from onnxpq.data import input_specs, load  # noqa: E402
-from onnxpq.lookups import Lookups  # noqa: E402
+from onnxpq import rewriting, runtime  # noqa: E402
+from onnxpq.data.datasets import input_specs, load  # noqa: E402
+from onnxpq.graph import files  # noqa: E402
+from onnxpq.network import importing  # noqa: E402
 from onnxpq.pq.layout import Layout  # noqa: E402
 from onnxpq.pq.tensor import PQTensor  # noqa: E402
+from onnxpq.quantization import calibration, encoding, lookups  # noqa: E402
+from onnxpq.quantization.lookups import Lookups  # noqa: E402
 
 OUTPUT: Final = "461"
 """MiniLM's sentence vectors."""
@@ -48,7 +51,7 @@ ROUNDS: Final = 200
 
 def losses() -> None:
     folder = material_of("minilm")
-    model = modelio.load(folder / "model.onnx")
+    model = files.load(folder / "model.onnx")
     normal = importing.normalise(model)
     layers, _ = rewriting.find(model, tables=True)
     table = max((layer for layer in layers if layer.is_table), key=lambda layer: layer.weight_bytes)
@@ -59,7 +62,7 @@ def losses() -> None:
         "by use": Lookups(lookups.importance_of(counts)),
         "by gradients": lookups.observe(normal, [table], OUTPUT, data, seed=0)[table.weight],
     }
-    matrix = quantization.weight(normal, table)
+    matrix = encoding.weight(normal, table)
     print(f"{table.node}: {table.out_features} x {table.in_features}, {table.weight_bytes:,} bytes")
     print("| d | K | times smaller | errors count | error of the rows | relative error | reviews | Lee |")
     print("|---|---|---|---|---|---|---|---|")
@@ -69,13 +72,13 @@ def losses() -> None:
         for d, codewords in LAYOUTS:
             layout = Layout(table.out_features, table.in_features, d, codewords, 1)
             for name, use in uses.items():
-                quantized = quantization.quantize(
+                quantized = encoding.quantize(
                     matrix, layout, seed=0, statistics=use.statistics, importance=use.importance
                 )
-                stored = quantization.constant_of(normal, table, quantized)
+                stored = encoding.constant_of(normal, table, quantized)
                 missed = np.linalg.norm(stored - matrix.numpy()) / np.linalg.norm(matrix.numpy())
                 target = Path(scratch) / "small.onnx"
-                modelio.save(rewriting.rewrite(model, [table], {table.weight: quantized.freeze()}), target)
+                files.save(rewriting.rewrite(model, [table], {table.weight: quantized.freeze()}), target)
                 found = tasks.measure("minilm", folder, target)
                 print(
                     f"| {d} | {codewords} | {table.weight_bytes / layout.nbytes:.1f} | {name} | {missed:.3f} "
@@ -95,7 +98,7 @@ def speed() -> None:
         [weight],
     )
     proto: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    model = modelio.load(proto)
+    model = files.load(proto)
     ((table,), _) = rewriting.find(model, tables=True)
     sessions = {"float32": session_of(model)}
     for d, codewords in LAYOUTS:

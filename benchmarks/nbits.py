@@ -15,8 +15,10 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
-from onnxpq import importing, modelio, preparing, rewriting
-from onnxpq.layers import Layer
+from onnxpq import rewriting
+from onnxpq.graph import files, preparing
+from onnxpq.graph.layers import Layer
+from onnxpq.network import importing
 
 INT8_ACTIVATIONS: Final = 4
 """`accuracy_level` of the fast kernels; with the default, 2 bits run 30 to 95 times slower."""
@@ -89,9 +91,9 @@ def as_matmul(source: Path) -> tuple[onnx.ModelProto, list[Layer]]:
     Raises:
         ValueError: a layer has another form than ``X W + b``.
     """
-    prepared = preparing.prepare(modelio.load(source))
+    prepared = preparing.prepare(files.load(source))
     layers, _ = rewriting.find(prepared)
-    model = onnx.load_from_string(modelio.to_bytes(importing.normalise(prepared)))
+    model = onnx.load_from_string(files.to_bytes(importing.normalise(prepared)))
     _gemm_to_matmul(model, {layer.node for layer in layers})
     return model, list(layers)
 

@@ -29,7 +29,7 @@ from pq_layers import model_of, normal_rows, random_layer  # noqa: E402 -- its f
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks.memory import peak  # noqa: E402
-from onnxpq import modelio  # noqa: E402
+from onnxpq.graph import files  # noqa: E402
 
 SIZE = 8192
 SMALL = 64
@@ -55,7 +55,7 @@ def memory() -> Memory:
 
 def write_model(path: Path, size: int, *, external: bool) -> None:
     """One layer with d = 4 and K = 16."""
-    modelio.save(ir.from_proto(model_of(random_layer(0, size, size))), path, external_data=external)
+    files.save(ir.from_proto(model_of(random_layer(0, size, size))), path, external_data=external)
 
 
 def session_of(path: Path, form: str) -> onnxruntime.InferenceSession:

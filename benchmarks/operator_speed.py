@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
-from onnxpq.function_body import node_attributes  # noqa: E402
-from onnxpq.opschema import DOMAIN, OP_TYPE  # noqa: E402
+from onnxpq.operators.body import node_attributes  # noqa: E402
+from onnxpq.operators.schema import DOMAIN, OP_TYPE  # noqa: E402
 from onnxpq.pq.packing import pack_codes  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "operator_speed.json"

@@ -6,9 +6,9 @@ Run it in an environment of the peer, which needs no onnxpq:
     peer/bin/python benchmarks/peers.py onnx2pytorch
 
 Where torchvision is not installed an empty module stands for it: of the operators only NonMaxSuppression, RoiAlign and
-ImageDecoder need it. A case passes as it does for us (`tests/ops/test_node_conformance.py`): each output has the
-reference's shape, is of floats where that is, and is within the same tolerances. `benchmarks/conformance.py` writes the
-counts into docs/importer.md.
+ImageDecoder need it. A case passes as it does for us (`tests/network/ops/test_node_conformance.py`): each output has
+the reference's shape, is of floats where that is, and is within the same tolerances. `benchmarks/conformance.py` writes
+the counts into docs/importer.md.
 """
 
 import argparse

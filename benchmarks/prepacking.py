@@ -1,4 +1,4 @@
-"""What a session of a large model costs that leaves the weights in their file (`onnxpq.runtime.frugal`).
+"""What a session of a large model costs that leaves the weights in their file (`onnxpq.runtime.sessions.frugal`).
 
     python benchmarks/prepacking.py [--widths 1024 4096]
 
@@ -23,7 +23,8 @@ sys.path.append(str(ROOT))
 
 from benchmarks.compress_memory import build  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks.memory import EVERY, Anonymous  # noqa: E402
-from onnxpq import modelio, runtime  # noqa: E402
+from onnxpq import runtime  # noqa: E402
+from onnxpq.graph import files  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "prepacking.json"
 BYTES = 2**28
@@ -73,8 +74,8 @@ def measure(width: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         inside, model = Path(folder, "inside.onnx"), Path(folder, "m.onnx")
         build(inside, BYTES // (4 * width * width), width)
-        modelio.save(modelio.load(inside), model, external_data=True)
-        size = modelio.file_bytes(model)
+        files.save(files.load(inside), model, external_data=True)
+        size = files.file_bytes(model)
         return {
             "width": width,
             "bytes with prepacking": loaded(model, True) / size,

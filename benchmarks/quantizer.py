@@ -32,13 +32,16 @@ sys.path.append(str(ROOT))
 
 import onnxpq  # noqa: E402 -- a script is run with its own folder on the path, not the root
 from benchmarks import datasets  # noqa: E402
-from onnxpq import allocation, calibration, importing, modelio, ordering, quantization, rewriting, runtime  # noqa: E402
-from onnxpq.config import Config, PQConfig, TrainingConfig  # noqa: E402
-from onnxpq.data import Dataset, input_specs, load  # noqa: E402
-from onnxpq.layers import Layer  # noqa: E402
+from onnxpq import rewriting, runtime  # noqa: E402
+from onnxpq.config.settings import Config, PQConfig, TrainingConfig  # noqa: E402
+from onnxpq.data.datasets import Dataset, input_specs, load  # noqa: E402
+from onnxpq.graph import files  # noqa: E402
+from onnxpq.graph.layers import Layer  # noqa: E402
+from onnxpq.network import importing  # noqa: E402
 from onnxpq.pq import calibrated, codec  # noqa: E402
 from onnxpq.pq.layout import Layout  # noqa: E402
 from onnxpq.pq.statistics import InputStatistics  # noqa: E402
+from onnxpq.quantization import allocation, calibration, encoding, ordering  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantizer.json"
 LAYOUTS = {
@@ -104,7 +107,7 @@ def steps(matrix: Matrix, layout: Layout, known: InputStatistics) -> Iterator[tu
     moment = torch.from_numpy(known.regularized())
 
     def plain() -> Matrix:
-        return quantization.quantize(matrix, layout, seed=0).matrix()
+        return encoding.quantize(matrix, layout, seed=0).matrix()
 
     def partly(rounds: int, *, feedback: bool) -> Matrix:
         whole, fed = calibrated.ROUNDS, calibrated.feedback
@@ -158,7 +161,7 @@ def row_rows(folder: Path) -> Iterator[Row]:
                 few = dict(_collect(folder, [layer], "train"))[layer.weight]
             finally:
                 calibration.MAX_ROWS = whole
-            found = quantization.quantize(matrix, layout, seed=0, statistics=few).matrix()
+            found = encoding.quantize(matrix, layout, seed=0, statistics=few).matrix()
             row["by rows"][few.rows] = relative(matrix, found, moment)
         yield row
 
@@ -222,16 +225,16 @@ def order_rows(folder: Path) -> Iterator[Row]:
 
 
 def _large_layers(folder: Path, *, quick: bool) -> Iterator[tuple[Layer, Matrix, InputStatistics, InputStatistics]]:
-    model = importing.normalise(modelio.load(folder / "model.onnx"))
+    model = importing.normalise(files.load(folder / "model.onnx"))
     layers = rewriting.find(model, min_weights=LARGE)[0][: 1 if quick else None]
     seen, new = (dict(_collect(folder, layers, part)) for part in ("train", "test"))
     for layer in layers:
         weight = model.graph.initializers[layer.weight].const_value
-        yield layer, quantization.matrix_of(weight.numpy(), layer), seen[layer.weight], new[layer.weight]
+        yield layer, encoding.matrix_of(weight.numpy(), layer), seen[layer.weight], new[layer.weight]
 
 
 def _collect(folder: Path, layers: list[Layer], part: str) -> Iterator[tuple[str, InputStatistics]]:
-    model = modelio.load(folder / "model.onnx")
+    model = files.load(folder / "model.onnx")
     data = load(folder / f"{part}.npz", input_specs(model))
     yield from calibration.collect(importing.normalise(model), layers, Dataset(data.inputs), seed=0)
 

@@ -23,13 +23,13 @@ Figures = dict[str, float]
 
 
 def onnxpq_quantize(matrix: np.ndarray, *, weighted: bool = False) -> Figures:
-    """By `onnxpq.quantization.quantize`; `weighted` by the second moments of inputs that depend on each other."""
+    """By `onnxpq.quantization.encoding.quantize`; `weighted`: by second moments of inputs that depend on each other."""
     import torch  # noqa: PLC0415 -- only one of the two is installed where this runs
 
     sys.path.append(str(Path(__file__).resolve().parent.parent))
     from onnxpq.pq.layout import Layout  # noqa: PLC0415
     from onnxpq.pq.statistics import InputStatistics  # noqa: PLC0415
-    from onnxpq.quantization import quantize  # noqa: PLC0415
+    from onnxpq.quantization.encoding import quantize  # noqa: PLC0415
 
     few = torch.from_numpy(matrix[:64, :64].copy())
     quantize(few, Layout(64, 64, D, K, 16), seed=0)

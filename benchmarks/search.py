@@ -20,14 +20,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from onnxpq import targets  # noqa: E402 -- a script is run with its own folder on the path, not the root
+from onnxpq.config.target import TargetConfig  # noqa: E402
 from onnxpq.errors import TargetError  # noqa: E402
-from onnxpq.figures import Interval  # noqa: E402
 from onnxpq.pq.layout import Layout  # noqa: E402
-from onnxpq.scoring import Drop  # noqa: E402
-from onnxpq.sensitivity import Curve  # noqa: E402
-from onnxpq.targetconfig import TargetConfig  # noqa: E402
-from onnxpq.targets import Layouts, Plan, Planner, Work  # noqa: E402
+from onnxpq.quantization.sensitivity import Curve  # noqa: E402
+from onnxpq.support.figures import Interval  # noqa: E402
+from onnxpq.targeting import searching  # noqa: E402 -- a script is run with its own folder on the path, not the root
+from onnxpq.targeting.searching import Layouts, Plan, Planner, Work  # noqa: E402
+from onnxpq.verification.scoring import Drop  # noqa: E402
 
 SIZES: Final = tuple(sorted({int(100 * 1.12**step) for step in range(40)}))
 INFLUENCES: Final = (0.5, 0.1)
@@ -75,7 +75,7 @@ def squared_error(layouts: Layouts, law: Law) -> float:
 
 
 def drop(layouts: Layouts, share: float, law: Law, scale: float) -> float:
-    gain = {0.0: 1.0, targets.BRIEF: law.brief, 1.0: law.brief * law.rest}[share]
+    gain = {0.0: 1.0, searching.BRIEF: law.brief, 1.0: law.brief * law.rest}[share]
     return scale * max(0.0, squared_error(layouts, law) / gain - law.free) ** law.growth
 
 
@@ -83,7 +83,7 @@ def planner(law: Law) -> Planner:
     layouts = tuple(Layout(1, size, 1, 16, 1) for size in SIZES)
     errors = tuple((SIZES[0] / size) ** law.fall for size in SIZES)
     curves = [
-        Curve(f"W{at}", layouts, SIZES, errors, influence, targets.TRAINING_GAIN)
+        Curve(f"W{at}", layouts, SIZES, errors, influence, searching.TRAINING_GAIN)
         for at, influence in enumerate(INFLUENCES)
     ]
     return Planner(curves, lambda chosen: sum(layout.in_features for layout in chosen.values()))
@@ -91,7 +91,7 @@ def planner(law: Law) -> Planner:
 
 def fewest(plans: Planner, law: Law, scale: float, error: float) -> Plan:
     """The smallest plan that keeps to the limit with the gains that training really brings."""
-    shares = (0.0, targets.BRIEF, 1.0)
+    shares = (0.0, searching.BRIEF, 1.0)
     size = float(plans.smallest.layer_bytes)
     while True:
         plan = plans.within_layers(size) or plans.largest
@@ -110,10 +110,10 @@ def search(law: Law, scale: float, noise: float, error: float, seed: int) -> tup
 
     work = Work(lambda layouts, share: (layouts, share), judge, True)
     try:
-        found = targets.search(target, plans, plans.largest, work)
+        found = searching.search(target, plans, plans.largest, work)
     except TargetError:
         return None
-    counts = [sum(trial.trained == share for trial in found.trials) for share in (0.0, targets.BRIEF, 1.0)]
+    counts = [sum(trial.trained == share for trial in found.trials) for share in (0.0, searching.BRIEF, 1.0)]
     least = fewest(plans, law, scale, error).layer_bytes
     return counts, found.trials[found.chosen].layer_bytes / least
 

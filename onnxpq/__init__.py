@@ -7,30 +7,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxpq.config import Config, LayerConfig, PQConfig, TrainingConfig
+    from onnxpq.config import Config, LayerConfig, PQConfig, TargetConfig, TrainingConfig
     from onnxpq.data import Dataset
     from onnxpq.errors import OnnxpqError
-    from onnxpq.ops import register_op
+    from onnxpq.network.ops import register_op
     from onnxpq.pipeline import Result, compress
     from onnxpq.report import Report
     from onnxpq.runtime import library_available, library_path, session
-    from onnxpq.targetconfig import TargetConfig
 
 _HOMES = {
-    "Config": "onnxpq.config",
-    "Dataset": "onnxpq.data",
-    "LayerConfig": "onnxpq.config",
+    "Config": "onnxpq.config.settings",
+    "Dataset": "onnxpq.data.datasets",
+    "LayerConfig": "onnxpq.config.settings",
     "OnnxpqError": "onnxpq.errors",
-    "PQConfig": "onnxpq.config",
-    "Report": "onnxpq.report",
+    "PQConfig": "onnxpq.config.settings",
+    "Report": "onnxpq.report.run",
     "Result": "onnxpq.pipeline",
-    "TargetConfig": "onnxpq.targetconfig",
-    "TrainingConfig": "onnxpq.config",
+    "TargetConfig": "onnxpq.config.target",
+    "TrainingConfig": "onnxpq.config.settings",
     "compress": "onnxpq.pipeline",
-    "library_available": "onnxpq.runtime",
-    "library_path": "onnxpq.runtime",
-    "register_op": "onnxpq.ops",
-    "session": "onnxpq.runtime",
+    "library_available": "onnxpq.runtime.sessions",
+    "library_path": "onnxpq.runtime.sessions",
+    "register_op": "onnxpq.network.ops",
+    "session": "onnxpq.runtime.sessions",
 }
 
 __all__ = [

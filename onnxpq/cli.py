@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
-from onnxpq.config import CODEBOOKS, LOSSES, REGULARIZERS, TARGET_CHOOSES, Config
+from onnxpq.config import CODEBOOKS, LOSSES, METRICS, REGULARIZERS, TARGET_CHOOSES, Config, TargetConfig
 from onnxpq.errors import ConfigError, OnnxpqError, OutputError, TargetError
-from onnxpq.targetconfig import METRICS, TargetConfig
-from onnxpq.units import parse_share, parse_size
+from onnxpq.support.units import parse_share, parse_size
 
 if TYPE_CHECKING:
     from onnxpq.pipeline import Result
@@ -225,12 +224,13 @@ def _compress(options: argparse.Namespace) -> int:
     config = _config(options)
     if options.labels is not None and options.data is None and options.test is None:
         raise ConfigError("--labels names a key of the data, and no --data was given.")
-    from onnxpq import modelio, pipeline  # noqa: PLC0415 -- torch and onnxruntime take seconds to load
+    from onnxpq import pipeline  # noqa: PLC0415 -- torch and onnxruntime take seconds to load
+    from onnxpq.graph import files  # noqa: PLC0415 -- torch and onnxruntime take seconds to load
 
     _check_paths(options)
-    modelio.check_output_path(options.target, options.model)
+    files.check_output_path(options.target, options.model)
     if options.report is not None:
-        modelio.check_output_path(options.report, options.model)
+        files.check_output_path(options.report, options.model)
     missed: TargetError | None = None
     try:
         with _progress() as progress:
@@ -255,13 +255,13 @@ def _compress(options: argparse.Namespace) -> int:
 
 def _deliver(options: argparse.Namespace, result: "Result", missed: TargetError | None) -> int:
     """Write what there is to be written, print the report, and pass on that the target was missed."""
-    from onnxpq import modelio  # noqa: PLC0415 -- as above
+    from onnxpq.graph import files  # noqa: PLC0415 -- as above
 
     is_written = missed is None or options.force
     if is_written:
         result.save(options.target)
     if options.report is not None:
-        modelio.write_text(options.report, result.report.to_json())
+        files.write_text(options.report, result.report.to_json())
     print(result.report.to_text())
     print(f"\nWrote {options.target}." if is_written else "\nNothing was written; --force writes it all the same.")
     if missed is not None:
@@ -270,7 +270,7 @@ def _deliver(options: argparse.Namespace, result: "Result", missed: TargetError 
 
 
 def _check_paths(options: argparse.Namespace) -> None:
-    """No file that is read may be written, nor one file twice; the model's own files are `modelio`'s business."""
+    """No file that is read may be written, nor one file twice; `graph.files` looks after the model's own files."""
     written = {os.path.realpath(path): "--output" for path in (options.target, f"{options.target}.data")}
     if options.report is not None:
         if os.path.realpath(options.report) in written:
@@ -284,7 +284,7 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from onnxpq import inspection  # noqa: PLC0415 -- onnx takes a while to load
+    from onnxpq.quantization import inspection  # noqa: PLC0415 -- onnx takes a while to load
 
     print(inspection.describe(options.model, _config(options)))
     return 0

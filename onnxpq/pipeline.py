@@ -15,45 +15,25 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq import (
-    allocation,
-    calibration,
-    checkpoints,
-    fingerprint,
-    importing,
-    lookups,
-    manifest,
-    memory,
-    modelio,
-    objectives,
-    ordering,
-    preparing,
-    quantization,
-    rewriting,
-    runtime,
-    sampling,
-    targeting,
-    training,
-)
-from onnxpq import device as devices
+from onnxpq import rewriting, runtime, targeting, training
 from onnxpq import verification as verifying
 from onnxpq import workspace as workspaces
 from onnxpq.config import Config
-from onnxpq.data import Dataset, Source, first, fixed_batch, input_specs
+from onnxpq.data import Dataset, Evidence, Source, first, fixed_batch, input_specs, sampling
 from onnxpq.errors import ModelError, NothingToCompressError
-from onnxpq.layers import Layer, Skipped, tables
-from onnxpq.metrics import choose_output, is_scores
-from onnxpq.outputs import not_scores, pooled
-from onnxpq.pq.layout import Layout
+from onnxpq.graph import Layer, Skipped, files, preparing, tables
+from onnxpq.network import CHECKED_SAMPLES, importing
+from onnxpq.pq import InputStatistics, Layout, PQTensor
 from onnxpq.pq.quantized import Quantized
-from onnxpq.pq.statistics import InputStatistics
-from onnxpq.pq.tensor import PQTensor
+from onnxpq.quantization import allocation, calibration, encoding, lookups, ordering
+from onnxpq.quantization.subject import Ordered, Subject
 from onnxpq.report import NOT_TRAINED, LayerReport, Report, SkippedReport, Verification
-from onnxpq.routing import CHECKED_SAMPLES
-from onnxpq.sampling import Evidence
-from onnxpq.subject import Ordered, Subject
-from onnxpq.training import Job, Trained
-from onnxpq.workspace import Piece, Workspace
+from onnxpq.support import device as devices
+from onnxpq.support import fingerprint, memory
+from onnxpq.training import Job, Trained, objectives
+from onnxpq.verification import choose_output, is_scores
+from onnxpq.verification.outputs import not_scores, pooled
+from onnxpq.workspace import Piece, Workspace, checkpoints, manifest
 
 LOOKED_UP = f"{NOT_TRAINED}: its rows are looked up"
 
@@ -80,7 +60,7 @@ class Result:
         Raises:
             OutputError: it cannot be written there.
         """
-        modelio.save(self.model, path)
+        files.save(self.model, path)
 
 
 @dataclass
@@ -108,7 +88,7 @@ class _Run:
 
 
 def compress(  # noqa: PLR0913 -- what a user may give, by keyword
-    model: modelio.Source,
+    model: files.Source,
     data: Source | None = None,
     *,
     test: Source | None = None,
@@ -181,9 +161,9 @@ class _Made:
     trained: Trained
 
 
-def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source | None, labels: str | None) -> Subject:
+def _subject(run: _Run, model: files.Source, data: Source | None, test: Source | None, labels: str | None) -> Subject:
     """Everything that can be refused before the work."""
-    original = modelio.load(model)
+    original = files.load(model)
     prepared = preparing.prepare(original)
     runnable = _runnable(run, original)
     inputs = input_specs(original)
@@ -203,7 +183,7 @@ def _subject(run: _Run, model: modelio.Source, data: Source | None, test: Source
     if run.config.output is None and output in parts.values():
         run.notes.append(_made_of(output, parts))
     _check_labels(run.config, outputs[output], train, evidence)
-    modelio.check_weights(normal, {layer.weight: layer.node for layer in layers})
+    files.check_weights(normal, {layer.weight: layer.node for layer in layers})
     scores = outputs[output]
     memory.give_back()
     return Subject(
@@ -265,7 +245,7 @@ def _orderable(run: _Run, subject: Subject) -> Subject:
         found = calibration.collect(
             subject.normal, subject.layers, train, seed=run.config.seed, libraries=run.libraries, kept=moments
         )
-        matrix = partial(quantization.weight, subject.normal)
+        matrix = partial(encoding.weight, subject.normal)
         sizes = ordering.gaining(grouped, found, matrix, seed=run.config.seed)
     if not sizes:
         run.notes.append("The inputs of all layers keep their order: no other one saves enough.")
@@ -335,7 +315,7 @@ def _trainer(run: _Run, folder: Path) -> Callable[[Subject, Trained, float], Tra
 def _with_tables(subject: Subject, quantized: Mapping[str, Quantized]) -> ir.Model:
     """The model as it is trained, with tables as they will be stored: the layers learn to do with what is left."""
     values = {
-        layer.weight: quantization.constant_of(subject.normal, layer, quantized[layer.weight])
+        layer.weight: encoding.constant_of(subject.normal, layer, quantized[layer.weight])
         for layer in subject.layers
         if layer.weight in quantized
     }
@@ -402,7 +382,7 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
 
 def _made_from(
     run: _Run,
-    model: tuple[modelio.Source, ir.Model],
+    model: tuple[files.Source, ir.Model],
     train: tuple[Source | None, Dataset | None],
     test: tuple[Source | None, Dataset],
     labels: str | None,
@@ -473,9 +453,9 @@ def _cluster(run: _Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict
             if isinstance(statistics, str):
                 run.notes.append(statistics)
             if weight not in quantized:
-                matrix = quantization.weight(normal, of_weight[weight])
+                matrix = encoding.weight(normal, of_weight[weight])
                 known = None if isinstance(statistics, str) else statistics
-                quantized[weight] = quantization.quantize(
+                quantized[weight] = encoding.quantize(
                     matrix, layouts[weight], seed=seed, statistics=known, importance=subject.use_of(weight).importance
                 )
                 checkpoints.save_quantized(pieces[weight], quantized[weight])
@@ -493,7 +473,7 @@ def _piece(run: _Run, normal: ir.Model, layer: Layer, layout: Layout, train: Dat
 
     def depends() -> Iterator[bytes]:
         yield f"{layout} {layer.weight_is_in_out} {run.config.seed} {train is not None}".encode()
-        yield from fingerprint.array_parts(layer.weight, quantization.weight(normal, layer).numpy())
+        yield from fingerprint.array_parts(layer.weight, encoding.weight(normal, layer).numpy())
 
     return run.layers.piece("layer", depends())
 
@@ -505,7 +485,7 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
     before = subject.bytes_before
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "compressed.onnx"
-        modelio.save(compressed, path)
+        files.save(compressed, path)
         return verifying.verify(
             _as_it_is(subject) or subject.runnable,
             path,
@@ -514,7 +494,7 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
             output=subject.output,
             description=subject.evidence.description,
             held_out=subject.evidence.held_out,
-            file_bytes=(before, modelio.file_bytes(path)),
+            file_bytes=(before, files.file_bytes(path)),
             library_budget=verifying.budget_of(len(subject.layers), fast=run.config.pq.fast),
             is_timed=_has_room(run, before),
             libraries=run.libraries,
@@ -525,7 +505,7 @@ def _verify(run: _Run, subject: Subject, compressed: ir.Model) -> Verification:
 def _has_room(run: _Run, before: int) -> bool:
     """Whether there is memory for a model of so many bytes as users run it: nothing else takes all its weights."""
     needed, room = verifying.TIMED_ROOM * before, memory.available()
-    if before <= modelio.LARGE_BYTES or room is None or needed <= room:
+    if before <= files.LARGE_BYTES or room is None or needed <= room:
         return True
     run.notes.append(
         f"The time of a call was not measured: to run the original as users do may take {needed:,} bytes of memory, "
@@ -541,7 +521,7 @@ def _as_it_is(subject: Subject) -> str | PathLike[str] | None:
     """
     if subject.file is None or subject.runnable is not subject.original:
         return None
-    return subject.file if Path(subject.file).stat().st_size <= modelio.LARGE_BYTES else None
+    return subject.file if Path(subject.file).stat().st_size <= files.LARGE_BYTES else None
 
 
 def _layer_reports(
@@ -553,7 +533,7 @@ def _layer_reports(
 ) -> tuple[LayerReport, ...]:
     reports: list[LayerReport] = []
     for layer in layers:
-        exact = quantization.weight(normal, layer).numpy()
-        found = quantization.report(layer, layouts[layer.weight], exact, tensors[layer.weight], earlier=reports)
+        exact = encoding.weight(normal, layer).numpy()
+        found = encoding.report(layer, layouts[layer.weight], exact, tensors[layer.weight], earlier=reports)
         reports.append(replace(found, training=ways.get(layer.weight, "")))
     return tuple(reports)

@@ -20,8 +20,11 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from onnxpq import data, importing, modelio, rewriting, runtime
+from onnxpq import rewriting, runtime
+from onnxpq.data import datasets
 from onnxpq.errors import OnnxpqError
+from onnxpq.graph import files
+from onnxpq.network import importing
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "digits_mlp.onnx"
 SECONDS = 20
@@ -44,9 +47,9 @@ def damaged(content: bytes, structure: np.ndarray, case: int, seed: int) -> byte
 
 def use(source: bytes | Path) -> None:
     """What compressing does with a model, but for the training."""
-    model = modelio.load(source)
+    model = files.load(source)
     rewriting.find(model)
-    inputs = data.random_inputs(data.input_specs(model), 2, 0).inputs
+    inputs = datasets.random_inputs(datasets.input_specs(model), 2, 0).inputs
     normal = importing.normalise(model)
     runtime.run(runtime.session(model), inputs)
     importing.import_model(normal)({name: torch.from_numpy(array) for name, array in inputs.items()})
@@ -87,7 +90,7 @@ def main() -> None:
     used = refused = 0
     folder = tempfile.TemporaryDirectory()
     if options.mapped:
-        modelio.LARGE_BYTES = 0
+        files.LARGE_BYTES = 0
     for case in range(options.first, options.first + options.cases):
         sys.stdout.write(f"\rcase {case}")
         sys.stdout.flush()

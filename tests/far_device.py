@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from onnxpq import device
 from onnxpq.pq import kmeans
+from onnxpq.support import device
 
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 REASON = f"torch {torch.__version__} takes no device that is written in Python"

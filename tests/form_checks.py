@@ -10,12 +10,15 @@ import torch
 from model_forms import Form
 from numpy.typing import NDArray
 
-from onnxpq import allocation, importing, modelio, preparing, quantization, rewriting, runtime
-from onnxpq.config import Config, PQConfig
-from onnxpq.layers import Layer
+from onnxpq import rewriting, runtime
+from onnxpq.config.settings import Config, PQConfig
+from onnxpq.graph import files, preparing
+from onnxpq.graph.layers import Layer
+from onnxpq.network import importing
 from onnxpq.pq.matrix import from_matrix
 from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
+from onnxpq.quantization import allocation, encoding
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Outcome:
 
 def outcome(form: Form, pq: PQConfig, *, use_library: bool = True) -> Outcome:
     """Compress a form by plain product quantization and compare it with the PQ reference."""
-    model = preparing.prepare(modelio.load(form.model()))
+    model = preparing.prepare(files.load(form.model()))
     before = len(form.model().SerializeToString())
     config = Config(pq=pq, **form.settings)
     layers, skipped = rewriting.find(model, conv1x1=config.conv1x1, tables=config.takes_tables)
@@ -64,7 +67,7 @@ def outcome(form: Form, pq: PQConfig, *, use_library: bool = True) -> Outcome:
         names,
         reasons,
         before,
-        len(modelio.to_bytes(rewritten)),
+        len(files.to_bytes(rewritten)),
         errors[False],
         errors.get(True),
         gradients_reach(normal, layers, inputs),
@@ -74,7 +77,7 @@ def outcome(form: Form, pq: PQConfig, *, use_library: bool = True) -> Outcome:
 def quantized(normal: ir.Model, layer: Layer, config: Config) -> PQTensor:
     array = normal.graph.initializers[layer.weight].const_value.numpy()
     layout = allocation.layout_of(layer, config.pq)
-    return quantization.quantize(quantization.matrix_of(array, layer), layout, seed=0).freeze()
+    return encoding.quantize(encoding.matrix_of(array, layer), layout, seed=0).freeze()
 
 
 def reference(normal: ir.Model, layers: list[Layer], tensors: dict[str, PQTensor]) -> ir.Model:

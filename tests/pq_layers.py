@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpq.function_body import lookup_attributes, node_attributes, pq_gather_function, pq_matmul_function
-from onnxpq.opschema import DOMAIN, LOOKUP_INPUTS, LOOKUP_OP_TYPE, OP_TYPE, VERSION
+from onnxpq.operators.body import lookup_attributes, node_attributes, pq_gather_function, pq_matmul_function
+from onnxpq.operators.schema import DOMAIN, LOOKUP_INPUTS, LOOKUP_OP_TYPE, OP_TYPE, VERSION
 from onnxpq.pq.packing import pack_codes
 from onnxpq.pq.reference import pq_matmul
 

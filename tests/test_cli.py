@@ -14,8 +14,13 @@ import pytest
 from model_forms import FORMS
 from tiny_models import CLASSES, classes, mlp, samples, save_data, save_model
 
-from onnxpq import cli, finetuning, modelio, pipeline, quantization, rewriting, runtime, verification
+from onnxpq import cli, pipeline, runtime
 from onnxpq.errors import TrainingError
+from onnxpq.graph import files
+from onnxpq.quantization import encoding
+from onnxpq.rewriting import replacing
+from onnxpq.training import finetuning
+from onnxpq.verification import proof
 
 QUICK = ("--epochs", "2", "--batch-size", "16")
 
@@ -283,11 +288,11 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], m
 @pytest.mark.parametrize(
     ("module", "stage"),
     [
-        (quantization, "quantize"),
+        (encoding, "quantize"),
         (finetuning, "finetune"),
-        (rewriting, "rewrite"),
-        (verification, "verify"),
-        (modelio, "save"),
+        (replacing, "rewrite"),
+        (proof, "verify"),
+        (files, "save"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

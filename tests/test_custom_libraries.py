@@ -14,11 +14,13 @@ from onnx import TensorProto, helper
 from tiny_models import FEATURES, build, initializer, mlp, save_data, save_model
 
 import onnxpq
-from onnxpq import calibration, cli, runtime
-from onnxpq.config import Config, TrainingConfig
+from onnxpq import cli
+from onnxpq.config.settings import Config, TrainingConfig
 from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
-from onnxpq.layers import Layer
-from onnxpq.ops import registry
+from onnxpq.graph.layers import Layer
+from onnxpq.network.ops import registry
+from onnxpq.quantization import calibration
+from onnxpq.runtime import sessions
 
 QUICK = Config(training=TrainingConfig(epochs=40, batch_size=64))
 ROWS = 600
@@ -52,7 +54,7 @@ def correlated(rows: int = ROWS, seed: int = 0) -> np.ndarray:
 
 def test_session_with_a_library(leaky_library: Path) -> None:
     model, x = leaky_mlp().SerializeToString(), correlated(5)
-    options = runtime._onnxruntime().SessionOptions()
+    options = sessions._onnxruntime().SessionOptions()
     for _ in range(2):  # the same options twice: a library is not added again
         session = onnxpq.session(model, options=options, custom_ops_libraries=[leaky_library])
         found = session.run(None, {"x": x})[0]
@@ -253,7 +255,7 @@ def test_the_example_in_the_documentation(leaky_library: Path, tmp_path: Path, m
     save_model(tmp_path / "m.onnx", leaky_mlp())
     save_data(tmp_path / "d.npz", x=correlated(60))
     shutil.copy(leaky_library, tmp_path / "leaky.so")
-    monkeypatch.setattr("onnxpq.schedule.MANY_STEPS", 4)
+    monkeypatch.setattr("onnxpq.training.schedule.MANY_STEPS", 4)
     assert cli.main(command.split()) == 0
     variables: dict[str, object] = {}
     exec(code, variables)  # noqa: S102 -- our own document

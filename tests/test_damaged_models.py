@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import mlp
 
 import onnxpq
-from onnxpq import data, modelio
+from onnxpq import data
 from onnxpq.errors import ModelError, OnnxpqError
+from onnxpq.graph import files
 
 ROOT = Path(__file__).resolve().parent.parent
 MUTATIONS = 400
@@ -37,16 +38,16 @@ def test_a_negative_dimension_is_an_open_one():
     model = with_constant_node()
     for info in (model.graph.input[0], model.graph.output[0]):
         info.type.tensor_type.shape.dim[0].dim_value = -1
-    loaded = modelio.load(model)
+    loaded = files.load(model)
     assert data.input_specs(loaded)[0].shape == (None, 8)
     for value in (*loaded.graph.inputs, *loaded.graph.outputs):
         assert value.shape is not None
         assert isinstance(value.shape[0], ir.SymbolicDim)
         assert isinstance(value.shape[1], int)
-    written = onnx.ModelProto.FromString(modelio.to_bytes(loaded))
+    written = onnx.ModelProto.FromString(files.to_bytes(loaded))
     assert not written.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == -1
-    again = modelio.load(ir.from_proto(model))
+    again = files.load(ir.from_proto(model))
     assert data.input_specs(again)[0].shape == (None, 8)
 
 
@@ -68,7 +69,7 @@ def test_a_tensor_of_an_unknown_type_or_negative_size_is_refused(field, value, t
     else:
         setattr(tensor, field, value)
     with pytest.raises(ModelError, match=text):
-        modelio.load(model)
+        files.load(model)
 
 
 def test_mutated_files_load_or_are_refused_by_name():
@@ -80,7 +81,7 @@ def test_mutated_files_load_or_are_refused_by_name():
         for at in rng.integers(0, len(content), rng.integers(1, 5)):
             damaged[at] = rng.integers(0, 256)
         try:
-            modelio.load(bytes(damaged))
+            files.load(bytes(damaged))
         except ModelError:
             refused += 1
     assert 0 < refused < MUTATIONS

@@ -10,21 +10,25 @@ from onnx import helper
 from tiny_models import FEATURES, HIDDEN, build, initializer, mlp, samples
 
 import onnxpq
-from onnxpq import activations, data, errors, importing, modelio, partition, runtime, verification
-from onnxpq.config import PQConfig
-from onnxpq.data import Dataset, InputSpec
+from onnxpq import errors, runtime, verification
+from onnxpq.config.settings import PQConfig
+from onnxpq.data import datasets
+from onnxpq.data.datasets import Dataset, InputSpec
 from onnxpq.errors import OnnxpqError
+from onnxpq.graph import files
+from onnxpq.network import importing, partition
+from onnxpq.runtime import activations
 
 X = InputSpec("x", np.dtype(np.float32), (None, FEATURES))
 
 
 def no_model(scratch: Path) -> None:
     (scratch / "m.onnx").write_bytes(b"hello")
-    modelio.load(scratch / "m.onnx")
+    files.load(scratch / "m.onnx")
 
 
 def no_input(scratch: Path) -> None:
-    data.load({"z": samples()}, [X])
+    datasets.load({"z": samples()}, [X])
 
 
 def no_rows(scratch: Path) -> None:
@@ -32,7 +36,7 @@ def no_rows(scratch: Path) -> None:
         helper.make_node("ReduceSum", ["x"], ["s"], name="sum", keepdims=0),
         helper.make_node("Identity", ["s"], ["y"], name="out"),
     ]
-    model = importing.normalise(modelio.load(build(nodes, {"x": ["N", 4]}, {"y": []}, [])))
+    model = importing.normalise(files.load(build(nodes, {"x": ["N", 4]}, {"y": []}, [])))
     activations.capture(model, ["s"], {"x": samples()[:, :4]}, cache_dir=None)
 
 
@@ -41,7 +45,7 @@ def no_such_number(scratch: Path) -> None:
 
 
 def no_folder(scratch: Path) -> None:
-    modelio.check_output_path(scratch / "missing" / "o.onnx")
+    files.check_output_path(scratch / "missing" / "o.onnx")
 
 
 def no_layer(scratch: Path) -> None:
@@ -55,8 +59,8 @@ def no_handler(scratch: Path) -> None:
 
 
 def another_network(scratch: Path) -> None:
-    network = importing.import_model(modelio.load(mlp(seed=0)))
-    importing.check_forward(network, modelio.load(mlp(seed=9)), {"x": samples(4)})
+    network = importing.import_model(files.load(mlp(seed=0)))
+    importing.check_forward(network, files.load(mlp(seed=9)), {"x": samples(4)})
 
 
 def no_output_to_train(scratch: Path) -> None:
@@ -66,7 +70,7 @@ def no_output_to_train(scratch: Path) -> None:
     ]
     weights = [initializer("W1", HIDDEN, FEATURES, seed=0), initializer("b1", HIDDEN, seed=1)]
     model = build(nodes, {"x": ["N", FEATURES]}, {"label": ["N", 1]}, weights, output_types={"label": 7})
-    partition.cut(importing.normalise(modelio.load(model)), ["W1"])
+    partition.cut(importing.normalise(files.load(model)), ["W1"])
 
 
 def not_smaller(scratch: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import onnxpq
-from onnxpq.config import Config, TrainingConfig
+from onnxpq.config.settings import Config, TrainingConfig
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

@@ -12,9 +12,10 @@ from model_forms import FORMS, IN, OUT, weight
 from onnx import numpy_helper
 
 import onnxpq
-from onnxpq import runtime, verification
-from onnxpq.config import Config, PQConfig, TrainingConfig
+from onnxpq import runtime
+from onnxpq.config.settings import Config, PQConfig, TrainingConfig
 from onnxpq.errors import DataError, NothingToCompressError
+from onnxpq.verification import proof
 
 PQ = PQConfig()
 
@@ -35,7 +36,7 @@ LIBRARY_BUDGET = 2e-3
 
 @pytest.fixture(autouse=True)
 def few_timings(monkeypatch):
-    monkeypatch.setattr(verification, "LATENCY_ROUNDS", 3)
+    monkeypatch.setattr(proof, "LATENCY_ROUNDS", 3)
 
 
 def stock_budget(name: str) -> float:

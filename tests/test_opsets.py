@@ -6,9 +6,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxpq
-from onnxpq import modelio, runtime, verification
-from onnxpq.config import Config, TrainingConfig
-from onnxpq.modelio import MIN_OPSET, RAISED_OPSET
+from onnxpq import runtime
+from onnxpq.config.settings import Config, TrainingConfig
+from onnxpq.graph import files
+from onnxpq.graph.files import MIN_OPSET, RAISED_OPSET
+from onnxpq.verification import proof
 
 IN, HIDDEN, OUT = 40, 80, 10
 FIRST_OPSET, NEWEST_OPSET = 6, 26
@@ -60,7 +62,7 @@ def mlp(opset: int, ir_version: int) -> onnx.ModelProto:
 
 
 def check(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> onnxpq.Result:
-    monkeypatch.setattr(verification, "LATENCY_ROUNDS", 3)
+    monkeypatch.setattr(proof, "LATENCY_ROUNDS", 3)
     rng = np.random.default_rng(0)
     data = {"x": rng.standard_normal((120, IN)).astype(np.float32)}
     config = Config(min_weights=500, training=TrainingConfig(epochs=2, regularized=0.5))
@@ -81,7 +83,7 @@ def check(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> onnxpq.Res
 @pytest.mark.parametrize("opset", range(FIRST_OPSET, NEWEST_OPSET + 1))
 def test_every_opset(opset, monkeypatch):
     result = check(mlp(opset, ir_version_of(opset)), monkeypatch)
-    assert modelio.opset(result.model) == (opset if opset >= MIN_OPSET else RAISED_OPSET)
+    assert files.opset(result.model) == (opset if opset >= MIN_OPSET else RAISED_OPSET)
 
 
 @pytest.mark.parametrize("ir_version", range(FIRST_IR, NEWEST_IR + 1))

@@ -7,9 +7,11 @@ import onnx
 import pytest
 
 import onnxpq
-from onnxpq import memory, modelio, runtime
-from onnxpq.config import Config, PQConfig, TrainingConfig
+from onnxpq import runtime
+from onnxpq.config.settings import Config, PQConfig, TrainingConfig
 from onnxpq.errors import ConfigError
+from onnxpq.graph import files
+from onnxpq.support import memory
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 DIGITS = MODELS / "digits_mlp.onnx"
@@ -126,7 +128,7 @@ def test_progress_is_told(digits: tuple[dict[str, np.ndarray], dict[str, np.ndar
 def test_a_large_model_is_timed_where_there_is_room(
     room: int | None, is_timed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modelio, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(files, "LARGE_BYTES", 1000)
     monkeypatch.setattr(memory, "available", lambda: room)
     report = onnxpq.compress(DIGITS).report
     notes = [note for note in report.notes if "The time of a call was not measured" in note]

@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpq import importing, modelio, preparing, rewriting, runtime
-from onnxpq.config import Config, PQConfig
+from onnxpq import rewriting, runtime
+from onnxpq.config.settings import Config, PQConfig
+from onnxpq.graph import files, preparing
+from onnxpq.network import importing
 
 FORWARD_BUDGET = 1e-4
 """Relative L2 difference between torch and onnxruntime."""
@@ -167,7 +169,7 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(proto=models(), rows=st.integers(1, 5))
 def test_random_graphs(proto, rows):
-    model = preparing.prepare(modelio.load(proto))
+    model = preparing.prepare(files.load(proto))
     inputs = {"x": np.random.default_rng(rows).standard_normal((rows, 12)).astype(np.float32)}
     normal = importing.normalise(model)
     checked = importing.check_forward(importing.import_model(normal), normal, inputs)

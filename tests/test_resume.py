@@ -13,9 +13,12 @@ import pytest
 from tiny_models import classes, mlp, samples, save_data, save_model
 
 import onnxpq
-from onnxpq import calibration, cli, targets, workspace
-from onnxpq.config import Config, TargetConfig, TrainingConfig
+from onnxpq import cli
+from onnxpq.config.settings import Config, TargetConfig, TrainingConfig
 from onnxpq.errors import WorkspaceError
+from onnxpq.quantization import calibration
+from onnxpq.targeting import searching
+from onnxpq.workspace import pieces
 
 MODEL = mlp()
 DATA = {"x": samples(200), "y": classes(200)}
@@ -32,8 +35,8 @@ class Stop(BaseException):
 
 @pytest.fixture(autouse=True)
 def every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(workspace, "SAVE_SHARE", 0.0)
+    monkeypatch.setattr(pieces, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(pieces, "SAVE_SHARE", 0.0)
 
 
 def compress(folder: Path | None, **more: Any) -> onnxpq.Result:
@@ -124,7 +127,7 @@ def test_a_second_call_has_nothing_left_to_do(whole: onnxpq.Result, tmp_path: Pa
 
 def test_brief_and_whole_trainings_of_a_target_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They begin with the same codes: what is kept of one must not pass for the other."""
-    monkeypatch.setattr(targets, "SCANS", 0)  # else the smallest of all would be found to do without training
+    monkeypatch.setattr(searching, "SCANS", 0)  # else the smallest of all would be found to do without training
     settings = Config(training=TrainingConfig(epochs=16, batch_size=32), target=TargetConfig(max_drop=1.0, attempts=1))
     first = compress(tmp_path / "w", config=settings)
     assert not any(note.startswith("Continued") for note in first.report.notes), "by what it had done itself"
@@ -181,7 +184,7 @@ def test_layers_trained_each_by_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
 def test_damaged_pieces_are_noticed_and_done_again(whole: onnxpq.Result, tmp_path: Path, damage: str) -> None:
     compress(tmp_path / "w")
-    paths = sorted((tmp_path / "w" / workspace.PIECES).iterdir())
+    paths = sorted((tmp_path / "w" / pieces.PIECES).iterdir())
     for path in paths:
         content_now = bytearray(path.read_bytes())
         content_now[len(content_now) // 2] ^= 0x10
@@ -195,7 +198,7 @@ def test_damaged_pieces_are_noticed_and_done_again(whole: onnxpq.Result, tmp_pat
 def test_damaged_activations_are_done_again(whole: onnxpq.Result, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         compress(tmp_path / "w", progress=stop_at("training", 3))
-    arrays = list((tmp_path / "w" / workspace.ACTIVATIONS).rglob("*.npy"))
+    arrays = list((tmp_path / "w" / pieces.ACTIVATIONS).rglob("*.npy"))
     assert arrays
     for path in arrays:
         os.truncate(path, path.stat().st_size // 2)
@@ -241,7 +244,7 @@ def test_the_report_says_what_it_was_made_from(whole: onnxpq.Result, tmp_path: P
 def test_a_cache_of_its_own_is_left_out_of_the_folder(tmp_path: Path) -> None:
     compress(tmp_path / "w", cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").rglob("*.npy"))
-    assert not (tmp_path / "w" / workspace.ACTIVATIONS).exists()
+    assert not (tmp_path / "w" / pieces.ACTIVATIONS).exists()
 
 
 # From the command line, with a kill that nothing can catch

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.paper.graph import Builder, packed_bytes
-from onnxpq.layers import Layer
+from onnxpq.graph.layers import Layer
 
 FLOAT_BYTES: Final = 2
 """All numbers are stored as float16."""

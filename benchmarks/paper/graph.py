@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpq.layers import Layer
+from onnxpq.graph.layers import Layer
 
 CODE_BITS: Final = (1, 2, 4, 8)
 MIN_OPSET: Final = 13

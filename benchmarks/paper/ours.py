@@ -3,9 +3,10 @@
 from benchmarks import datasets
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.tuning import Effort
-from onnxpq import Config, TrainingConfig, compress, modelio
+from onnxpq import Config, TrainingConfig, compress
+from onnxpq.config.target import TargetConfig
 from onnxpq.errors import TargetError
-from onnxpq.targetconfig import TargetConfig
+from onnxpq.graph import files
 
 VERIFIED = 256
 """onnxpq verifies on so many test images; the error in the tables is measured on all, as for every method."""
@@ -45,4 +46,4 @@ def onnxpq(
             raise
         return None
     layers = "; ".join(f"d={r.sub_vector} K={r.codewords} G={r.groups}" for r in result.report.layers)
-    return modelio.to_bytes(result.model), layers
+    return files.to_bytes(result.model), layers

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks import datasets
-from onnxpq import activations, importing, modelio, rewriting, runtime
-from onnxpq.data import split_rows
-from onnxpq.layers import Layer
-from onnxpq.network import Network
+from onnxpq import rewriting, runtime
+from onnxpq.data.datasets import split_rows
+from onnxpq.graph import files
+from onnxpq.graph.layers import Layer
+from onnxpq.network import importing
+from onnxpq.network.module import Network
 from onnxpq.pq.matrix import to_matrix
+from onnxpq.runtime import activations
 
 MODELS: Final = Path(__file__).resolve().parent.parent.parent / "models"
 NETWORKS: Final[dict[str, tuple[str, str, bool]]] = {
@@ -131,7 +134,7 @@ def of_file(
         test: images and labels.
         cache_dir: for what onnxruntime computes; default: in the cache of the data sets.
     """
-    model = importing.normalise(modelio.load(path))
+    model = importing.normalise(files.load(path))
     layers, _ = rewriting.find(model)
     chain, _ = rewriting.find(model, min_weights=1)
     feature, output = _input_of(model, chain[0]), str(model.graph.outputs[0].name)

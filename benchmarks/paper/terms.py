@@ -2,7 +2,8 @@
 
 The float weights of the trained network are trained on with ``cost + alpha(t) * R(W)``, alpha growing geometrically,
 and then quantized as `candidates.Clusterer.block` does; nothing is trained after. R is a term of
-`onnxpq.regularizers`: one of the binarising family, which is our reading of the paper, or the distance to a codebook.
+`onnxpq.training.regularizers`: one of the binarising family, which is our reading of the paper, or the distance to a
+codebook.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from benchmarks.paper.forms import Coded, Dense, Form
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.tuning import Student, tune
 from onnxpq.pq import kmeans
-from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
+from onnxpq.training.regularizers import BINARY_TERMS, binary_term, codebook_term
 
 ALPHA: Final = {"none": 0.0, "murray-ng": 100.0, "l1": 1000.0, "l2": 1000.0, "quartic": 1000.0, "codebook": 1000.0}
 """Weight of each term at the end: the best of 10, 100, 1000 and 10000 at 16x on the first network (`alphas.py`)."""

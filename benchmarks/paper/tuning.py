@@ -16,13 +16,13 @@ from torch import Tensor
 
 from benchmarks.paper.forms import Form
 from benchmarks.paper.tasks import Task, batch
-from onnxpq import objectives
-from onnxpq.config import TrainingConfig
-from onnxpq.layers import Layer
-from onnxpq.objectives import Objective
+from onnxpq.config.settings import TrainingConfig
+from onnxpq.graph.layers import Layer
+from onnxpq.training import objectives
+from onnxpq.training.objectives import Objective
 
 TUNED_STEPS: Final = 4000
-"""Steps for what begins at the trained network: what onnxpq takes by itself (`onnxpq.schedule.MANY_STEPS`)."""
+"""Steps for what begins at the trained network: what onnxpq takes by itself (`onnxpq.training.schedule.MANY_STEPS`)."""
 
 SCRATCH_STEPS: Final = 8000
 """Steps for what begins at random weights."""
@@ -230,7 +230,7 @@ def _objective(task: Task) -> Objective:
 @torch.no_grad()
 def _mean_loss(student: Student, objective: Objective, *, mixed: bool = True) -> float:
     # The same mixtures each time. The networks know these images by heart, and on them as they are nothing is as good
-    # as the original (`onnxpq.finetuning` compares states likewise).
+    # as the original (`onnxpq.training.finetuning` compares states likewise).
     rows, total = student.task.rows[1], 0.0
     for number, part in enumerate(np.array_split(rows, max(1, len(rows) // 1024))):
         mixture = _mixture(student.task, part, np.random.default_rng(number), mixed=mixed)

@@ -16,7 +16,7 @@ namespace {
 
 using namespace abi;
 
-constexpr const char* kDomain = "onnxpq";  // onnxpq/opschema.py
+constexpr const char* kDomain = "onnxpq";  // onnxpq/operators/schema.py
 
 // The operators and their domain for one runtime. Sessions keep referring to them and onnxruntime does not say when
 // they are done, so that they live as long as the process.

@@ -21,8 +21,8 @@ sys.path += [str(ROOT / "tests"), str(ROOT)]
 from pq_layers import IR_VERSION, PQLayer, lookup_model_of, model_of, normal_rows, random_layer  # noqa: E402 -- its folder is no package
 
 import onnxpq  # noqa: E402 -- from the checkout where it is not installed
-from onnxpq import modelio  # noqa: E402
-from onnxpq.opschema import ATTR_FAST, MAX_NIBBLE_CODEWORDS  # noqa: E402
+from onnxpq.graph import files  # noqa: E402
+from onnxpq.operators.schema import ATTR_FAST, MAX_NIBBLE_CODEWORDS  # noqa: E402
 from onnxpq.pq.reference import decode, pq_matmul  # noqa: E402
 
 TABLE_BUDGET = 4e-3
@@ -80,7 +80,7 @@ def network() -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", 9)],
         ir_version=IR_VERSION,
     )
-    compressed = onnx.ModelProto.FromString(modelio.to_bytes(onnxpq.compress(model).model))
+    compressed = onnx.ModelProto.FromString(files.to_bytes(onnxpq.compress(model).model))
     kinds = [node.op_type for node in compressed.graph.node]
     if kinds.count("PQMatMul") != NETWORK_LAYERS:
         raise SystemExit(f"The network's layers were not all compressed: its nodes are {kinds}.")

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from pq_layers import PQLayer, random_layer
 
-from onnxpq.opschema import INPUTS
+from onnxpq.operators.schema import INPUTS
 
 CONSTANTS = INPUTS[1:]
 FLOATS = ("codebooks", "scales", "bias")

@@ -11,8 +11,8 @@ from fuzz_cases import CONSTANTS, SPECIALS, Case
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxpq.function_body import node_attributes, pq_matmul_function
-from onnxpq.opschema import ATTR_FAST, DOMAIN, OP_TYPE, VERSION
+from onnxpq.operators.body import node_attributes, pq_matmul_function
+from onnxpq.operators.schema import ATTR_FAST, DOMAIN, OP_TYPE, VERSION
 
 OPSET, IR_VERSION = 21, 10
 """The first with all element types that are tried."""

@@ -9,7 +9,7 @@ from fuzz_cases import CONSTANTS, FLOATS, Case
 from fuzz_models import Tensors
 from numpy.typing import NDArray
 
-from onnxpq.opschema import block_outputs, codes_per_byte
+from onnxpq.operators.schema import block_outputs, codes_per_byte
 from onnxpq.pq.packing import unpack_codes
 from onnxpq.pq.reference import group_of, pq_matmul_tables
 

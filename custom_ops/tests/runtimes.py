@@ -23,7 +23,7 @@ sys.path.insert(0, str(FOLDER))
 import cases  # noqa: E402 -- its folder is no package
 
 import onnxpq  # noqa: E402 -- cases.py makes it importable from a checkout
-from onnxpq.runtime import MIN_RUNTIME  # noqa: E402
+from onnxpq.runtime.sessions import MIN_RUNTIME  # noqa: E402
 
 VERSIONS = ["1.16.3", "1.17.3", "1.18.1", "1.20.1", "1.23.2", "newest"]
 FIRST_WITH_NUMPY_2 = (1, 19)

@@ -1,5 +1,27 @@
 """Product quantization of a matrix: the mathematics, free of ONNX.
 
-`tensor`, `packing` and `reference` need numpy alone, so that reading a compressed model does not need torch;
-`kmeans` and `codec` are batched torch.
+In: a matrix [out, in], a `Layout`, and moments of what it is multiplied by. Out: codebooks, codes and scales. The names
+that this face imports need numpy alone, so that reading a compressed model does not need torch; the modules that it
+lists (`kmeans`, `codec`, ...) are batched torch.
 """
+
+from onnxpq.pq.layout import CODEBOOK_BYTES, Layout
+from onnxpq.pq.packing import pack_codes
+from onnxpq.pq.reference import decode
+from onnxpq.pq.statistics import InputStatistics
+from onnxpq.pq.tensor import PQTensor, packed_bytes
+
+__all__ = [
+    "CODEBOOK_BYTES",
+    "InputStatistics",
+    "Layout",
+    "PQTensor",
+    "calibrated",
+    "codec",
+    "decode",
+    "kmeans",
+    "matrix",
+    "pack_codes",
+    "packed_bytes",
+    "quantized",
+]

@@ -8,7 +8,8 @@ parts, each of which `benchmarks/quantizer.py` measures:
 2. `fit_codebooks`, `fit_scales`: least squares under H with the codes in place.
 3. `descend`: each code again, given all others (coordinate descent).
 
-Letters: see `onnxpq.layers`. Everything here takes layers without padding (``in = M*d``) but `encode`, which fills up.
+Letters: see `onnxpq.graph.layers`. Everything here takes layers without padding (``in = M*d``) but `encode`, which
+    fills up.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,10 +1,10 @@
-"""The stored order of the codes: [out, R, M] codes <-> [B, R*M, 16] bytes (layout: `onnxpq.opschema`)."""
+"""The stored order of the codes: [out, R, M] codes <-> [B, R*M, 16] bytes (layout: `onnxpq.operators.schema`)."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq.errors import ModelError
-from onnxpq.opschema import MAX_CODEWORDS, UNIT_BYTES, block_outputs, codes_per_byte
+from onnxpq.operators import MAX_CODEWORDS, UNIT_BYTES, block_outputs, codes_per_byte
 
 
 def packed_shape(out_features: int, stages: int, sub_vectors: int, codewords: int) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """What the operator means, in plain numpy: the oracle of the kernels and of the function body.
 
-Letters: see `onnxpq.layers`. Written to be read; speed does not matter here.
+Letters: see `onnxpq.graph.layers`. Written to be read; speed does not matter here.
 """
 
 import numpy as np

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxpq.opschema import UNIT_BYTES, block_outputs
+from onnxpq.operators import UNIT_BYTES, block_outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class PQTensor:
         codes: [out, R, M] uint8, not packed.
         scales: [out] float32.
         in_features: `in`; the last ``M*d - in`` entries of a decoded row are padding and are dropped.
-        fast: whether the operator is to use tables of 8 bits (`onnxpq.opschema.ATTR_FAST`).
+        fast: whether the operator is to use tables of 8 bits (`onnxpq.operators.schema.ATTR_FAST`).
     """
 
     codebooks: NDArray[np.floating]
@@ -54,6 +54,6 @@ class PQTensor:
 
 
 def packed_bytes(out_features: int, stages: int, sub_vectors: int, codewords: int) -> int:
-    """Bytes of the packed codes of an [out, R, M] code array for K codewords (layout: `onnxpq.opschema`)."""
+    """Bytes of the packed codes of an [out, R, M] code array for K codewords (layout: `onnxpq.operators.schema`)."""
     blocks = -(-out_features // block_outputs(codewords))
     return blocks * stages * sub_vectors * UNIT_BYTES

@@ -15,7 +15,7 @@ from pq_layers import PQLayer, layers, lookup_model_of, random_layer
 import onnxpq
 from onnxpq.errors import DataError, ModelError
 from onnxpq.pq.reference import decode, group_of
-from onnxpq.runtime import run
+from onnxpq.runtime.sessions import run
 
 pytestmark = pytest.mark.skipif(not onnxpq.library_available(), reason="onnxpq was built without a C++ compiler")
 

@@ -1,7 +1,7 @@
 // What a kernel computes, as plain pointers: one set of functions per instruction set.
 //
 // Letters: `out`, `in` sizes of the layer; d sub-vector length; M = ceil(in/d) sub-vectors; K codewords; G codebook
-// groups; R stages; S = R*M units, unit s = r*M + m. The format of the operator's inputs: onnxpq/opschema.py.
+// groups; R stages; S = R*M units, unit s = r*M + m. The format of the operator's inputs: onnxpq/operators/schema.py.
 //
 // ADDING AN INSTRUCTION SET
 //   1. src/kernels/<name>.cpp defines `const Kernels k<Name>Kernels`, with the semantics of scalar.cpp: equal bit for

@@ -1,0 +1,52 @@
+"""ONNX files and the graphs in them, without running them and without torch.
+
+In: a file or a model of anyone's. Out: a model that was checked, and answers about its nodes, constants and subgraphs.
+It knows neither layouts nor codes.
+"""
+
+from onnxpq.graph.constants import (
+    FLOATS,
+    constant,
+    element_type,
+    is_standard,
+    matrix_base,
+    rearranges,
+    roots,
+    shape_of,
+    swaps_last_axes,
+    values_of,
+)
+from onnxpq.graph.files import opset
+from onnxpq.graph.layers import Layer, Skipped, tables
+from onnxpq.graph.preparing import inline, prepare
+from onnxpq.graph.protobuf import check, structure
+from onnxpq.graph.walking import graph_of, graphs_of, node_label, subgraphs_of, used_values
+
+__all__ = [
+    "FLOATS",
+    "Layer",
+    "Skipped",
+    "check",
+    "constant",
+    "element_type",
+    "files",
+    "graph_of",
+    "graphs_of",
+    "inline",
+    "is_standard",
+    "matrix_base",
+    "node_label",
+    "opset",
+    "prepare",
+    "preparing",
+    "rearranges",
+    "roots",
+    "shape_of",
+    "structure",
+    "subgraphs",
+    "subgraphs_of",
+    "swaps_last_axes",
+    "tables",
+    "used_values",
+    "values_of",
+]

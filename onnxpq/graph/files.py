@@ -1,0 +1,465 @@
+"""Model files: read and checked on the way in, written whole or not at all on the way out.
+
+The in-memory form is `onnx_ir.Model`; tensors in external data stay memory-mapped, and so do those of a large file.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from onnxpq.errors import ModelError, OutputError
+from onnxpq.graph import mapped
+from onnxpq.graph.protobuf import (
+    EMBEDDED_BYTES,
+    all_tensors,
+    check,
+    check_tensors,
+    embed_external,
+    external_tensors,
+    external_tensors_of,
+    from_proto,
+    open_negative_dimensions,
+    raised,
+    read_array,
+    run_checker,
+    structure,
+    to_proto,
+)
+from onnxpq.support.writing import scratch_folder, write_bytes
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+
+MIN_OPSET: Final = 9
+"""The function body of `onnxpq::PQMatMul` needs ConstantOfShape, NonZero and Where of opset 9."""
+
+FIRST_IR_WITH_CONSTANTS: Final = 4
+"""The first IR version whose initializers need not be graph inputs."""
+
+RAISED_OPSET: Final = 13
+"""Where models below `MIN_OPSET` are raised to."""
+
+MAX_EMBEDDED_BYTES: Final = 1_500_000_000
+"""Models with more bytes of tensors get an external data file; protobuf cannot write 2 GiB."""
+
+LARGE_BYTES: Final = 2**27
+"""A model with more is large: its weights are kept out of memory where that takes somewhat longer. Those of a file are
+mapped, not read (`onnxpq.graph.mapped`), and sessions that are not timed leave them there (`runtime.frugal`)."""
+
+_EXTERNAL_KEY: Final = "onnxpq.external_data"
+
+_FOREIGN_FORMATS: Final = (
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the model itself with `git lfs pull`"),
+    (b"PK\x03\x04", "a zip archive, as PyTorch and Keras write them; export the model to ONNX first"),
+    (b"\x89HDF", "an HDF5 file; export the model to ONNX first"),
+)
+
+_FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_WEIGHT_OPERATORS: Final = frozenset({"Gemm", "MatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
+
+
+def load(source: Source) -> ir.Model:
+    """Reads and checks a model.
+
+    Args:
+        source: a path, the bytes of a file, a protobuf or an `onnx_ir.Model`; what is passed is never changed.
+
+    Returns:
+        A model of its own, of ai.onnx opset 9 or newer and IR version 4 or newer: initializers of older ones are
+        constants, not graph inputs. External data stays memory-mapped, and so does a file of more than `LARGE_BYTES`:
+        what is written into it as long as the model is used changes the model.
+
+    Raises:
+        ModelError: the source cannot be read, is damaged or invalid, refers to external data that is missing or too
+            short, has NaN or infinite weights, or has an opset below 9 that cannot be raised.
+    """
+    where = _describe(source)
+    if isinstance(source, ir.Model):
+        external = list(external_tensors(source))
+        _check_external_data(external, where)
+        model = _copied(source, where)
+        check(model)
+    else:
+        proto, folder, values = _read_proto(source, where)
+        check_tensors(proto, where)
+        external = external_tensors_of(proto, folder)
+        _check_external_data(external, where)
+        if values and not external:
+            run_checker(mapped.structure(proto, values), where)
+        else:
+            # The path form of the checker also takes models whose weights exceed protobuf's 2 GiB.
+            run_checker(proto if isinstance(source, bytes | onnx.ModelProto) else os.fspath(source), where)
+        model = from_proto(proto, where)
+        mapped.put_in(model, values)
+        for tensor in external_tensors(model):
+            tensor.base_dir = folder
+        _check_writable(model, where)
+    open_negative_dimensions(model)
+    if external:
+        model.graph.meta[_EXTERNAL_KEY] = True
+    model = _with_supported_opset(model, where)
+    _free_initializers(model)
+    check_finite(model)
+    return model
+
+
+def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
+    """Writes a model to a temporary folder beside the target, then renames it into place.
+
+    Args:
+        model: the model; not changed.
+        path: the file to write; an existing one is replaced.
+        external_data: whether tensors go to a second file `<path>.data`. Default: if the model was loaded with
+            external data, or has more than `MAX_EMBEDDED_BYTES` of tensors.
+
+    Raises:
+        OutputError: the target cannot be written, or holds tensors that the model still reads.
+        ModelError: `external_data` is False and the model is too large for one file.
+    """
+    check_output_path(path, model)
+    if external_data is None:
+        external_data = bool(model.graph.meta.get(_EXTERNAL_KEY)) or tensor_bytes(model) > MAX_EMBEDDED_BYTES
+    target = os.fspath(path)
+    data_name = f"{os.path.basename(target)}.data"
+    with scratch_folder(target) as scratch:
+        content = _write_external(model, scratch, data_name) if external_data else to_bytes(model)
+        temporary = write_bytes(scratch, content)
+        temporary_data = os.path.join(scratch, data_name)
+        if os.path.exists(temporary_data):
+            # An old model beside new data would read wrong weights, were we stopped between the two renames.
+            with suppress(FileNotFoundError):
+                os.remove(target)
+            os.replace(temporary_data, os.path.join(os.path.dirname(target), data_name))
+        os.replace(temporary, target)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file, UTF-8, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    check_output_path(path)
+    target = os.fspath(path)
+    with scratch_folder(target) as scratch:
+        os.replace(write_bytes(scratch, text.encode()), target)
+
+
+def check_output_path(path: str | os.PathLike[str], source: Source | None = None) -> None:
+    """Checks that a model can be written, before hours of work.
+
+    Args:
+        path: where the model is to be written.
+        source: the model that is being compressed: none of its files may be overwritten.
+
+    Raises:
+        OutputError: the folder does not exist or is not writable, `path` is a folder, or `path` or its external data
+            file is a file of the source.
+    """
+    target = os.fspath(path)
+    folder = os.path.dirname(target) or "."
+    if not os.path.isdir(folder):
+        raise OutputError(f"Cannot write '{target}': the folder '{folder}' does not exist. Create it first.")
+    if os.path.isdir(target) or not os.path.basename(target):
+        raise OutputError(f"Cannot write '{target}': it is a folder; expected the path of a file.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write '{target}': the folder '{folder}' is not writable ({error.strerror}). Choose another folder."
+        ) from error
+    for used in files_of(source):
+        for written in (target, f"{target}.data"):
+            if os.path.exists(written) and os.path.exists(used) and os.path.samefile(written, used):
+                raise OutputError(
+                    f"Writing '{target}' would overwrite '{used}', a file of the input model. Choose another path."
+                )
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes on disk of a model file and of the external data files that it refers to.
+
+    Raises:
+        ModelError: a file is missing or is not an ONNX model.
+    """
+    model_path = os.fspath(path)
+    files = {os.path.realpath(name) for name in files_of(model_path, strict=True)}
+    missing = sorted(name for name in files if not os.path.isfile(name))
+    if missing:
+        raise ModelError(f"'{model_path}' needs external data in '{missing[0]}', which does not exist.")
+    return sum(os.path.getsize(name) for name in files)
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model as the bytes of one file, with all tensors inside.
+
+    Raises:
+        ModelError: the model is too large for one protobuf.
+    """
+    size = tensor_bytes(model)
+    if size > MAX_EMBEDDED_BYTES:
+        raise ModelError(
+            f"The model has {size} bytes of tensors; one ONNX protobuf is written up to {MAX_EMBEDDED_BYTES} bytes. "
+            "Save it to a path: external data has no limit."
+        )
+    embedded = model.clone()
+    embed_external(embedded)
+    return bytes(to_proto(embedded).SerializeToString())
+
+
+def tensor_bytes(model: ir.Model) -> int:
+    """Bytes of all constants, those of strings apart."""
+    return sum(tensor.nbytes for tensor in all_tensors(model) if tensor.dtype != ir.DataType.STRING)
+
+
+def bytes_as_file(model: ir.Model) -> int:
+    """Bytes of the model as one file; a large one is not put together, which makes some bytes per tensor less."""
+    if tensor_bytes(model) <= LARGE_BYTES:
+        return len(to_bytes(model))
+    small = structure(model)
+    kept = {tensor.name for tensor in small.graph.initializer}
+    tensors = (value.const_value for name, value in model.graph.initializers.items() if name not in kept)
+    return int(small.ByteSize()) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def opset(model: ir.Model, domain: str = "") -> int:
+    """Version of the operator set `domain` that the model imports ("ai.onnx" is another name of "").
+
+    Raises:
+        ModelError: the model does not import the domain.
+    """
+    version = _imported_opset(model, domain)
+    if version is None:
+        imported = ", ".join(f"'{name}' {number}" for name, number in sorted(model.opset_imports.items()))
+        raise ModelError(f"The model does not import the operator set '{domain or 'ai.onnx'}'. It imports: {imported}.")
+    return version
+
+
+def check_finite(model: ir.Model) -> None:
+    """Checks that all initializers can be read and hold usable numbers.
+
+    NaN is refused everywhere. Infinity is refused in the weights of Gemm, MatMul, convolutions and recurrent layers
+    only: attention masks hold -inf on purpose.
+
+    Raises:
+        ModelError: an initializer cannot be read, or holds NaN or infinity; the message names it.
+    """
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            array = read_array(tensor, name or "")
+            if tensor.dtype not in _FLOATS or bool(np.isfinite(array).all()):
+                continue
+            is_weight = any(node.op_type in _WEIGHT_OPERATORS and index > 0 for node, index in value.uses())
+            if is_weight or bool(np.isnan(array).any()):
+                raise _not_finite(f"initializer '{name}'", array)
+
+
+def check_weights(model: ir.Model, nodes: Mapping[str, str]) -> None:
+    """Checks that the weights of layers are usable numbers.
+
+    `check_finite` does not look at constants that are nodes: those of a mask may be NaN, and which of them are weights
+    is known when the layers are found.
+
+    Args:
+        model: normalised.
+        nodes: by the name of a weight, an initializer, the node of a layer that it belongs to.
+
+    Raises:
+        ModelError: a weight holds NaN or infinity; the message names it and its node.
+    """
+    for name, node in nodes.items():
+        tensor = model.graph.initializers[name].const_value
+        if tensor is not None and not bool(np.isfinite(array := read_array(tensor, name)).all()):
+            raise _not_finite(f"weight '{name}' of node '{node}'", array)
+
+
+def _not_finite(what: str, array: NDArray[Any]) -> ModelError:
+    nans, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    return ModelError(
+        f"The {what} has {nans} NaN and {infinite} infinite values of {array.size}; expected finite numbers. "
+        "Export the model again from a checkpoint whose training did not diverge."
+    )
+
+
+def _describe(source: Source) -> str:
+    if isinstance(source, str | os.PathLike):
+        return f"'{os.fspath(source)}'"
+    return "the model that was passed"
+
+
+class _Read(NamedTuple):
+    """What was read of a model.
+
+    Attributes:
+        proto: without external data and `values`.
+        folder: that external data is relative to.
+        values: of the initializers of a large file.
+    """
+
+    proto: onnx.ModelProto
+    folder: str
+    values: mapped.Values
+
+
+def _read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto, where: str) -> _Read:
+    if isinstance(source, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(source)
+        return _Read(proto, "", {})
+    if isinstance(source, bytes):
+        return _Read(_parse(source, where), "", {})
+    path = os.fspath(source)
+    if os.path.isdir(path):
+        raise ModelError(f"{where} is a folder; expected an ONNX file. Pass the path of the .onnx file in it.")
+    try:
+        found = mapped.read(path) if os.path.getsize(path) > LARGE_BYTES else None
+        if found is None:
+            with open(path, "rb") as file:
+                content = file.read()
+    except FileNotFoundError as error:
+        raise ModelError(f"{where} does not exist. Check the path.") from error
+    except OSError as error:
+        raise ModelError(f"{where} cannot be read: {error.strerror}. Check its permissions.") from error
+    proto, values = found or (_parse(content, where), {})
+    return _Read(proto, os.path.dirname(path) or ".", values)
+
+
+def _parse(content: bytes, where: str) -> onnx.ModelProto:
+    if not content:
+        raise ModelError(f"{where} is empty (0 bytes); expected an ONNX model. Export or download it again.")
+    for magic, kind in _FOREIGN_FORMATS:
+        if content.startswith(magic):
+            raise ModelError(f"{where} is not an ONNX model but {kind}.")
+    if content[4:8] == b"ORTM":
+        raise ModelError(f"{where} is in onnxruntime's own .ort format; pass the .onnx file that it was made from.")
+    try:
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(content)
+    # protobuf's DecodeError; naming it would tie us to protobuf's own package.
+    except Exception as error:
+        # ONNX writers put field 1, the IR version, first: tag 0x08 and a small number.
+        if content[0] == 0x08 and len(content) > 1 and 0 < content[1] < 0x20:
+            raise ModelError(
+                f"{where} is damaged or truncated: it starts as an ONNX model, but its {len(content)} bytes do not "
+                "form a complete one. Download or copy it again."
+            ) from error
+        raise ModelError(f"{where} is not an ONNX model: {len(content)} bytes that are no protobuf of one.") from error
+    if not proto.ir_version and not proto.graph.node:
+        raise ModelError(f"{where} is not an ONNX model: it has neither an IR version nor a node.")
+    return proto
+
+
+def _imported_opset(model: ir.Model, domain: str) -> int | None:
+    names = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+    versions = [model.opset_imports[name] for name in names if name in model.opset_imports]
+    return max(versions, default=None)
+
+
+def _with_supported_opset(model: ir.Model, where: str) -> ir.Model:
+    version = _imported_opset(model, "")
+    if version is None or version >= MIN_OPSET:
+        return model
+    source = onnx.ModelProto.FromString(to_bytes(model))
+    try:
+        return from_proto(raised(source, version, RAISED_OPSET), where)
+    # onnx's converter raises ConvertError, RuntimeError and others, by operator.
+    except Exception as error:
+        raise ModelError(
+            f"{where} has opset {version}; onnxpq needs {MIN_OPSET} or newer, and onnx {onnx.__version__} cannot "
+            f"convert the model: {error}. Export it again with a newer opset."
+        ) from error
+
+
+def _free_initializers(model: ir.Model) -> None:
+    """Before IR version 4 every initializer had to be a graph input as well: that did not make it one to be fed."""
+    if model.ir_version < FIRST_IR_WITH_CONSTANTS:
+        common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = FIRST_IR_WITH_CONSTANTS
+
+
+def _check_external_data(tensors: Sequence[ir.ExternalTensor], where: str) -> None:
+    for tensor in tensors:
+        try:
+            size = os.path.getsize(tensor.path)
+        except OSError as error:
+            raise ModelError(
+                f"{where} keeps the tensor '{tensor.name}' in the external data file '{tensor.path}', which does not "
+                "exist or cannot be read. Copy it beside the model, and pass the model by its path."
+            ) from error
+        end = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
+        if size < end or (tensor.length is not None and tensor.length < tensor.nbytes):
+            raise ModelError(
+                f"{where}: the external data file '{tensor.path}' is too short for the tensor '{tensor.name}': found "
+                f"{size} bytes, expected {end} or more. Copy it again."
+            )
+        read_array(tensor, tensor.name)
+
+
+def _copied(model: ir.Model, where: str) -> ir.Model:
+    try:
+        return model.clone()
+    # onnx_ir's cloner wraps what it meets in one RuntimeError per level.
+    except RuntimeError as error:
+        raise ModelError(f"{where} is not a valid graph: {_innermost(error)}.") from error
+
+
+def _check_writable(model: ir.Model, where: str) -> None:
+    """What cannot be written back is found now, not after hours: names that are not UTF-8 pass ONNX's checker."""
+    try:
+        structure(model)
+    except Exception as error:
+        raise ModelError(f"{where} is damaged: {_innermost(error)}. Export or copy it again.") from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _innermost(error.__cause__)
+
+
+def _write_external(model: ir.Model, folder: str, data_name: str) -> bytes:
+    """Writes the tensors to `folder`; returns the bytes of the model file."""
+    unloaded = model.clone()
+    embed_external(unloaded, initializers=False)
+    ir.external_data.unload_from_model(unloaded, folder, data_name, size_threshold_bytes=EMBEDDED_BYTES)
+    return bytes(to_proto(unloaded).SerializeToString())
+
+
+def files_of(source: Source | None, *, strict: bool = False) -> list[str]:
+    """The files that hold a model, its own first. A path without a model yields itself, or a ModelError if `strict`."""
+    if isinstance(source, ir.Model):
+        return sorted({tensor.path for tensor in external_tensors(source)})
+    if not isinstance(source, str | os.PathLike):
+        return []
+    path = os.fspath(source)
+    try:
+        return [path, *_external_files(path, _identity(path))]
+    except ModelError:
+        if strict:
+            raise
+        return [path]
+
+
+@lru_cache(maxsize=8)
+def _external_files(path: str, _identity: tuple[int, ...]) -> tuple[str, ...]:
+    """The external data files of a model file, which is asked several times in a run."""
+    proto, folder, _ = _read_proto(path, f"'{path}'")
+    return tuple(sorted({tensor.path for tensor in external_tensors_of(proto, folder)}))
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    """What changes with a file's content; nothing where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,226 @@
+"""ONNX -> `Network`, and the proof that the network computes what onnxruntime computes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+
+from onnxpq import runtime
+from onnxpq.errors import ForwardMismatchError
+from onnxpq.graph import (
+    FLOATS,
+    element_type,
+    graph_of,
+    inline,
+    node_label,
+    prepare,
+    rearranges,
+    swaps_last_axes,
+    values_of,
+)
+from onnxpq.network.module import Network
+
+FORWARD_TOLERANCE = 1e-3
+"""Largest relative L2 difference between a value of the network and of onnxruntime."""
+
+HALF_FORWARD_TOLERANCE = 2e-2
+"""The same for models that compute in float16 or bfloat16, where runtimes round at different places."""
+
+NOISE = 1e-6
+"""Root mean square below which a value counts as rounding noise of float32: its differences are relative to this."""
+
+
+@dataclass(frozen=True)
+class ForwardCheck:
+    """The worst agreement of all values of a network with onnxruntime.
+
+    Attributes:
+        max_abs: largest absolute difference of any element of any value.
+        max_rel: largest relative L2 difference of any value.
+        node: the node that has it, "" if the graph has no floating-point value.
+        value: the value that has it.
+    """
+
+    max_abs: float
+    max_rel: float
+    node: str
+    value: str
+
+
+def normalise(model: ir.Model) -> ir.Model:
+    """A copy of the model in which every weight is an initializer of the main graph and nothing is hidden.
+
+    Local functions are inlined, Constant nodes become initializers, initializers of subgraphs move to the main graph,
+    initializers leave the graph's inputs, users of an Identity of an initializer use the initializer. What is cut out
+    of initializers (`onnxpq.graph.constants.rearranges`) becomes one of its own; users of a matrix and of its
+    transpose go on sharing it. Nodes and values of a prepared model (`onnxpq.graph.preparing.prepare`) keep their
+    names. Tensors are shared with the original.
+
+    Args:
+        model: any valid model.
+
+    Raises:
+        ModelError: if nodes are not in topological order, or a function imports another opset than the model.
+    """
+    copy = prepare(model)
+    inline(copy)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    common.LiftSubgraphInitializersToMainGraphPass()(copy)
+    common.RemoveInitializersFromInputsPass()(copy)
+    _see_through_identity(copy.graph)
+    _cut_out(copy)
+    return copy
+
+
+def _see_through_identity(graph: ir.Graph) -> None:
+    for node in list(graph.all_nodes()):
+        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if source is not None and source.is_initializer() and not result.is_graph_output():
+            result.replace_all_uses_with(source)
+            graph_of(node).remove(node, safe=True)
+
+
+def _cut_out(model: ir.Model) -> None:
+    """Computes what rearranges initializers, as nodes that pass whole matrices on do not."""
+    for node in list(model.graph.all_nodes()):
+        is_output = any(value.is_graph_output() for value in node.outputs)
+        if is_output or not rearranges(node) or swaps_last_axes(node) is not None:
+            continue
+        results = {value: (values_of(value), element_type(value)) for value in node.outputs}
+        for value, (array, dtype) in results.items():
+            if array is None or dtype is None or dtype not in FLOATS:
+                break
+            tensor = ir.Tensor(array, dtype=dtype, name=value.name)
+            shape = ir.Shape(array.shape)
+            result = ir.Value(name=value.name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
+            model.graph.register_initializer(result)
+            value.replace_all_uses_with(result)
+        else:
+            sources = [value for value in node.inputs if value is not None and value.is_initializer()]
+            graph_of(node).remove(node, safe=True)
+            for source in sources:
+                if not (source.uses() or source.is_graph_output()):
+                    model.graph.initializers.pop(source.name or "", None)
+
+
+def import_model(model: ir.Model) -> Network:
+    """Make a trainable network of a model.
+
+    Args:
+        model: any valid model; it is normalised first, on a copy.
+
+    Raises:
+        UnsupportedOperatorError: if a node has no handler; it names the node, the operator, its domain and version.
+        ModelError: see `normalise`.
+    """
+    return Network(normalise(model))
+
+
+def check_forward(
+    network: Network,
+    model: ir.Model,
+    inputs: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    libraries: runtime.Libraries = (),
+) -> ForwardCheck:
+    """Compare every floating-point value of the network with onnxruntime's, node by node.
+
+    Args:
+        network: `import_model(model)`, on the CPU.
+        model: the model that the network was made of.
+        inputs: a batch for each input of the model; further entries are ignored.
+        libraries: custom-operator libraries that the model needs.
+
+    Raises:
+        DataError: if an input is missing or does not fit.
+        ForwardMismatchError: names the first node, in topological order, with a value that differs by more than
+            `FORWARD_TOLERANCE` (`HALF_FORWARD_TOLERANCE` for half precision), or that torch fails to compute.
+    """
+    exposed = normalise(model)
+    values = _values_in_order(exposed.graph)
+    exposed.graph.outputs[:] = list(values)
+    feeds = {_name(value): inputs[_name(value)] for value in exposed.graph.inputs if _name(value) in inputs}
+    session = runtime.frugal(exposed, custom_ops_libraries=libraries)
+    expected = runtime.run(session, feeds)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    with torch.no_grad():
+        found = network(tensors, keep=[_name(value) for value in values])
+    tolerance = HALF_FORWARD_TOLERANCE if _computes_in_half(exposed.graph) else FORWARD_TOLERANCE
+    worst = ForwardCheck(0.0, 0.0, "", "")
+    largest = 0.0
+    for value, node in values.items():
+        name = _name(value)
+        if not np.issubdtype(np.asarray(expected[name]).dtype, np.floating):
+            continue
+        absolute, relative = _difference(found[name].numpy(), expected[name], node, name)
+        if not relative <= tolerance:
+            sentence = _mismatch(node, name, found[name].numpy(), expected[name], relative, tolerance)
+            raise ForwardMismatchError(sentence, node=node_label(node))
+        largest = max(largest, absolute)
+        if relative >= worst.max_rel:
+            worst = ForwardCheck(largest, relative, node_label(node), name)
+    return ForwardCheck(largest, worst.max_rel, worst.node, worst.value)
+
+
+def _values_in_order(graph: ir.Graph) -> dict[ir.Value, ir.Node]:
+    """All named results of the main graph and the nodes that compute them, in topological order."""
+    return {value: node for node in graph for value in node.outputs if value.name}
+
+
+def _computes_in_half(graph: ir.Graph) -> bool:
+    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    constants = [value.dtype for value in (*graph.initializers.values(), *graph.inputs)]
+    casts = [node.attributes["to"].as_int() for node in graph if node.op_type == "Cast" and "to" in node.attributes]
+    return any(dtype in half for dtype in (*constants, *casts))
+
+
+def _difference(
+    found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], node: ir.Node, name: str
+) -> tuple[float, float]:
+    """Largest absolute and relative L2 difference; equal infinities and NaN on both sides do not differ."""
+    if found.shape != expected.shape:
+        raise ForwardMismatchError(
+            f"Node '{node_label(node)}' ({node.op_type}) computes '{name}' with shape {list(found.shape)} in torch, "
+            f"{list(expected.shape)} in onnxruntime. {_WHAT_TO_DO}",
+            node=node_label(node),
+        )
+    reference = expected.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        same = (found == reference) | (np.isnan(found) & np.isnan(reference))
+        difference = np.where(same, 0.0, np.abs(found - reference))
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    size = np.linalg.norm(np.where(np.isfinite(reference), reference, 0.0))
+    floor = NOISE * np.sqrt(max(reference.size, 1))
+    return float(difference.max(initial=0.0)), float(np.linalg.norm(difference) / max(size, floor))
+
+
+_WHAT_TO_DO = (
+    "Please report the operator; until it is right, exclude the layers before this node or compress without data."
+)
+
+
+def _mismatch(
+    node: ir.Node,
+    name: str,
+    found: np.ndarray[Any, Any],
+    expected: np.ndarray[Any, Any],
+    relative: float,
+    tolerance: float,
+) -> str:
+    with np.errstate(invalid="ignore"):
+        at = int(np.argmax(np.nan_to_num(np.abs(found - expected), nan=np.inf)))
+    return (
+        f"Node '{node_label(node)}' ({node.op_type}) computes '{name}' in torch with a relative L2 difference of "
+        f"{relative:.3g} to onnxruntime, more than {tolerance:g}. Found {found.flat[at]:.6g} in element {at} of shape "
+        f"{list(found.shape)}, expected {expected.flat[at]:.6g}. {_WHAT_TO_DO}"
+    )
+
+
+def _name(value: ir.Value) -> str:
+    return value.name or ""

@@ -1,0 +1,125 @@
+"""From a layer's weight to its quantized form."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onnxpq.errors import ModelError
+from onnxpq.graph import Layer
+from onnxpq.pq import InputStatistics, Layout, PQTensor, calibrated, codec, decode
+from onnxpq.pq.matrix import from_matrix, to_matrix
+from onnxpq.pq.quantized import Quantized
+from onnxpq.report import LayerReport
+from onnxpq.support import device as devices
+
+
+def quantize(
+    matrix: Tensor,
+    layout: Layout,
+    *,
+    seed: int,
+    statistics: InputStatistics | None = None,
+    importance: NDArray[np.float32] | None = None,
+) -> Quantized:
+    """Product-quantize a weight; on a GPU where torch has one, with the same result up to rounding.
+
+    Args:
+        matrix: [out, in] float32.
+        layout: how to cut it.
+        seed: of the k-means start.
+        statistics: of the layer's inputs, or of a table's gradients; with them the error of the outputs is made small
+            (`onnxpq.pq.calibrated`), without them that of the weight, by weighted k-means (`onnxpq.pq.codec.encode`).
+        importance: what the squared error of each row counts, [out], positive; by default all the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = devices.best()
+    weight = matrix.detach().to(device)
+    factors = None if importance is None else codec.row_factors(importance)
+    if factors is not None:
+        weight = weight * factors.to(device)
+    if statistics is None:
+        parts = codec.encode(weight, layout, generator=generator)
+    else:
+        # Not held here: where it is filled up, `encode` lets go of it.
+        parts = calibrated.encode(
+            weight, layout, torch.from_numpy(statistics.regularized()).to(device), generator=generator
+        )
+    codebooks, codes, scales = (part.cpu() for part in parts)
+    return Quantized(layout, codebooks, codes.to(torch.uint8), scales if factors is None else scales / factors[:, 0])
+
+
+def weight(model: ir.Model, layer: Layer) -> Tensor:
+    """A layer's weight as the matrix [out, in] in float32.
+
+    Args:
+        model: normalised.
+        layer: of it.
+
+    Raises:
+        ModelError: the weight has no values.
+    """
+    return matrix_of(np.asarray(_tensor(model, layer).numpy()), layer)
+
+
+def _tensor(model: ir.Model, layer: Layer) -> ir.TensorProtocol:
+    tensor = model.graph.initializers[layer.weight].const_value
+    if tensor is None:
+        raise ModelError(f"Initializer '{layer.weight}' of node '{layer.node}' has no values.")
+    return tensor
+
+
+def matrix_of(array: NDArray[np.floating], layer: Layer) -> Tensor:
+    """A layer's constant as the matrix [out, in] in float32."""
+    weight = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    return to_matrix(weight, layer.in_features, is_in_out=layer.weight_is_in_out).contiguous()
+
+
+def constant_of(model: ir.Model, layer: Layer, quantized: Quantized) -> NDArray[np.float32]:
+    """A layer's constant with the values that its quantized weight, as it will be stored, stands for.
+
+    Args:
+        model: normalised.
+        layer: of it.
+        quantized: its weight.
+
+    Raises:
+        ModelError: the weight has no values.
+    """
+    shape = _tensor(model, layer).shape.numpy()
+    stored = quantized.freeze()
+    matrix = torch.from_numpy(decode(stored.codebooks, stored.codes, stored.scales, stored.in_features))
+    return from_matrix(matrix.float(), shape, is_in_out=layer.weight_is_in_out).numpy()
+
+
+def report(
+    layer: Layer, layout: Layout, exact: NDArray[np.floating], tensor: PQTensor, *, earlier: Sequence[LayerReport] = ()
+) -> LayerReport:
+    """What became of a layer.
+
+    Args:
+        layer: the layer.
+        layout: how it was cut.
+        exact: its weight [out, in] before.
+        tensor: its weight now.
+        earlier: reports of layers that have been counted: those that share the weight share its bytes, and within one
+            graph what it becomes.
+    """
+    sharing = [other for other in earlier if other.weight == layer.weight]
+    is_stored = any(other.place == layer.place for other in sharing)
+    decoded = decode(tensor.codebooks, tensor.codes, tensor.scales, tensor.in_features)
+    return LayerReport(
+        node=layer.node,
+        weight=layer.weight,
+        shape=(layer.out_features, layer.in_features),
+        sub_vector=layout.sub_vector,
+        codewords=layout.codewords,
+        groups=layout.groups,
+        bytes_before=0 if sharing else layer.weight_bytes or exact.nbytes,
+        bytes_after=0 if is_stored else tensor.nbytes + layer.order_bytes,
+        place=layer.place,
+        weight_error=float(np.linalg.norm(decoded - exact)) / max(float(np.linalg.norm(exact)), 1e-30),
+    )

@@ -1,0 +1,49 @@
+"""What could be done with a model, without doing it: no torch, no onnxruntime."""
+
+from onnxpq import rewriting
+from onnxpq.config import Config
+from onnxpq.graph import files
+from onnxpq.quantization import allocation
+from onnxpq.support.figures import left_alone, table
+
+
+def describe(model: files.Source, config: Config) -> str:
+    """The layers that can be compressed and their sizes, and the other nodes with the reason, as text.
+
+    Raises:
+        ModelError: the model cannot be read.
+        ConfigError: a setting does not fit the model.
+    """
+    loaded = files.load(model)
+    layers, skipped = rewriting.find(
+        loaded,
+        min_weights=config.min_weights,
+        include=config.include,
+        exclude=config.exclude,
+        conv1x1=config.conv1x1,
+        tables=config.takes_tables,
+    )
+    total = files.tensor_bytes(loaded)
+    lines = [f"{total:,} bytes of constants, opset {files.opset(loaded)}, IR version {loaded.ir_version}", ""]
+    if layers:
+        layouts = allocation.layouts(layers, config)
+        head = ("layer", "operator", "weight", "out x in", "d", "K", "G", "bytes", "compressed")
+        rows, saved = [head], 0
+        seen: set[tuple[str, str]] = set()
+        for layer in layers:
+            layout = layouts[layer.weight]
+            before = layer.weight_bytes
+            shared = (layer.weight, layer.place) in seen
+            saved -= 0 if shared else layout.nbytes
+            saved += 0 if any(layer.weight == weight for weight, _ in seen) else before
+            seen.add((layer.weight, layer.place))
+            size = f"{layer.out_features} x {layer.in_features}"
+            counted = ("shared", "shared") if shared else (str(before), str(layout.nbytes))
+            cut = (str(layout.sub_vector), str(layout.codewords), str(layout.groups))
+            rows.append((layer.node, layer.op_type, layer.weight, size, *cut, *counted))
+        lines += ["Can be compressed", table(rows), "", f"Constants after compression: about {total - saved:,} bytes"]
+    else:
+        lines.append("No layer can be compressed.")
+    if skipped:
+        lines += ["", left_alone((entry.node, entry.op_type, entry.reason) for entry in skipped)]
+    return "\n".join(lines)

@@ -1,0 +1,11 @@
+"""The graph before and after: which nodes are layers, and the model in which codes take the place of their weights.
+
+In: a model; later the quantized weights by name. Out: layers with reasons for what is left alone; the compressed model.
+Neither torch nor onnxruntime is needed.
+"""
+
+from onnxpq.rewriting.replacing import constant_names, find, rewrite, update_initializers
+from onnxpq.rewriting.rules.context import describe
+from onnxpq.rewriting.rules.editor import Editor
+
+__all__ = ["Editor", "constant_names", "describe", "find", "rewrite", "update_initializers"]

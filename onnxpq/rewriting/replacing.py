@@ -1,0 +1,333 @@
+"""The graph before and after: which layers can be compressed, and the model with operators of ours in their place."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxpq.errors import ConfigError, ModelError, VerificationError
+from onnxpq.graph import Layer, Skipped, check, opset, prepare, roots, values_of
+from onnxpq.operators import DOMAIN, LOOKUP_OP_TYPE, OP_TYPE, VERSION, pq_gather_function, pq_matmul_function
+from onnxpq.pq import PQTensor
+from onnxpq.rewriting.rules import matching_rule
+from onnxpq.rewriting.rules.base import Rule, interface
+from onnxpq.rewriting.rules.context import Context, describe
+from onnxpq.rewriting.rules.editor import Editor, names_of
+from onnxpq.rewriting.rules.unmatched import explain
+
+MIN_IR_VERSION: Final = 8
+"""The first IR version with model-local functions."""
+
+_WEIGHT_INPUTS: Final = (0, 1)
+"""Where a layer's node has its weight, to the right or to the left; one in both places is no layer."""
+
+CONV1X1_REASON: Final = (
+    "It is a convolution with a kernel of one point: a fully-connected layer over its channels. --conv1x1 takes it."
+)
+
+TABLE_REASON: Final = "It is a table that is looked up, as an embedding is. --tables takes it."
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def find(
+    model: ir.Model,
+    *,
+    min_weights: int = 1024,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    conv1x1: bool = False,
+    tables: bool = False,
+) -> tuple[list[Layer], list[Skipped]]:
+    """Lists the layers that can be compressed, and every other node with a large constant, with the reason.
+
+    Args:
+        model: the model; not changed.
+        min_weights: layers with fewer weights are left as they are.
+        include: globs over node names; only layers that one of them matches are taken.
+        exclude: globs over node names; layers that one of them matches are left as they are.
+        conv1x1: take convolutions with a kernel of one point, too.
+        tables: take matrices whose rows are looked up, too.
+
+    Returns:
+        The layers, and the nodes that are left as they are, both in the order of the graph and its subgraphs. They are
+        those of the prepared model (`onnxpq.graph.preparing.prepare`).
+
+    Raises:
+        ConfigError: a glob matches no node that is listed; the message lists the names there are.
+    """
+    prepared = prepare(model)
+    context = describe(prepared)
+    listed: list[Layer | Skipped] = []
+    for node in prepared.graph.all_nodes():
+        rule = matching_rule(node, context)
+        entry = explain(node, context, prepared) if rule is None else rule.check(node, context)
+        listed += [] if entry is None else [entry]
+    _check_globs(listed, include, exclude)
+    chosen = [_choose(entry, min_weights, include, exclude) if isinstance(entry, Layer) else entry for entry in listed]
+    if not conv1x1:
+        chosen = [_skip(e, CONV1X1_REASON) if isinstance(e, Layer) and e.op_type == "Conv" else e for e in chosen]
+    if not tables:
+        chosen = [_skip(e, TABLE_REASON) if isinstance(e, Layer) and e.is_table else e for e in chosen]
+    # What is left alone for one reason may be the reason to leave others alone.
+    while blocked := _blocked([entry for entry in chosen if isinstance(entry, Layer)], context):
+        chosen = [_skip(e, blocked[e.weight]) if isinstance(e, Layer) and e.weight in blocked else e for e in chosen]
+    return [e for e in chosen if isinstance(e, Layer)], [e for e in chosen if isinstance(e, Skipped)]
+
+
+def constant_names(model: ir.Model) -> frozenset[str]:
+    """Names of the constants of the main graph: initializers, and outputs of Constant nodes."""
+    values = (*model.graph.initializers.values(), *_lifted(model.graph))
+    return frozenset(value.name for value in values if value.name)
+
+
+def update_initializers(model: ir.Model, values: Mapping[str, NDArray[Any]]) -> ir.Model:
+    """A copy of the model in which constants have new values of the same shape and type.
+
+    Args:
+        model: the model; not changed.
+        values: by name of an initializer, or of the output of a Constant node. Floating-point values are converted to
+            the type that the model has; other types must be equal.
+
+    Returns:
+        The copy; tensors that stay are shared with `model`.
+
+    Raises:
+        ModelError: there is no constant of that name, the shape or the kind of type differs, or a value is NaN or
+            infinite in the model's type.
+    """
+    updated = model.clone()
+    constants = {
+        value.name: value for graph in updated.graphs() for value in (*graph.initializers.values(), *_lifted(graph))
+    }
+    for name, array in values.items():
+        if name not in constants:
+            raise ModelError(f"The model has no initializer '{name}' to update.")
+        value = constants[name]
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None:
+            raise ModelError(f"The initializer '{name}' has no value to update.")
+        new = ir.Tensor(_converted(array, tensor, name), dtype=tensor.dtype, name=name, doc_string=tensor.doc_string)
+        node = value.producer()
+        if node is None:
+            value.const_value = new
+        else:
+            node.attributes.clear()
+            node.attributes["value"] = ir.AttrTensor("value", new)
+    return updated
+
+
+def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTensor]) -> ir.Model:
+    """A copy of the model in which `PQMatMul` computes the given layers, `PQGather` what is looked up.
+
+    The nodes keep their names and the values they compute keep theirs. Graph inputs and outputs, metadata and
+    documentation stay; the IR version becomes 8 where it was lower, the first with model-local functions. Constants
+    and nodes that are not needed any more are gone.
+
+    Args:
+        model: the model; not changed.
+        layers: layers that `find` listed for this model.
+        tensors: the quantized weight, [out, in], by the name of the weight's initializer. Layers that share a weight
+            share it.
+
+    Returns:
+        The copy, which ONNX's full check passes; tensors that stay are shared with `model`.
+
+    Raises:
+        ConfigError: a layer is not in the model, or has no tensor, or one of other sizes.
+        VerificationError: the result is no valid model, or its interface differs.
+    """
+    result = prepare(model) if layers else model.clone()
+    graph = result.graph
+    alive = {node for node in graph.all_nodes() if _is_alive(node)}
+    context, names = describe(result), names_of(graph)
+    editors = {part: Editor(part, opset(model), names) for part in result.graphs()}
+    nodes = {label: node for node, label in context.labels.items()}
+    plan = [_planned(layer, nodes.get(layer.node), tensors, context) for layer in layers]
+    for step in plan:
+        step.rule.apply(step.node, step.layer, step.tensor, context, editors[step.graph])
+    if plan:
+        _add_functions(result, any(editor.takes_half for editor in editors.values()))
+        graph.opset_imports[DOMAIN] = VERSION
+        if result.ir_version < MIN_IR_VERSION:
+            _LOGGER.info("IR version %d raised to %d, for model-local functions.", result.ir_version, MIN_IR_VERSION)
+            result.ir_version = MIN_IR_VERSION
+    _remove_dead(result, alive)
+    _check_result(result, model)
+    return result
+
+
+def _choose(layer: Layer, min_weights: int, include: Sequence[str], exclude: Sequence[str]) -> Layer | Skipped:
+    excluding = next((glob for glob in exclude if _matches(layer.node, glob)), None)
+    if excluding is not None:
+        return _skip(layer, f"Excluded by '{excluding}'.")
+    if not any(_matches(layer.node, glob) for glob in include):
+        return _skip(layer, f"Not included by {_quoted(include)}.")
+    weights = layer.out_features * layer.in_features
+    if weights < min_weights:
+        return _skip(layer, f"It has {weights} weights; layers with fewer than {min_weights} gain too little.")
+    return layer
+
+
+def _skip(layer: Layer, reason: str) -> Skipped:
+    return Skipped(layer.node, layer.op_type, layer.weight, reason)
+
+
+def _matches(name: str, glob: str) -> bool:
+    # Names that exporters write hold brackets, which a glob reads as a set of characters.
+    return name == glob or fnmatchcase(name, glob)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "nothing"
+
+
+def _check_globs(listed: Sequence[Layer | Skipped], include: Sequence[str], exclude: Sequence[str]) -> None:
+    names = [entry.node for entry in listed]
+    for kind, globs in (("include", include), ("exclude", exclude)):
+        for glob in globs:
+            if glob != "*" and not any(_matches(name, glob) for name in names):
+                raise ConfigError(
+                    f"The '{kind}' pattern '{glob}' matches no node with a weight. Names there are: {_quoted(names)}."
+                )
+
+
+def _blocked(layers: Sequence[Layer], context: Context) -> dict[str, str]:
+    """By weight: why it would stay in the file, so that compressing its layers would make the file larger."""
+    values = {value.name: value for value in context.origins}
+    weights = {layer.weight for layer in layers}
+    return {name: reason for name in weights if (reason := _blocker(values[name], layers, context))}
+
+
+def _blocker(weight: ir.Value, layers: Sequence[Layer], context: Context) -> str | None:
+    users = [layer for layer in layers if layer.weight == weight.name]
+    if len({layer.weight_is_in_out for layer in users}) > 1:
+        return (
+            f"The weight '{weight.name}' is used as it is and transposed by {_quoted(layer.node for layer in users)}."
+        )
+    compressed = {layer.node for layer in layers}
+    for constant in roots(weight):
+        if constant.is_graph_output():
+            return f"The weight '{constant.name}' is a graph output too, and would stay in the file."
+        for node, index in _uses(constant):
+            label = context.labels.get(node)
+            if label not in compressed or index not in _WEIGHT_INPUTS:
+                name = label or node.name
+                return (
+                    f"The weight '{constant.name}' is used by node '{name}' ({node.op_type}) too, which is left as it "
+                    "is: the weight would stay in the file."
+                )
+    return None
+
+
+def _uses(weight: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The nodes that use a weight, and as which input; what only passes it on counts by the nodes behind it."""
+    for node, index in weight.uses():
+        if values_of(node.outputs[0]) is not None and not any(value.is_graph_output() for value in node.outputs):
+            for output in node.outputs:
+                yield from _uses(output)
+        else:
+            yield node, index
+
+
+def _lifted(graph: ir.Graph) -> list[ir.Value]:
+    return [node.outputs[0] for node in graph if node.op_type == "Constant" and node.domain == ""]
+
+
+def _converted(array: NDArray[Any], tensor: ir.TensorProtocol, name: str) -> NDArray[Any]:
+    shape, dtype = tensor.shape.numpy(), tensor.dtype.numpy()
+    if tuple(array.shape) != shape:
+        raise ModelError(f"The new value of '{name}' has shape {list(array.shape)}; expected {list(shape)}.")
+    if array.dtype != dtype and not (tensor.dtype.is_floating_point() and np.issubdtype(array.dtype, np.floating)):
+        raise ModelError(f"The new value of '{name}' has type {array.dtype}; expected {dtype}.")
+    with np.errstate(over="ignore"):
+        converted = np.array(array, dtype=dtype, order="C")
+    if tensor.dtype.is_floating_point() and not np.isfinite(converted).all():
+        raise ModelError(f"The new value of '{name}' is NaN or infinite as {dtype}.")
+    return converted
+
+
+@dataclass(frozen=True)
+class _Step:
+    rule: Rule
+    node: ir.Node
+    graph: ir.Graph
+    layer: Layer
+    tensor: PQTensor
+
+
+def _planned(layer: Layer, node: ir.Node | None, tensors: Mapping[str, PQTensor], context: Context) -> _Step:
+    rule = matching_rule(node, context) if node is not None else None
+    if node is None or rule is None or rule.check(node, context) != layer or not isinstance(node.graph, ir.Graph):
+        raise ConfigError(f"The model has no layer {layer}. Pass layers that find() listed for the same model.")
+    tensor = tensors.get(layer.weight)
+    if tensor is None:
+        raise ConfigError(
+            f"There is no quantized tensor for the weight '{layer.weight}' of node '{layer.node}'; there are tensors "
+            f"for {_quoted(tensors)}."
+        )
+    found, expected = (tensor.out_features, tensor.in_features), (layer.out_features, layer.in_features)
+    if found != expected:
+        raise ConfigError(
+            f"The quantized tensor of the weight '{layer.weight}' has [out, in] = {list(found)}; node '{layer.node}' "
+            f"needs {list(expected)}."
+        )
+    return _Step(rule, node, node.graph, layer, tensor)
+
+
+def _is_alive(node: ir.Node) -> bool:
+    return any(value.uses() or value.is_graph_output() for value in node.outputs)
+
+
+def _add_functions(model: ir.Model, takes_half: bool) -> None:
+    """Adds those that are called, or puts a PQMatMul in the place of one that does not take float16 yet."""
+    called = {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}
+    present = model.functions.get((DOMAIN, OP_TYPE, ""))
+    casts = present is not None and any(node.op_type == "CastLike" for node in present)
+    for name, make in (
+        (OP_TYPE, partial(pq_matmul_function, any_float=takes_half or casts)),
+        (LOOKUP_OP_TYPE, pq_gather_function),
+    ):
+        if name in called:
+            function = make(opset(model))
+            model.functions[function.identifier()] = function
+
+
+def _remove_dead(model: ir.Model, alive: set[ir.Node]) -> None:
+    """Removes the nodes among `alive` that nobody uses any more, and all unused initializers."""
+    # A subgraph comes after the graph that it lies in, and uses values of it.
+    for graph in reversed(list(model.graphs())):
+        for node in reversed(graph):
+            if node in alive and not _is_alive(node):
+                graph.remove(node, safe=True)
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
+                del graph.initializers[name]
+
+
+def _check_result(result: ir.Model, model: ir.Model) -> None:
+    if interface(result.graph) != interface(model.graph):
+        raise VerificationError(
+            f"The rewritten graph has the interface {interface(result.graph)}; expected {interface(model.graph)}."
+        )
+    try:
+        check(result, full=True)
+    except ModelError as error:
+        # A model that never passed strict shape inference cannot be expected to now.
+        if _passes_full_check(model):
+            raise VerificationError(f"The rewritten model does not pass ONNX's checker: {error}") from error
+        check(result)
+
+
+def _passes_full_check(model: ir.Model) -> bool:
+    try:
+        check(model, full=True)
+    except ModelError:
+        return False
+    return True

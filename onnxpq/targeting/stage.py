@@ -1,0 +1,279 @@
+"""A target as a step of the pipeline: measure the layers, let the search make models, and say what was reached."""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpq import rewriting, runtime
+from onnxpq.config import Config
+from onnxpq.data import Dataset, fixed_batch, validation_rows
+from onnxpq.errors import ConfigError, TargetError
+from onnxpq.graph import Layer, files, tables
+from onnxpq.operators import MAX_NIBBLE_CODEWORDS
+from onnxpq.pq import InputStatistics, Layout, PQTensor
+from onnxpq.quantization import allocation, calibration, encoding, sensitivity
+from onnxpq.quantization.sensitivity import Curve, Influence
+from onnxpq.quantization.subject import Subject
+from onnxpq.report import Report, TargetReport, drop_of, percent
+from onnxpq.support import memory
+from onnxpq.targeting import searching
+from onnxpq.targeting.searching import Found, Layouts, Plan, Planner, Work
+from onnxpq.verification import Drop, Metric, scoring
+from onnxpq.workspace import Workspace, checkpoints
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What is to be compressed, and what for.
+
+    Attributes:
+        subject: the model, its layers and its data.
+        config: of the run; it has a target.
+        libraries: custom-operator libraries that the model needs.
+        workspace: keeps what was measured of each weight.
+        progress: is told the weights that are measured and their number.
+    """
+
+    subject: Subject
+    config: Config
+    libraries: runtime.Libraries
+    workspace: Workspace
+    progress: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """The target, made concrete.
+
+    Attributes:
+        planner: of the model.
+        top: the best layouts of the bytes that are allowed.
+        metric: to judge by; None without data.
+        judged: samples to judge by; likewise.
+    """
+
+    planner: Planner
+    top: Plan
+    metric: Metric | None
+    judged: Dataset | None
+
+
+class HasModel(Protocol):
+    """What the pipeline makes."""
+
+    @property
+    def model(self) -> ir.Model:
+        """The compressed model."""
+        ...
+
+
+Made = TypeVar("Made", bound=HasModel)
+Result = TypeVar("Result")
+
+
+def prepare(case: Case) -> Aim:
+    """Choose the metric, measure the layers, and refuse what cannot be reached.
+
+    Raises:
+        ConfigError: the metric does not fit, or a drop is limited where nothing can be judged by.
+        TargetError: the size is out of reach.
+    """
+    target, metric, judged = case.config.target, None, None
+    if case.subject.train is None and target.max_drop is not None:
+        raise ConfigError("A limit for the drop needs data to judge by: give --data. A size needs none.")
+    if case.subject.train is not None:
+        own, labels = case.subject, case.subject.train.labels
+        metric = scoring.choose(target.metric, own.output, own.scores, labels, numbers=own.numbers)
+        # The rows that training chooses its best epoch by: those it does not learn from.
+        rows = validation_rows(len(case.subject.train), case.config.training.validation, case.config.seed)[1]
+        judged = case.subject.train.take(rows)
+    planner = Planner(_curves(case), lambda layouts: _weigh(case, layouts))
+    return Aim(
+        planner, searching.limit(target, planner, case.subject.bytes_before, case.subject.layers_before), metric, judged
+    )
+
+
+def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
+    """Make models until one is what was asked for.
+
+    Args:
+        case: what is compressed.
+        aim: from `prepare`.
+        make: a model with given layouts (by weight name) after a share of the training.
+
+    Raises:
+        TargetError: the drop is out of reach.
+    """
+    judged = aim.judged
+    judge = None if judged is None else lambda made: _drop(case, aim, made.model, judged)
+    trains = case.subject.train is not None and not case.config.training.is_off
+    return searching.search(case.config.target, aim.planner, aim.top, Work(make, judge, trains))
+
+
+def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> TargetReport:
+    """What was reached, by the verified file and on the samples that it was verified on."""
+    target, trial, checked = case.config.target, found.trials[found.chosen], report.verification
+    proof, remark = None, None
+    if aim.metric is not None:
+        proven = _drop(case, aim, found.made.model, case.subject.evidence.dataset)
+        proof = proven.drop
+        if target.max_drop is not None and found.last is not None:
+            remark = scoring.by_heart(found.last, proven)
+    kept = [
+        (target.ratio is None or report.ratio >= target.ratio),
+        (target.fc_ratio is None or report.layer_ratio >= target.fc_ratio),
+        (target.size is None or checked.bytes_after <= target.size),
+        trial.met,
+        (target.max_drop is None or (proof is not None and proof.value <= target.max_drop)),
+    ]
+    outcome = (
+        f"a file of {checked.bytes_after:,} bytes, {report.ratio:.2f} times smaller, layers {report.layer_ratio:.2f} "
+        "times smaller"
+    )
+    if aim.metric is not None and trial.drop is not None:
+        outcome += f"; {drop_of(aim.metric.name)} {percent(trial.drop)} on the samples that decided"
+    if target.max_drop is not None and all(kept) and proof is not None and proof.high > target.max_drop:
+        outcome += "; there are too few samples to rule out that it is more"
+    return TargetReport(
+        asked=searching.asked(target, None if aim.metric is None else aim.metric.name),
+        reached=all(kept),
+        outcome=outcome,
+        metric=None if aim.metric is None else aim.metric.name,
+        decided_on=None if aim.judged is None else f"{len(aim.judged)} validation samples, not learned from",
+        trials=tuple(found.trials),
+        chosen=found.chosen,
+        proof=proof,
+        expected=aim.planner.expected(),
+        remark=remark,
+    )
+
+
+def delivered(result: Result, reached: TargetReport) -> Result:
+    """The result, if it is what was asked for.
+
+    Raises:
+        TargetError: it is not; the error has the result.
+    """
+    if reached.reached:
+        return result
+    proof = ""
+    if reached.proof is not None and reached.metric is not None:
+        proof = f"; {drop_of(reached.metric)} {percent(reached.proof)} on the samples that it was verified on"
+    raise TargetError(f"Missed: {reached.asked}. Reached: {reached.outcome}{proof}.", result=result)
+
+
+def _drop(case: Case, aim: Aim, model: ir.Model, samples: Dataset) -> Drop:
+    if aim.metric is None:
+        raise AssertionError("a metric is chosen where there are samples")
+    models = (case.subject.runnable, model)
+    return scoring.measure(
+        aim.metric, models, samples, fixed_batch=fixed_batch(case.subject.inputs), libraries=case.libraries
+    )
+
+
+def _curves(case: Case) -> list[Curve]:
+    """The sensitivity of every weight; a weight with settings of its own has no choice and is not measured."""
+    config = case.config
+    pinned = allocation.pinned(case.subject.layers, config)
+    layers = [layer for layer in case.subject.layers if layer.weight not in pinned]
+    free: dict[str, Layer] = {}
+    for layer in layers:
+        free.setdefault(layer.weight, layer)
+    pieces = {weight: case.workspace.piece("measurement", [weight.encode()]) for weight in free}
+    known = {weight: found for weight, piece in pieces.items() if (found := checkpoints.load(piece)) is not None}
+    probe = None
+    if case.subject.train is not None and len(known) < len(free):
+        order = np.random.default_rng(config.seed).permutation(len(case.subject.train))
+        some = case.subject.train.take(np.sort(order[: sensitivity.PROBED_SAMPLES]))
+        probe = Influence(case.subject.normal, layers, case.subject.output, some, libraries=case.libraries)
+    for weight, statistics in _statistics(case, layers, frozenset(known)):
+        known[weight] = _measured(case, free[weight], statistics, probe)
+        checkpoints.save(pieces[weight], known[weight])
+        memory.give_back()
+        if case.progress is not None:
+            case.progress(len(known), len(free))
+    curves = [Curve(name, (layout,), (_bytes(case, name, layout),), (0.0,), 1.0) for name, layout in pinned.items()]
+    # In the order of the model, whatever was measured first.
+    return curves + sensitivity.filled([_curve(case, layer, known[weight]) for weight, layer in free.items()])
+
+
+def _statistics(
+    case: Case, layers: Sequence[Layer], skip: frozenset[str]
+) -> Iterator[tuple[str, InputStatistics | None]]:
+    """Each weight that is not to be skipped, once, with what is known of its inputs."""
+    if case.subject.train is None:
+        yield from ((weight, None) for weight in {layer.weight: None for layer in layers} if weight not in skip)
+        return
+    looked_up = sorted(tables(layers) - skip)
+    yield from ((weight, case.subject.use_of(weight).statistics) for weight in looked_up)
+    for weight, found in calibration.collect(
+        case.subject.normal,
+        layers,
+        case.subject.train,
+        seed=case.config.seed,
+        libraries=case.libraries,
+        skip=skip,
+        kept=case.subject.moments,
+    ):
+        yield weight, None if isinstance(found, str) else found
+
+
+def _families(case: Case, layer: Layer) -> list[list[Layout]]:
+    return allocation.options(layer, MAX_NIBBLE_CODEWORDS if case.config.pq.fast else case.config.target.max_codewords)
+
+
+def _measured(case: Case, layer: Layer, statistics: InputStatistics | None, probe: Influence | None) -> dict[str, Any]:
+    """What is measured of a weight: the error with each layout, and its influence, if there are data."""
+    matrix, seed = encoding.weight(case.subject.normal, layer), case.config.seed
+    curves = (sensitivity.curve(matrix, family, statistics, seed=seed) for family in _families(case, layer))
+    found = {"errors": list(itertools.chain.from_iterable(curves)), "influence": 1.0}
+    if probe is not None:
+        curve, importance = _curve(case, layer, found), case.subject.use_of(layer.weight).importance
+        found["influence"] = sensitivity.influence(probe, layer, matrix, curve, statistics, importance)
+    return found
+
+
+def _curve(case: Case, layer: Layer, measured: Mapping[str, Any]) -> Curve:
+    layouts = tuple(itertools.chain.from_iterable(_families(case, layer)))
+    sizes = tuple(_bytes(case, layer.weight, layout) for layout in layouts)
+    gain = 1.0 if case.subject.train is None else _gain(case, layer.weight)
+    return Curve(layer.weight, layouts, sizes, tuple(measured["errors"]), measured["influence"], gain)
+
+
+def _gain(case: Case, weight: str) -> float:
+    """By what factor training lowers what a weight brings into the output."""
+    looked_up = tables(case.subject.layers)
+    if case.config.training.is_off or all(layer.weight in looked_up for layer in case.subject.layers):
+        return 1.0
+    return searching.TABLE_GAIN if weight in looked_up else searching.TRAINING_GAIN
+
+
+def _bytes(case: Case, weight: str, layout: Layout) -> int:
+    """What a weight takes in the file: each subgraph that uses it has a copy."""
+    layers = [layer for layer in case.subject.layers if layer.weight == weight]
+    return len({layer.place for layer in layers}) * layout.nbytes + sum(layer.order_bytes for layer in layers)
+
+
+def _weigh(case: Case, layouts: Layouts) -> int:
+    """Bytes of the file with given layouts, by writing it with zeros."""
+    tensors = {name: _zeros(layout) for name, layout in layouts.items()}
+    model = rewriting.rewrite(case.subject.prepared, case.subject.layers, tensors)
+    with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
+        path = Path(scratch) / "weighed.onnx"
+        files.save(model, path)
+        return files.file_bytes(path)
+
+
+def _zeros(layout: Layout) -> PQTensor:
+    return PQTensor(
+        codebooks=np.zeros((1, layout.groups, layout.sub_vector, layout.codewords), np.float16),
+        codes=np.zeros((layout.out_features, 1, layout.sub_vectors), np.uint8),
+        scales=np.zeros(layout.out_features, np.float32),
+        in_features=layout.in_features,
+    )

@@ -1,0 +1,10 @@
+"""Fine-tuning: the cost, the regularization term, the steps, and what is kept of them.
+
+In: a plan of parts, samples, and quantized layers to start from. Out: better quantized layers and biases. It does not
+know which layouts were chosen, or why.
+"""
+
+from onnxpq.training.jobs import Job, Prepared, Trained, prepare, train
+from onnxpq.training.schedule import Work
+
+__all__ = ["Job", "Prepared", "Trained", "Work", "objectives", "prepare", "train"]

@@ -1,0 +1,25 @@
+"""Whether the result is as good as the original: outputs side by side, metrics, times.
+
+In: two models, samples, the output that counts. Out: records for the report. The module `outputs`, which reads an
+output's meaning off the graph, needs the importer and so torch; the rest does not.
+"""
+
+from onnxpq.verification.metrics import are_probabilities, check_classes, check_numbers, choose_output, is_scores
+from onnxpq.verification.proof import TIMED_ROOM, budget_of, check_labels, verify
+from onnxpq.verification.scoring import Drop, Metric
+
+__all__ = [
+    "TIMED_ROOM",
+    "Drop",
+    "Metric",
+    "are_probabilities",
+    "budget_of",
+    "check_classes",
+    "check_labels",
+    "check_numbers",
+    "choose_output",
+    "is_scores",
+    "outputs",
+    "scoring",
+    "verify",
+]

@@ -1,0 +1,223 @@
+"""Figures that compare two models: streaming sums over batches, and the intervals of shares.
+
+All are tested on numbers worked by hand; memory does not grow with the number of samples.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxpq.errors import ConfigError, DataError
+from onnxpq.report import Accuracy, OutputReport
+from onnxpq.support.figures import Interval
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the standard normal distribution."""
+
+UNIT_TOLERANCE = 1e-3
+"""Sums of probabilities, and squares of lengths, are 1 within this."""
+
+
+def is_scores(array: NDArray[np.generic]) -> bool:
+    """Whether an output holds scores of classes: floats, [N, ..., C] with at least two columns."""
+    return np.issubdtype(array.dtype, np.floating) and array.ndim >= 2 and array.shape[-1] >= 2
+
+
+def are_one(values: NDArray[np.floating]) -> bool:
+    """Whether all values are 1 but for rounding."""
+    return bool((np.abs(values - 1) <= UNIT_TOLERANCE).all())
+
+
+def are_probabilities(scores: NDArray[np.generic]) -> bool:
+    """Whether an output [n, ..., C] holds the probabilities of C >= 2 classes: none negative, and their sum is 1."""
+    if not is_scores(scores) or scores.size == 0:
+        return False
+    found = scores.astype(np.float64)
+    return bool(found.min() >= 0) and are_one(found.sum(-1))
+
+
+def choose_output(
+    outputs: Mapping[str, NDArray[np.generic]],
+    wanted: str | None,
+    *,
+    numbers: Collection[str] = (),
+    pooled: Collection[str] = (),
+) -> str:
+    """The output that loss and task metric look at.
+
+    Args:
+        outputs: the original model's outputs on some samples.
+        wanted: the user's choice, or None: the first that holds scores of classes, else the first with several
+            columns, else the first of floats, else the first of integers (a model that gives labels alone; no gradient
+            comes from them).
+        numbers: outputs that look like scores and are not (`onnxpq.verification.outputs.not_scores`).
+        pooled: those of them that others with several columns are made of (`onnxpq.verification.outputs.pooled`),
+            which go before.
+
+    Raises:
+        ConfigError: there is no such output, or it holds no floats; or no output holds numbers.
+    """
+    floats = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.floating)]
+    if wanted is not None:
+        if wanted not in outputs:
+            raise ConfigError(f"The model has no output '{wanted}'. Its outputs are: {', '.join(outputs)}.")
+        if wanted not in floats:
+            raise ConfigError(
+                f"Output '{wanted}' holds {outputs[wanted].dtype}, which has no gradient. "
+                f"Choose one of: {', '.join(floats) or 'none'}."
+            )
+        return wanted
+    integers = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.integer)]
+    if not floats and not integers:
+        raise ConfigError("No output of the model holds numbers: there is nothing to compare or to train.")
+    columns = [name for name in floats if is_scores(outputs[name])]
+    scores = [name for name in columns if name not in numbers]
+    return (scores + [name for name in columns if name not in pooled] + floats + integers)[0]
+
+
+def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bool:
+    """Whether labels are numbers of classes that `output` scores or names, not numbers to be compared with it.
+
+    Args:
+        labels: [N, ...].
+        output: the model's output for some samples, [n, ...].
+    """
+    if not np.issubdtype(labels.dtype, np.integer):
+        return False
+    return np.issubdtype(output.dtype, np.integer) or (is_scores(output) and labels.shape[1:] != output.shape[1:])
+
+
+def check_classes(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:
+    """Check integer labels [N, ...] against scores of classes [n, ..., C], or numbers of classes, of some samples.
+
+    Raises:
+        DataError: another shape is expected, or a label is no class.
+    """
+    if not is_scores(scores):
+        check_numbers(labels, scores)
+        return
+    shape = [len(labels), *scores.shape[1:]]
+    if list(labels.shape) != shape[:-1]:
+        raise DataError(
+            f"Labels of shape {list(labels.shape)} do not fit scores of shape {shape}: {shape[:-1]} is expected."
+        )
+    numbers, classes = labels.astype(np.int64), scores.shape[-1]
+    wrong = (numbers < 0) | (numbers >= classes)
+    if wrong.any():
+        raise DataError(
+            f"Labels are out of range: found {numbers.min()} to {numbers.max()} (the first wrong one is that of sample "
+            f"{np.argwhere(wrong)[0][0]}); the output has {classes} classes, so 0 to {classes - 1} is expected."
+        )
+
+
+def check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> None:
+    """Check numeric labels [N, ...] against an output [n, ...] of some samples.
+
+    Raises:
+        DataError: labels of another number of entries than the output has, or no numbers.
+    """
+    if not np.issubdtype(labels.dtype, np.number):
+        raise DataError(
+            f"Labels to be compared with an output must be numbers; found {labels.dtype}. Convert them to integers "
+            "where they name classes, else to floats."
+        )
+    if math.prod(labels.shape[1:]) != math.prod(output.shape[1:]):
+        raise DataError(
+            f"Labels of shape {list(labels.shape)} do not fit the output of shape {[len(labels), *output.shape[1:]]}: "
+            "as many numbers are expected."
+        )
+
+
+@dataclass
+class Difference:
+    """Sums over batches from which the difference of two arrays follows."""
+
+    squared_difference: float = 0.0
+    squared_reference: float = 0.0
+    largest: float = 0.0
+    agreeing: int = 0
+    compared: int = 0
+    floats: bool = True
+    finite: bool = True
+    finite_reference: bool = True
+
+    def add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+        """Count in one batch; both arrays of the same shape, with samples along axis 0."""
+        if not np.issubdtype(reference.dtype, np.floating):
+            self.floats = False
+            self.agreeing += int((reference == other).sum())
+            self.compared += reference.size
+            return
+        exact, found = reference.astype(np.float64), other.astype(np.float64)
+        self.finite &= bool(np.isfinite(found).all())
+        self.finite_reference &= bool(np.isfinite(exact).all())
+        gap = np.abs(found - exact)
+        self.squared_difference += float(np.square(gap).sum())
+        self.squared_reference += float(np.square(exact).sum())
+        self.largest = max(self.largest, float(gap.max(initial=0.0)))
+        if is_scores(reference):
+            same = exact.argmax(-1) == found.argmax(-1)
+            self.agreeing += int(same.sum())
+            self.compared += same.size
+
+    @property
+    def relative(self) -> float:
+        """Relative L2 difference; 0 where both are zero, infinite where only the reference is."""
+        if self.squared_reference == 0:
+            return 0.0 if self.squared_difference == 0 else math.inf
+        return math.sqrt(self.squared_difference / self.squared_reference)
+
+    def report(self, name: str) -> OutputReport:
+        """The figures of the output `name`."""
+        agreement = self.agreeing / self.compared if self.compared else None
+        if not self.floats:
+            return OutputReport(name, None, None, agreement)
+        return OutputReport(name, self.largest, self.relative, agreement)
+
+
+@dataclass
+class Correct:
+    """Counts of right answers of two models on the same samples."""
+
+    both: int = 0
+    only_original: int = 0
+    only_compressed: int = 0
+    neither: int = 0
+
+    def add(self, labels: NDArray[np.generic], original: NDArray[np.generic], compressed: NDArray[np.generic]) -> None:
+        """Count in one batch: labels [N, ...], scores [N, ..., C] or numbers of classes, as many as labels."""
+        first, second = (_classes(output).reshape(labels.shape) == labels for output in (original, compressed))
+        self.both += int((first & second).sum())
+        self.only_original += int((first & ~second).sum())
+        self.only_compressed += int((~first & second).sum())
+        self.neither += int((~first & ~second).sum())
+
+    def report(self, output: str) -> Accuracy:
+        """Accuracies with Wilson intervals, and their paired difference."""
+        total = self.both + self.only_original + self.only_compressed + self.neither
+        drop = (self.only_original - self.only_compressed) / total
+        # Bonett and Price (2012): one sample more on either side, so that few changes give no interval of width zero.
+        lost, won = (self.only_original + 1) / (total + 2), (self.only_compressed + 1) / (total + 2)
+        centre, margin = lost - won, Z95 * math.sqrt((lost + won - (lost - won) ** 2) / (total + 2))
+        return Accuracy(
+            output,
+            wilson(self.both + self.only_original, total),
+            wilson(self.both + self.only_compressed, total),
+            Interval(drop, max(-1.0, centre - margin), min(1.0, centre + margin)),
+        )
+
+
+def _classes(output: NDArray[np.generic]) -> NDArray[np.generic]:
+    return output.argmax(-1) if is_scores(output) else output
+
+
+def wilson(successes: int, total: int) -> Interval:
+    """95 % score interval of a share (Wilson 1927); it stays within [0, 1] and holds for shares near 0 or 1."""
+    share = successes / total
+    centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
+    margin = Z95 / (1 + Z95**2 / total) * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
+    # The bounds enclose the share; at 0 and 1 they equal it but for rounding.
+    return Interval(share, max(0.0, min(share, centre - margin)), min(1.0, max(share, centre + margin)))

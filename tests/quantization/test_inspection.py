@@ -1,0 +1,105 @@
+import re
+
+import onnx
+import pytest
+from onnx import helper
+from tiny_models import build, initializer, mlp
+
+from onnxpq.config.settings import Config, PQConfig
+from onnxpq.errors import ConfigError, ModelError, OnnxpqError
+from onnxpq.quantization.inspection import describe
+
+
+def lines(model: onnx.ModelProto, config: Config | None = None) -> list[str]:
+    """Lines of the text, with runs of blanks as one."""
+    return [re.sub(r"\s+", " ", line).strip() for line in describe(model, config or Config()).splitlines()]
+
+
+def with_convolution() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Conv", ["x", "K"], ["c"], name="conv"),
+        helper.make_node("Flatten", ["c"], ["f"], name="flat"),
+        helper.make_node("MatMul", ["f", "W"], ["y"], name="fc"),
+    ]
+    weights = [initializer("K", 64, 8, 3, 3, seed=0), initializer("W", 64, 100, seed=1)]
+    return build(nodes, {"x": ["N", 8, 3, 3]}, {"y": ["N", 100]}, weights)
+
+
+def test_layers_and_sizes() -> None:
+    found = lines(mlp())
+    # W1 128 x 64, b1 128, W2 10 x 128, b2 10: 9610 floats
+    assert found[0] == "38,440 bytes of constants, opset 17, IR version 8"
+    start = found.index("Can be compressed")
+    assert found[start + 1 : start + 4] == [
+        "layer operator weight out x in d K G bytes compressed",
+        # codes of 4 blocks x 8 sub-vectors x 16 bytes, a codebook of 256, scales 512
+        "fc1 Gemm W1 128 x 64 8 16 1 32768 1280",
+        # 1 x 16 x 16, 256, 40
+        "fc2 Gemm W2 10 x 128 8 16 1 5120 552",
+    ]
+    assert f"Constants after compression: about {38440 - 32768 + 1280 - 5120 + 552:,} bytes" in found
+    assert "Left alone" not in found
+
+
+def test_settings_change_the_sizes() -> None:
+    pq = PQConfig(sub_vector=4, codewords=256, codebooks="position")
+    found = lines(mlp(), Config(pq=pq, min_weights=2000))
+    # codes of 8 blocks x 16 sub-vectors x 16 bytes, 16 codebooks of 2048, scales 512
+    assert f"fc1 Gemm W1 128 x 64 4 256 16 32768 {8 * 16 * 16 + 16 * 2048 + 512}" in found
+    assert "fc2 (Gemm): It has 1280 weights; layers with fewer than 2000 gain too little." in found
+
+
+def test_other_nodes_have_their_reason() -> None:
+    found = lines(with_convolution(), Config(exclude=("fc",)))
+    assert "No layer can be compressed." in found
+    at = found.index("Left alone")
+    assert found[at + 1] == (
+        "conv (Conv): The constant 'K' is a convolution kernel; only fully-connected layers are compressed."
+    )
+    assert found[at + 2] == "fc (MatMul): Excluded by 'fc'."
+
+
+def test_weights_of_constant_nodes_are_counted() -> None:
+    # As Paddle's exporter writes them.
+    nodes = [
+        helper.make_node("Constant", [], ["W"], value=initializer("W", 64, 64, seed=0)),
+        helper.make_node("MatMul", ["x", "W"], ["y"], name="fc"),
+    ]
+    found = lines(build(nodes, {"x": ["N", 64]}, {"y": ["N", 64]}, []))
+    assert found[0].startswith("16,384 bytes of constants")
+    assert "Constants after compression: about 768 bytes" in found
+
+
+def test_a_weight_is_counted_once() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "W"], ["y"], name="second"),
+    ]
+    model = build(nodes, {"x": ["N", 64]}, {"y": ["N", 64]}, [initializer("W", 64, 64, seed=0)])
+    found = lines(model)
+    assert "first MatMul W 64 x 64 8 16 1 16384 768" in found
+    assert "second MatMul W 64 x 64 8 16 1 shared shared" in found
+    assert "Constants after compression: about 768 bytes" in found
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "kind", "message"),
+    [
+        ("nowhere.onnx", Config(), ModelError, "'nowhere.onnx' does not exist. Check the path."),
+        (
+            mlp(),
+            Config(exclude=("foo",)),
+            ConfigError,
+            "The 'exclude' pattern 'foo' matches no node with a weight. Names there are: 'fc1', 'fc2'.",
+        ),
+        (
+            mlp(),
+            Config(pq=PQConfig(codebooks=9)),
+            ConfigError,
+            "Layer 'fc1' has 8 sub-vectors of length 8, so it can have at most that many codebooks; 9 were asked for.",
+        ),
+    ],
+)
+def test_refusals(model: onnx.ModelProto | str, config: Config, kind: type[OnnxpqError], message: str) -> None:
+    with pytest.raises(kind, match=f"^{re.escape(message)}"):
+        describe(model, config)

@@ -1,0 +1,187 @@
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnxpq import runtime
+from onnxpq.errors import ConfigError, DataError, OutputError
+from onnxpq.runtime.activations import capture, extract, fixed_batch
+
+FLOAT = onnx.TensorProto.FLOAT
+rng = np.random.default_rng(0)
+X = rng.normal(size=(10, 3)).astype(np.float32)
+W = rng.normal(size=(3, 2)).astype(np.float32)
+
+
+def model(batch="N", weight=W) -> ir.Model:
+    h = onnx.helper
+    graph = h.make_graph(
+        [
+            h.make_node("MatMul", ["x", "w"], ["a"]),
+            h.make_node("Relu", ["a"], ["y"]),
+            h.make_node("Transpose", ["a"], ["t"]),
+            h.make_node("ReduceSum", ["a"], ["s"], keepdims=0),
+            h.make_node("Cast", ["a"], ["text"], to=onnx.TensorProto.STRING),
+            h.make_node("Add", ["a", "other"], ["z"]),
+        ],
+        "g",
+        [h.make_tensor_value_info("x", FLOAT, [batch, 3]), h.make_tensor_value_info("other", FLOAT, [batch, 2])],
+        [h.make_tensor_value_info("y", FLOAT, [batch, 2]), h.make_tensor_value_info("z", FLOAT, [batch, 2])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    return ir.from_proto(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    runs = []
+    real = runtime.run
+
+    def run(session, inputs):
+        runs.append({name: array.shape for name, array in inputs.items()})
+        return real(session, inputs)
+
+    monkeypatch.setattr(runtime, "run", run)
+    return runs
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_values_of_a_whole_data_set(tmp_path, counted, on_disk):
+    steps = []
+    found = capture(
+        model(),
+        ["y", "a"],
+        {"x": X},
+        cache_dir=tmp_path / "deep" / "cache" if on_disk else None,
+        batch_size=4,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    np.testing.assert_allclose(found["a"], X @ W, rtol=1e-5)
+    np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0), rtol=1e-5)
+    assert [run["x"] for run in counted] == [(4, 3), (4, 3), (2, 3)]
+    assert steps == [(4, 10), (8, 10), (10, 10)]
+    assert isinstance(found["a"], np.memmap) == on_disk
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_fixed_batch_is_kept_and_the_last_one_filled_up(counted, batch):
+    found = capture(model(batch), ["y"], {"x": X}, cache_dir=None)
+    np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0), rtol=1e-5)
+    assert {run["x"] for run in counted} == {(batch, 3)}
+
+
+def test_a_second_run_reads_the_cache(tmp_path, counted):
+    first = capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+    runs = len(counted)
+    second = capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+    assert len(counted) == runs
+    np.testing.assert_array_equal(first["y"], second["y"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "names", "data"),
+    [
+        (model(weight=2 * W), ["y"], X),
+        (model(), ["a"], X),
+        (model(), ["y", "a"], X),
+        (model(), ["y"], np.concatenate([X[:-1], X[-1:] + 1])),
+        (model(4), ["y"], X),
+    ],
+)
+def test_another_model_name_or_data_is_computed_anew(tmp_path, counted, changed, names, data):
+    capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+    runs = len(counted)
+    capture(changed, names, {"x": data}, cache_dir=tmp_path)
+    assert len(counted) > runs
+
+
+def test_the_cache_cannot_be_changed_through_its_arrays(tmp_path):
+    capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)["y"][:] = 0
+    assert capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)["y"].any()
+
+
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture(model(), ["y"], {"x": X}, cache_dir=tmp_path, batch_size=4, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_may_fill_the_same_cache(tmp_path):
+    def other_process(done, total):
+        if done == total:
+            capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+
+    found = capture(model(), ["y"], {"x": X}, cache_dir=tmp_path, progress=other_process)
+    np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0), rtol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_input_is_passed_on(counted):
+    assert capture(model(), ["x"], {"x": X}, cache_dir=None)["x"] is X
+    assert counted == []
+    both = capture(model(), ["more", "y"], {"x": X, "more": X}, cache_dir=None)
+    assert both["more"] is X
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot be cached in .*file.*Choose another cache folder, or none"):
+        capture(model(), ["y"], {"x": X}, cache_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("names", "inputs", "sentence"),
+    [
+        (["t"], {"x": X}, r"Value 't' has shape \[2, 4\] for a batch of 4 rows: its first dimension is not the batch"),
+        (["s"], {"x": X}, r"Value 's' has shape \[\] for a batch of 4 rows"),
+        (["text"], {"x": X}, "Value 'text' holds object and cannot be collected"),
+        (["y"], {}, "The data lacks the inputs x. It has nothing"),
+        (["z"], {"x": X, "other": X[:3, :2]}, r"same number of rows, at least one. Got {'x': 10, 'other': 3}"),
+        (["y"], {"x": X[:0]}, r"Got {'x': 0}"),
+    ],
+)
+def test_data_that_does_not_fit(names, inputs, sentence):
+    with pytest.raises(DataError, match=sentence):
+        capture(model(), names, inputs, cache_dir=None, batch_size=4)
+
+
+def test_a_value_whose_size_changes_from_batch_to_batch():
+    h = onnx.helper
+    graph = h.make_graph(
+        [h.make_node("NonZero", ["x"], ["n"]), h.make_node("Transpose", ["n"], ["r"])],
+        "g",
+        [h.make_tensor_value_info("x", FLOAT, ["N", 1])],
+        [h.make_tensor_value_info("n", onnx.TensorProto.INT64, None)],
+    )
+    counting = ir.from_proto(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8))
+    data = np.array([[1], [1], [0], [1]], dtype=np.float32)
+    with pytest.raises(DataError, match=r"shape \[1\] per row in one batch and \[2\] in another. Pad the data"):
+        capture(counting, ["n"], {"x": data}, cache_dir=None, batch_size=2)
+
+
+def test_unknown_values_are_refused():
+    with pytest.raises(ConfigError, match="values x cannot be computed from "):
+        capture(extract(model(), ["a"], ["y"]), ["x"], {"a": X}, cache_dir=None)
+    with pytest.raises(ConfigError, match="nowhere"):
+        capture(model(), ["nowhere"], {"x": X}, cache_dir=None)
+    with pytest.raises(ConfigError, match="cannot be computed from other"):
+        extract(model(), ["other"], ["y"])
+
+
+def test_extract_keeps_only_what_is_needed():
+    part = extract(model(), ["x", "other"], ["a"])
+    assert [node.op_type for node in part.graph] == ["MatMul"]
+    assert [value.name for value in part.graph.inputs] == ["x"]
+    assert len(list(model().graph)) == 6
+
+
+def test_fixed_batch():
+    assert fixed_batch(model()) is None
+    assert fixed_batch(model(4)) == 4
+    mixed = model(4)
+    mixed.graph.inputs[1].shape = ir.Shape([5, 2])
+    with pytest.raises(DataError, match=r"different fixed first dimensions: \{'x': 4, 'other': 5\}"):
+        fixed_batch(mixed)
