@@ -35,7 +35,8 @@ from benchmarks import datasets, models
 from onnxpq import pipeline, rewriting, runtime
 from onnxpq.data.datasets import first, fixed_batch, input_specs, load, split_rows
 from onnxpq.graph import files, preparing
-from onnxpq.network import importing
+from onnxpq.graph.normalising import normalise
+from onnxpq.network import matrices
 from onnxpq.pq.quantized import Quantized
 from onnxpq.quantization import allocation, calibration, encoding
 from onnxpq.training import finetuning, jobs
@@ -172,7 +173,7 @@ def start(case: Case, seed: int) -> Start:
     path, train, test = case.load()
     config = onnxpq.Config(pq=case.pq, seed=seed)
     original = files.load(path)
-    prepared, normal = preparing.prepare(original), importing.normalise(original)
+    prepared, normal = preparing.prepare(original), normalise(original)
     layers, _ = pipeline.find_layers(prepared, config)
     inputs = input_specs(original)
     learn, prove = (load(part, inputs, label_key=case.labels, what="data") for part in (train, test))
@@ -186,7 +187,7 @@ def start(case: Case, seed: int) -> Start:
     of_weight = {layer.weight: layer for layer in layers}
     for weight, moments in calibration.collect(normal, layers, learn, seed=seed):
         layer = of_weight[weight]
-        matrix = encoding.matrix_of(normal.graph.initializers[weight].const_value.numpy(), layer)
+        matrix = matrices.matrix_of(normal.graph.initializers[weight].const_value.numpy(), layer)
         quantized[weight] = encoding.quantize(
             matrix, allocation.layout_of(layer, case.pq), seed=seed, statistics=moments
         )

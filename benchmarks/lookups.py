@@ -32,7 +32,8 @@ from benchmarks.models import material_of  # noqa: E402
 from onnxpq import rewriting, runtime  # noqa: E402
 from onnxpq.data.datasets import input_specs, load  # noqa: E402
 from onnxpq.graph import files  # noqa: E402
-from onnxpq.network import importing  # noqa: E402
+from onnxpq.graph.normalising import normalise  # noqa: E402
+from onnxpq.network import matrices  # noqa: E402
 from onnxpq.pq.layout import Layout  # noqa: E402
 from onnxpq.pq.tensor import PQTensor  # noqa: E402
 from onnxpq.quantization import calibration, encoding, lookups  # noqa: E402
@@ -52,7 +53,7 @@ ROUNDS: Final = 200
 def losses() -> None:
     folder = material_of("minilm")
     model = files.load(folder / "model.onnx")
-    normal = importing.normalise(model)
+    normal = normalise(model)
     layers, _ = rewriting.find(model, tables=True)
     table = max((layer for layer in layers if layer.is_table), key=lambda layer: layer.weight_bytes)
     data = load(folder / "train.npz", input_specs(model))
@@ -62,7 +63,7 @@ def losses() -> None:
         "by use": Lookups(lookups.importance_of(counts)),
         "by gradients": lookups.observe(normal, [table], OUTPUT, data, seed=0)[table.weight],
     }
-    matrix = encoding.weight(normal, table)
+    matrix = matrices.weight(normal, table)
     print(f"{table.node}: {table.out_features} x {table.in_features}, {table.weight_bytes:,} bytes")
     print("| d | K | times smaller | errors count | error of the rows | relative error | reviews | Lee |")
     print("|---|---|---|---|---|---|---|---|")

@@ -18,7 +18,7 @@ from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 from onnxpq import rewriting
 from onnxpq.graph import files, preparing
 from onnxpq.graph.layers import Layer
-from onnxpq.network import importing
+from onnxpq.graph.normalising import normalise
 
 INT8_ACTIVATIONS: Final = 4
 """`accuracy_level` of the fast kernels; with the default, 2 bits run 30 to 95 times slower."""
@@ -93,7 +93,7 @@ def as_matmul(source: Path) -> tuple[onnx.ModelProto, list[Layer]]:
     """
     prepared = preparing.prepare(files.load(source))
     layers, _ = rewriting.find(prepared)
-    model = onnx.load_from_string(files.to_bytes(importing.normalise(prepared)))
+    model = onnx.load_from_string(files.to_bytes(normalise(prepared)))
     _gemm_to_matmul(model, {layer.node for layer in layers})
     return model, list(layers)
 

@@ -37,7 +37,8 @@ from onnxpq.config.settings import Config, PQConfig, TrainingConfig  # noqa: E40
 from onnxpq.data.datasets import Dataset, input_specs, load  # noqa: E402
 from onnxpq.graph import files  # noqa: E402
 from onnxpq.graph.layers import Layer  # noqa: E402
-from onnxpq.network import importing  # noqa: E402
+from onnxpq.graph.normalising import normalise  # noqa: E402
+from onnxpq.network import matrices  # noqa: E402
 from onnxpq.pq import calibrated, codec  # noqa: E402
 from onnxpq.pq.layout import Layout  # noqa: E402
 from onnxpq.pq.statistics import InputStatistics  # noqa: E402
@@ -225,18 +226,18 @@ def order_rows(folder: Path) -> Iterator[Row]:
 
 
 def _large_layers(folder: Path, *, quick: bool) -> Iterator[tuple[Layer, Matrix, InputStatistics, InputStatistics]]:
-    model = importing.normalise(files.load(folder / "model.onnx"))
+    model = normalise(files.load(folder / "model.onnx"))
     layers = rewriting.find(model, min_weights=LARGE)[0][: 1 if quick else None]
     seen, new = (dict(_collect(folder, layers, part)) for part in ("train", "test"))
     for layer in layers:
         weight = model.graph.initializers[layer.weight].const_value
-        yield layer, encoding.matrix_of(weight.numpy(), layer), seen[layer.weight], new[layer.weight]
+        yield layer, matrices.matrix_of(weight.numpy(), layer), seen[layer.weight], new[layer.weight]
 
 
 def _collect(folder: Path, layers: list[Layer], part: str) -> Iterator[tuple[str, InputStatistics]]:
     model = files.load(folder / "model.onnx")
     data = load(folder / f"{part}.npz", input_specs(model))
-    yield from calibration.collect(importing.normalise(model), layers, Dataset(data.inputs), seed=0)
+    yield from calibration.collect(normalise(model), layers, Dataset(data.inputs), seed=0)
 
 
 def model_rows(folder: Path) -> Iterator[Row]:

@@ -24,6 +24,7 @@ from onnxpq import rewriting, runtime
 from onnxpq.data import datasets
 from onnxpq.errors import OnnxpqError
 from onnxpq.graph import files
+from onnxpq.graph.normalising import normalise
 from onnxpq.network import importing
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "digits_mlp.onnx"
@@ -50,7 +51,7 @@ def use(source: bytes | Path) -> None:
     model = files.load(source)
     rewriting.find(model)
     inputs = datasets.random_inputs(datasets.input_specs(model), 2, 0).inputs
-    normal = importing.normalise(model)
+    normal = normalise(model)
     runtime.run(runtime.session(model), inputs)
     importing.import_model(normal)({name: torch.from_numpy(array) for name, array in inputs.items()})
 

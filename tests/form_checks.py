@@ -14,7 +14,8 @@ from onnxpq import rewriting, runtime
 from onnxpq.config.settings import Config, PQConfig
 from onnxpq.graph import files, preparing
 from onnxpq.graph.layers import Layer
-from onnxpq.network import importing
+from onnxpq.graph.normalising import normalise
+from onnxpq.network import importing, matrices
 from onnxpq.pq.matrix import from_matrix
 from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
@@ -53,7 +54,7 @@ def outcome(form: Form, pq: PQConfig, *, use_library: bool = True) -> Outcome:
     names, reasons = tuple(layer.node for layer in layers), tuple(entry.reason for entry in skipped)
     if not layers:
         return Outcome(names, reasons, before)
-    normal = importing.normalise(model if form.runs else preparing.widened(model))
+    normal = normalise(model if form.runs else preparing.widened(model))
     tensors = {layer.weight: quantized(normal, layer, config) for layer in layers}
     rewritten = rewriting.rewrite(model, layers, tensors)
     inputs = form.inputs()
@@ -77,7 +78,7 @@ def outcome(form: Form, pq: PQConfig, *, use_library: bool = True) -> Outcome:
 def quantized(normal: ir.Model, layer: Layer, config: Config) -> PQTensor:
     array = normal.graph.initializers[layer.weight].const_value.numpy()
     layout = allocation.layout_of(layer, config.pq)
-    return encoding.quantize(encoding.matrix_of(array, layer), layout, seed=0).freeze()
+    return encoding.quantize(matrices.matrix_of(array, layer), layout, seed=0).freeze()
 
 
 def reference(normal: ir.Model, layers: list[Layer], tensors: dict[str, PQTensor]) -> ir.Model:

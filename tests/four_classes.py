@@ -6,7 +6,7 @@ import torch
 
 from onnxpq.config.settings import PQConfig
 from onnxpq.graph.layers import Layer
-from onnxpq.network import importing
+from onnxpq.network import importing, matrices
 from onnxpq.network.module import Network
 from onnxpq.pq.quantized import Quantized
 from onnxpq.quantization import allocation, encoding
@@ -55,6 +55,6 @@ def start(network: Network, seed: int = 0, settings: PQConfig | None = None) -> 
     settings = settings or PQConfig(sub_vector=4, codewords=8)
     parts = {}
     for layer in LAYERS:
-        matrix = encoding.matrix_of(network.parameter(layer.weight).detach().numpy(), layer)
+        matrix = matrices.matrix_of(network.parameter(layer.weight).detach().numpy(), layer)
         parts[layer.weight] = encoding.quantize(matrix, allocation.layout_of(layer, settings), seed=seed)
     return parts

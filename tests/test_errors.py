@@ -16,6 +16,7 @@ from onnxpq.data import datasets
 from onnxpq.data.datasets import Dataset, InputSpec
 from onnxpq.errors import OnnxpqError
 from onnxpq.graph import files
+from onnxpq.graph.normalising import normalise
 from onnxpq.network import importing, partition
 from onnxpq.runtime import activations
 
@@ -36,7 +37,7 @@ def no_rows(scratch: Path) -> None:
         helper.make_node("ReduceSum", ["x"], ["s"], name="sum", keepdims=0),
         helper.make_node("Identity", ["s"], ["y"], name="out"),
     ]
-    model = importing.normalise(files.load(build(nodes, {"x": ["N", 4]}, {"y": []}, [])))
+    model = normalise(files.load(build(nodes, {"x": ["N", 4]}, {"y": []}, [])))
     activations.capture(model, ["s"], {"x": samples()[:, :4]}, cache_dir=None)
 
 
@@ -70,7 +71,7 @@ def no_output_to_train(scratch: Path) -> None:
     ]
     weights = [initializer("W1", HIDDEN, FEATURES, seed=0), initializer("b1", HIDDEN, seed=1)]
     model = build(nodes, {"x": ["N", FEATURES]}, {"label": ["N", 1]}, weights, output_types={"label": 7})
-    partition.cut(importing.normalise(files.load(model)), ["W1"])
+    partition.cut(normalise(files.load(model)), ["W1"])
 
 
 def not_smaller(scratch: Path) -> None:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpq import rewriting, runtime
 from onnxpq.config.settings import Config, PQConfig
 from onnxpq.graph import files, preparing
+from onnxpq.graph.normalising import normalise
 from onnxpq.network import importing
 
 FORWARD_BUDGET = 1e-4
@@ -171,7 +172,7 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
 def test_random_graphs(proto, rows):
     model = preparing.prepare(files.load(proto))
     inputs = {"x": np.random.default_rng(rows).standard_normal((rows, 12)).astype(np.float32)}
-    normal = importing.normalise(model)
+    normal = normalise(model)
     checked = importing.check_forward(importing.import_model(normal), normal, inputs)
     assert checked.max_rel <= FORWARD_BUDGET
     layers, skipped = rewriting.find(model, min_weights=1)

@@ -22,6 +22,7 @@ from onnxpq import rewriting, runtime
 from onnxpq.data.datasets import split_rows
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
+from onnxpq.graph.normalising import normalise
 from onnxpq.network import importing
 from onnxpq.network.module import Network
 from onnxpq.pq.matrix import to_matrix
@@ -134,7 +135,7 @@ def of_file(
         test: images and labels.
         cache_dir: for what onnxruntime computes; default: in the cache of the data sets.
     """
-    model = importing.normalise(files.load(path))
+    model = normalise(files.load(path))
     layers, _ = rewriting.find(model)
     chain, _ = rewriting.find(model, min_weights=1)
     feature, output = _input_of(model, chain[0]), str(model.graph.outputs[0].name)

@@ -10,42 +10,39 @@ from onnxpq.graph.constants import (
     element_type,
     is_standard,
     matrix_base,
-    rearranges,
     roots,
     shape_of,
-    swaps_last_axes,
     values_of,
 )
 from onnxpq.graph.files import opset
+from onnxpq.graph.forms import Forms
 from onnxpq.graph.layers import Layer, Skipped, tables
-from onnxpq.graph.preparing import inline, prepare
+from onnxpq.graph.normalising import normalise
+from onnxpq.graph.preparing import prepare
 from onnxpq.graph.protobuf import check, structure
-from onnxpq.graph.walking import graph_of, graphs_of, node_label, subgraphs_of, used_values
+from onnxpq.graph.walking import graphs_of, node_label, subgraphs_of, used_values
 
 __all__ = [
     "FLOATS",
+    "Forms",
     "Layer",
     "Skipped",
     "check",
     "constant",
     "element_type",
     "files",
-    "graph_of",
     "graphs_of",
-    "inline",
     "is_standard",
     "matrix_base",
     "node_label",
+    "normalise",
     "opset",
     "prepare",
-    "preparing",
-    "rearranges",
     "roots",
     "shape_of",
     "structure",
     "subgraphs",
     "subgraphs_of",
-    "swaps_last_axes",
     "tables",
     "used_values",
     "values_of",

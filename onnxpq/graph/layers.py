@@ -17,7 +17,7 @@ class Layer:
         node: name of the node in the user's file (its first output's name where the node has none).
         op_type: the ONNX operator that computes it, e.g. "Gemm".
         weight: name of the constant that is the weight: an initializer of the normalised model
-            (`onnxpq.network.importing.normalise`); in the user's file maybe a value that is cut out of one.
+            (`onnxpq.graph.normalising.normalise`); in the user's file maybe a value that is cut out of one.
         out_features: `out`; for a stack of matrices, of all of them together.
         in_features: `in`.
         weight_is_in_out: the constant has shape [..., in, out] (MatMul, Gemm transB=0), not [..., out, in].

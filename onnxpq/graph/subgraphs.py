@@ -29,7 +29,7 @@ def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
     iteration to iteration.
 
     Args:
-        model: a normalised model (`onnxpq.network.importing.normalise`); not changed. Tensors are shared.
+        model: a normalised model (`onnxpq.graph.normalising.normalise`); not changed. Tensors are shared.
         names: values that `can_expose`; those of the main graph stay as they are.
 
     Returns:

@@ -8,4 +8,4 @@ from onnxpq.network.module import Network
 from onnxpq.network.partition import dependents
 from onnxpq.network.routing import CHECKED_SAMPLES, Part, Plan
 
-__all__ = ["CHECKED_SAMPLES", "Network", "Part", "Plan", "dependents", "importing", "partition", "routing"]
+__all__ = ["CHECKED_SAMPLES", "Network", "Part", "Plan", "dependents", "importing", "matrices", "partition", "routing"]

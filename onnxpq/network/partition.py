@@ -50,7 +50,7 @@ def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None
     do not tell, `onnxpq.runtime.activations.capture` refuses what turns out not to start with the batch.
 
     Args:
-        model: a normalised model (`onnxpq.network.importing.normalise`). It is not changed; tensors are shared.
+        model: a normalised model (`onnxpq.graph.normalising.normalise`). It is not changed; tensors are shared.
         weights: names of the initializers to train.
         outputs: the graph outputs that the suffix has to compute; by default all that depend on a trained weight and
             are floating-point, so that what computes labels is dropped.

@@ -1,12 +1,8 @@
-"""The contract with `custom_ops/`: names, inputs and layouts of the operators, and their bodies as local functions."""
+"""The contract with `custom_ops/`: names, inputs and layouts of the operators, and their bodies as local functions.
 
-from onnxpq.operators.body import (
-    CAST_LIKE_OPSET,
-    lookup_attributes,
-    node_attributes,
-    pq_gather_function,
-    pq_matmul_function,
-)
+The names that this face imports are plain numbers and words, so that settings may use them; the module `body` needs onnx.
+"""
+
 from onnxpq.operators.schema import (
     CODES,
     DOMAIN,
@@ -22,7 +18,6 @@ from onnxpq.operators.schema import (
 )
 
 __all__ = [
-    "CAST_LIKE_OPSET",
     "CODES",
     "DOMAIN",
     "LOOKUP_OP_TYPE",
@@ -33,9 +28,6 @@ __all__ = [
     "UNIT_BYTES",
     "VERSION",
     "block_outputs",
+    "body",
     "codes_per_byte",
-    "lookup_attributes",
-    "node_attributes",
-    "pq_gather_function",
-    "pq_matmul_function",
 ]

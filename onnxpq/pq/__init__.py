@@ -2,7 +2,7 @@
 
 In: a matrix [out, in], a `Layout`, and moments of what it is multiplied by. Out: codebooks, codes and scales. The names
 that this face imports need numpy alone, so that reading a compressed model does not need torch; the modules that it
-lists (`kmeans`, `codec`, ...) are batched torch.
+lists (`codec`, ...) are batched torch.
 """
 
 from onnxpq.pq.layout import CODEBOOK_BYTES, Layout
@@ -19,7 +19,6 @@ __all__ = [
     "calibrated",
     "codec",
     "decode",
-    "kmeans",
     "matrix",
     "pack_codes",
     "packed_bytes",

@@ -5,4 +5,12 @@ work without torch, so this face imports nothing by itself. It does not know how
 partition of its graph.
 """
 
-__all__ = ["allocation", "calibration", "encoding", "inspection", "lookups", "ordering", "sensitivity", "subject"]
+__all__ = [
+    "allocation",
+    "arranging",
+    "calibration",
+    "clustering",
+    "inspection",
+    "sensitivity",
+    "subject",
+]

@@ -117,7 +117,7 @@ def collect(
     """Statistics of the inputs of each layer's weight.
 
     Args:
-        model: the normalised model (`onnxpq.network.importing.normalise`); not changed.
+        model: the normalised model (`onnxpq.graph.normalising.normalise`); not changed.
         layers: its layers. For those that share a weight the rows of all their inputs count. Weights that are only
             looked up have no statistics and are passed over.
         data: the samples; of them at random as many as give `MAX_ROWS` rows.

@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxpq.errors import ModelError
 from onnxpq.graph import Layer
 from onnxpq.pq import InputStatistics, Layout, PQTensor, calibrated, codec, decode
-from onnxpq.pq.matrix import from_matrix, to_matrix
 from onnxpq.pq.quantized import Quantized
 from onnxpq.report import LayerReport
 from onnxpq.support import device as devices
@@ -50,49 +47,6 @@ def quantize(
         )
     codebooks, codes, scales = (part.cpu() for part in parts)
     return Quantized(layout, codebooks, codes.to(torch.uint8), scales if factors is None else scales / factors[:, 0])
-
-
-def weight(model: ir.Model, layer: Layer) -> Tensor:
-    """A layer's weight as the matrix [out, in] in float32.
-
-    Args:
-        model: normalised.
-        layer: of it.
-
-    Raises:
-        ModelError: the weight has no values.
-    """
-    return matrix_of(np.asarray(_tensor(model, layer).numpy()), layer)
-
-
-def _tensor(model: ir.Model, layer: Layer) -> ir.TensorProtocol:
-    tensor = model.graph.initializers[layer.weight].const_value
-    if tensor is None:
-        raise ModelError(f"Initializer '{layer.weight}' of node '{layer.node}' has no values.")
-    return tensor
-
-
-def matrix_of(array: NDArray[np.floating], layer: Layer) -> Tensor:
-    """A layer's constant as the matrix [out, in] in float32."""
-    weight = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-    return to_matrix(weight, layer.in_features, is_in_out=layer.weight_is_in_out).contiguous()
-
-
-def constant_of(model: ir.Model, layer: Layer, quantized: Quantized) -> NDArray[np.float32]:
-    """A layer's constant with the values that its quantized weight, as it will be stored, stands for.
-
-    Args:
-        model: normalised.
-        layer: of it.
-        quantized: its weight.
-
-    Raises:
-        ModelError: the weight has no values.
-    """
-    shape = _tensor(model, layer).shape.numpy()
-    stored = quantized.freeze()
-    matrix = torch.from_numpy(decode(stored.codebooks, stored.codes, stored.scales, stored.in_features))
-    return from_matrix(matrix.float(), shape, is_in_out=layer.weight_is_in_out).numpy()
 
 
 def report(

@@ -1,18 +1,31 @@
 """What one run compresses: the model in its forms, its layers, and its data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from os import PathLike
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.data import Dataset, Evidence, InputSpec
-from onnxpq.graph import Layer, Skipped, files
+from onnxpq import runtime
+from onnxpq.config import Config
+from onnxpq.data import Dataset, Evidence, InputSpec, Source, first, fixed_batch, input_specs, sampling
+from onnxpq.errors import ModelError
+from onnxpq.graph import Forms, Layer, Skipped, files, tables
+from onnxpq.network import CHECKED_SAMPLES
+from onnxpq.quantization import allocation, lookups
 from onnxpq.quantization.calibration import Moments
 from onnxpq.quantization.lookups import Lookups
+from onnxpq.rewriting import find_layers
+from onnxpq.support import device, memory
+from onnxpq.training import objectives
+from onnxpq.verification import check_labels, choose_output, is_scores, outputs
+from onnxpq.workspace import Run, manifest
+
+WIDENED = (
+    "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times are those "
+    "of the same model in float32."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +46,7 @@ class Subject:
     """What is compressed.
 
     Attributes:
-        source: what the user passed.
-        original: the model as it was loaded.
-        runnable: as onnxruntime runs it.
-        prepared: as it is rewritten.
-        normal: as it is trained.
+        forms: the model.
         layers: to be compressed.
         skipped: left alone.
         inputs: of the model.
@@ -45,20 +54,16 @@ class Subject:
         evidence: samples to verify on.
         output: that loss and metrics look at.
         scores: the original's output for some samples.
-        numbers: what speaks against reading it as scores of classes (`onnxpq.verification.outputs.not_scores`), or
-            None.
         made_from: the manifest (`onnxpq.workspace.manifest`).
+        numbers: what speaks against reading the output as scores of classes
+            (`onnxpq.verification.outputs.not_scores`), or None.
         moments: what was found of the layers' inputs, for those who look for it again
             (`onnxpq.quantization.calibration.collect`).
         ordered: by name, the values that are put in order.
         lookups: how the samples use each table, by the weight's name.
     """
 
-    source: files.Source
-    original: ir.Model
-    runnable: ir.Model
-    prepared: ir.Model
-    normal: ir.Model
+    forms: Forms
     layers: list[Layer]
     skipped: list[Skipped]
     inputs: list[InputSpec]
@@ -77,16 +82,102 @@ class Subject:
         return self.lookups.get(weight, Lookups())
 
     @property
-    def file(self) -> str | PathLike[str] | None:
-        """The user's file, where a path was passed."""
-        return self.source if isinstance(self.source, str | PathLike) else None
-
-    @property
-    def bytes_before(self) -> int:
-        """Of the original file."""
-        return files.bytes_as_file(self.original) if self.file is None else files.file_bytes(self.file)
-
-    @property
     def layers_before(self) -> int:
-        """Of the weights that are compressed."""
+        """Bytes of the weights that are compressed, in the original file."""
         return sum({layer.weight: layer.weight_bytes for layer in self.layers}.values())
+
+
+def read(run: Run, model: files.Source, data: Source | None, test: Source | None, labels: str | None) -> Subject:
+    """Read model and data, and refuse before the work all that can be.
+
+    Args:
+        run: takes notes; its workspace is bound to what the run is made from.
+        model: what the user passed.
+        data: samples to train on, or None.
+        test: samples to verify on, or None.
+        labels: key of the labels in both, or None.
+
+    Raises:
+        OnnxpqError: see `onnxpq.errors`; each message says what to do.
+    """
+
+    def runs(candidate: Any) -> bool:
+        try:
+            runtime.frugal(candidate, custom_ops_libraries=run.libraries)
+        except ModelError:
+            run.notes.append(WIDENED)
+            return False
+        return True
+
+    forms = Forms.of(model, runs)
+    inputs = input_specs(forms.original)
+    layers, skipped = find_layers(forms.prepared, run.config)
+    allocation.layouts(layers, run.config)
+    train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
+    run.notes.extend(notes)
+    made_from = manifest.describe(
+        manifest.of_model(model, forms.original),
+        # Where a part of the data is the test, the run is made from that part too.
+        None if data is None or train is None else manifest.of_data(data, train, *([] if test else [evidence.dataset])),
+        None if test is None else manifest.of_data(test, evidence.dataset),
+        labels=labels,
+        config=run.config,
+        device=device.describe(),
+        libraries=run.libraries,
+    )
+    run.workspace.bind(made_from)
+    few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
+    found = runtime.run(runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries), few)
+    output, numbers = _choose_output(run, forms, found)
+    _check_labels(run.config, found[output], train, evidence)
+    files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
+    memory.give_back()
+    return Subject(forms, layers, skipped, inputs, train, evidence, output, found[output], made_from, numbers)
+
+
+def _choose_output(run: Run, forms: Forms, found: Mapping[str, NDArray[Any]]) -> tuple[str, str | None]:
+    """The output that loss and metrics look at, and what speaks against reading it as scores of classes."""
+    graph = forms.normal.graph
+    columns = {name: values for name, values in found.items() if is_scores(values)}
+    numbers = {name: why for name, values in columns.items() if (why := outputs.not_scores(graph, name, values))}
+    parts = outputs.pooled(graph, list(numbers))
+    output = choose_output(found, run.config.output, numbers=numbers, pooled=parts)
+    if run.config.output is None and output in parts.values():
+        names = ", ".join(f"'{part}'" for part, whole in parts.items() if whole == output)
+        run.notes.append(
+            f"Output '{output}' is looked at, which is made of {names} alone (--output-name names another)."
+        )
+    return output, numbers.get(output)
+
+
+def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
+    """Refuse labels that do not fit before the hours of work, as training and verification would after."""
+    if train is not None and train.labels is not None and np.issubdtype(scores.dtype, np.floating):
+        if np.issubdtype(train.labels.dtype, np.integer):
+            check_labels(train.labels, scores)
+        labels = train.labels[np.resize(np.arange(len(train)), len(scores))]
+        objectives.choose(config.training, scores, labels)
+    if evidence.dataset.labels is not None:
+        check_labels(evidence.dataset.labels, scores)
+
+
+def looked_up(run: Run, subject: Subject) -> Subject:
+    """The same with what is known of how tables are used, if there are any."""
+    if subject.train is None or not tables(subject.layers):
+        return subject
+    piece = run.workspace.piece("lookup", [])
+    with run.stage("lookups"):
+        found = lookups.load(piece)
+        if found is None:
+            found = lookups.observe(
+                subject.forms.normal,
+                subject.layers,
+                subject.output,
+                subject.train,
+                seed=run.config.seed,
+                libraries=run.libraries,
+                progress=run.ticker("lookups"),
+            )
+            lookups.save(piece, found)
+    run.notes.extend(use.remark for use in found.values() if use.remark is not None)
+    return replace(subject, lookups=found)

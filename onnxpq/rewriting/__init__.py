@@ -4,8 +4,9 @@ In: a model; later the quantized weights by name. Out: layers with reasons for w
 Neither torch nor onnxruntime is needed.
 """
 
-from onnxpq.rewriting.replacing import constant_names, find, rewrite, update_initializers
+from onnxpq.rewriting.listing import find, find_layers
+from onnxpq.rewriting.replacing import constant_names, rewrite, update_initializers
 from onnxpq.rewriting.rules.context import describe
 from onnxpq.rewriting.rules.editor import Editor
 
-__all__ = ["Editor", "constant_names", "describe", "find", "rewrite", "update_initializers"]
+__all__ = ["Editor", "constant_names", "describe", "find", "find_layers", "rewrite", "update_initializers"]

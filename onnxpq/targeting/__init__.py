@@ -4,6 +4,6 @@ In: curves of bytes against error for each weight, and a function that makes a m
 the record of all that was tried.
 """
 
-from onnxpq.targeting.stage import Case, conclude, delivered, prepare, search
+from onnxpq.targeting.stage import delivered, seek
 
-__all__ = ["Case", "conclude", "delivered", "prepare", "search"]
+__all__ = ["delivered", "seek"]

@@ -3,21 +3,21 @@
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxpq import rewriting, runtime
-from onnxpq.config import Config
+from onnxpq import rewriting
 from onnxpq.data import Dataset, fixed_batch, validation_rows
 from onnxpq.errors import ConfigError, TargetError
 from onnxpq.graph import Layer, files, tables
+from onnxpq.network import matrices
 from onnxpq.operators import MAX_NIBBLE_CODEWORDS
 from onnxpq.pq import InputStatistics, Layout, PQTensor
-from onnxpq.quantization import allocation, calibration, encoding, sensitivity
+from onnxpq.quantization import allocation, calibration, sensitivity
 from onnxpq.quantization.sensitivity import Curve, Influence
 from onnxpq.quantization.subject import Subject
 from onnxpq.report import Report, TargetReport, drop_of, percent
@@ -25,7 +25,7 @@ from onnxpq.support import memory
 from onnxpq.targeting import searching
 from onnxpq.targeting.searching import Found, Layouts, Plan, Planner, Work
 from onnxpq.verification import Drop, Metric, scoring
-from onnxpq.workspace import Workspace, checkpoints
+from onnxpq.workspace import Run, checkpoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +33,12 @@ class Case:
     """What is to be compressed, and what for.
 
     Attributes:
+        run: its settings have a target; its workspace keeps what was measured of each weight.
         subject: the model, its layers and its data.
-        config: of the run; it has a target.
-        libraries: custom-operator libraries that the model needs.
-        workspace: keeps what was measured of each weight.
-        progress: is told the weights that are measured and their number.
     """
 
+    run: Run
     subject: Subject
-    config: Config
-    libraries: runtime.Libraries
-    workspace: Workspace
-    progress: Callable[[int, int], None] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +67,40 @@ class HasModel(Protocol):
         ...
 
 
+class HasReport(Protocol):
+    """What the pipeline gives to the user."""
+
+    @property
+    def report(self) -> Report:
+        """What is known of the compressed model."""
+        ...
+
+
 Made = TypeVar("Made", bound=HasModel)
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound=HasReport)
+
+
+def seek(run: Run, subject: Subject, make: Callable[..., Made], prove: Callable[[Made], Report]) -> tuple[Made, Report]:
+    """Make models until one is what the target asks for, and say what was reached.
+
+    Args:
+        run: of the pipeline; its settings have a target.
+        subject: what is compressed.
+        make: a model with given layouts (by weight name) after a share of the training.
+        prove: verifies a model.
+
+    Raises:
+        ConfigError: see `prepare`.
+        TargetError: the target is out of reach.
+    """
+    case = Case(run, subject)
+    with run.stage("sensitivity"):
+        aim = prepare(case)
+    if aim.metric is not None and aim.metric.remark is not None and run.config.target.max_drop is not None:
+        run.notes.append(aim.metric.remark)
+    found = search(case, aim, make)
+    report = prove(found.made)
+    return found.made, replace(report, target=conclude(case, aim, found, report))
 
 
 def prepare(case: Case) -> Aim:
@@ -84,18 +110,21 @@ def prepare(case: Case) -> Aim:
         ConfigError: the metric does not fit, or a drop is limited where nothing can be judged by.
         TargetError: the size is out of reach.
     """
-    target, metric, judged = case.config.target, None, None
+    target, metric, judged = case.run.config.target, None, None
     if case.subject.train is None and target.max_drop is not None:
         raise ConfigError("A limit for the drop needs data to judge by: give --data. A size needs none.")
     if case.subject.train is not None:
         own, labels = case.subject, case.subject.train.labels
         metric = scoring.choose(target.metric, own.output, own.scores, labels, numbers=own.numbers)
         # The rows that training chooses its best epoch by: those it does not learn from.
-        rows = validation_rows(len(case.subject.train), case.config.training.validation, case.config.seed)[1]
+        rows = validation_rows(len(case.subject.train), case.run.config.training.validation, case.run.config.seed)[1]
         judged = case.subject.train.take(rows)
     planner = Planner(_curves(case), lambda layouts: _weigh(case, layouts))
     return Aim(
-        planner, searching.limit(target, planner, case.subject.bytes_before, case.subject.layers_before), metric, judged
+        planner,
+        searching.limit(target, planner, case.subject.forms.bytes_before, case.subject.layers_before),
+        metric,
+        judged,
     )
 
 
@@ -112,13 +141,13 @@ def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
     """
     judged = aim.judged
     judge = None if judged is None else lambda made: _drop(case, aim, made.model, judged)
-    trains = case.subject.train is not None and not case.config.training.is_off
-    return searching.search(case.config.target, aim.planner, aim.top, Work(make, judge, trains))
+    trains = case.subject.train is not None and not case.run.config.training.is_off
+    return searching.search(case.run.config.target, aim.planner, aim.top, Work(make, judge, trains))
 
 
 def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> TargetReport:
     """What was reached, by the verified file and on the samples that it was verified on."""
-    target, trial, checked = case.config.target, found.trials[found.chosen], report.verification
+    target, trial, checked = case.run.config.target, found.trials[found.chosen], report.verification
     proof, remark = None, None
     if aim.metric is not None:
         proven = _drop(case, aim, found.made.model, case.subject.evidence.dataset)
@@ -154,13 +183,14 @@ def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> Target
     )
 
 
-def delivered(result: Result, reached: TargetReport) -> Result:
-    """The result, if it is what was asked for.
+def delivered(result: Result) -> Result:
+    """The result, if it is what the target asked for.
 
     Raises:
         TargetError: it is not; the error has the result.
     """
-    if reached.reached:
+    reached = result.report.target
+    if reached is None or reached.reached:
         return result
     proof = ""
     if reached.proof is not None and reached.metric is not None:
@@ -171,33 +201,33 @@ def delivered(result: Result, reached: TargetReport) -> Result:
 def _drop(case: Case, aim: Aim, model: ir.Model, samples: Dataset) -> Drop:
     if aim.metric is None:
         raise AssertionError("a metric is chosen where there are samples")
-    models = (case.subject.runnable, model)
+    models = (case.subject.forms.runnable, model)
     return scoring.measure(
-        aim.metric, models, samples, fixed_batch=fixed_batch(case.subject.inputs), libraries=case.libraries
+        aim.metric, models, samples, fixed_batch=fixed_batch(case.subject.inputs), libraries=case.run.libraries
     )
 
 
 def _curves(case: Case) -> list[Curve]:
     """The sensitivity of every weight; a weight with settings of its own has no choice and is not measured."""
-    config = case.config
+    config, tick = case.run.config, case.run.ticker("sensitivity")
     pinned = allocation.pinned(case.subject.layers, config)
     layers = [layer for layer in case.subject.layers if layer.weight not in pinned]
     free: dict[str, Layer] = {}
     for layer in layers:
         free.setdefault(layer.weight, layer)
-    pieces = {weight: case.workspace.piece("measurement", [weight.encode()]) for weight in free}
+    pieces = {weight: case.run.workspace.piece("measurement", [weight.encode()]) for weight in free}
     known = {weight: found for weight, piece in pieces.items() if (found := checkpoints.load(piece)) is not None}
     probe = None
     if case.subject.train is not None and len(known) < len(free):
         order = np.random.default_rng(config.seed).permutation(len(case.subject.train))
         some = case.subject.train.take(np.sort(order[: sensitivity.PROBED_SAMPLES]))
-        probe = Influence(case.subject.normal, layers, case.subject.output, some, libraries=case.libraries)
+        probe = Influence(case.subject.forms.normal, layers, case.subject.output, some, libraries=case.run.libraries)
     for weight, statistics in _statistics(case, layers, frozenset(known)):
         known[weight] = _measured(case, free[weight], statistics, probe)
         checkpoints.save(pieces[weight], known[weight])
         memory.give_back()
-        if case.progress is not None:
-            case.progress(len(known), len(free))
+        if tick is not None:
+            tick(len(known), len(free))
     curves = [Curve(name, (layout,), (_bytes(case, name, layout),), (0.0,), 1.0) for name, layout in pinned.items()]
     # In the order of the model, whatever was measured first.
     return curves + sensitivity.filled([_curve(case, layer, known[weight]) for weight, layer in free.items()])
@@ -213,11 +243,11 @@ def _statistics(
     looked_up = sorted(tables(layers) - skip)
     yield from ((weight, case.subject.use_of(weight).statistics) for weight in looked_up)
     for weight, found in calibration.collect(
-        case.subject.normal,
+        case.subject.forms.normal,
         layers,
         case.subject.train,
-        seed=case.config.seed,
-        libraries=case.libraries,
+        seed=case.run.config.seed,
+        libraries=case.run.libraries,
         skip=skip,
         kept=case.subject.moments,
     ):
@@ -225,12 +255,14 @@ def _statistics(
 
 
 def _families(case: Case, layer: Layer) -> list[list[Layout]]:
-    return allocation.options(layer, MAX_NIBBLE_CODEWORDS if case.config.pq.fast else case.config.target.max_codewords)
+    return allocation.options(
+        layer, MAX_NIBBLE_CODEWORDS if case.run.config.pq.fast else case.run.config.target.max_codewords
+    )
 
 
 def _measured(case: Case, layer: Layer, statistics: InputStatistics | None, probe: Influence | None) -> dict[str, Any]:
     """What is measured of a weight: the error with each layout, and its influence, if there are data."""
-    matrix, seed = encoding.weight(case.subject.normal, layer), case.config.seed
+    matrix, seed = matrices.weight(case.subject.forms.normal, layer), case.run.config.seed
     curves = (sensitivity.curve(matrix, family, statistics, seed=seed) for family in _families(case, layer))
     found = {"errors": list(itertools.chain.from_iterable(curves)), "influence": 1.0}
     if probe is not None:
@@ -249,7 +281,7 @@ def _curve(case: Case, layer: Layer, measured: Mapping[str, Any]) -> Curve:
 def _gain(case: Case, weight: str) -> float:
     """By what factor training lowers what a weight brings into the output."""
     looked_up = tables(case.subject.layers)
-    if case.config.training.is_off or all(layer.weight in looked_up for layer in case.subject.layers):
+    if case.run.config.training.is_off or all(layer.weight in looked_up for layer in case.subject.layers):
         return 1.0
     return searching.TABLE_GAIN if weight in looked_up else searching.TRAINING_GAIN
 
@@ -263,7 +295,7 @@ def _bytes(case: Case, weight: str, layout: Layout) -> int:
 def _weigh(case: Case, layouts: Layouts) -> int:
     """Bytes of the file with given layouts, by writing it with zeros."""
     tensors = {name: _zeros(layout) for name, layout in layouts.items()}
-    model = rewriting.rewrite(case.subject.prepared, case.subject.layers, tensors)
+    model = rewriting.rewrite(case.subject.forms.prepared, case.subject.layers, tensors)
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "weighed.onnx"
         files.save(model, path)

@@ -4,7 +4,8 @@ In: a plan of parts, samples, and quantized layers to start from. Out: better qu
 know which layouts were chosen, or why.
 """
 
-from onnxpq.training.jobs import Job, Prepared, Trained, prepare, train
+from onnxpq.training.jobs import Trained
 from onnxpq.training.schedule import Work
+from onnxpq.training.trainer import Trainer
 
-__all__ = ["Job", "Prepared", "Trained", "Work", "objectives", "prepare", "train"]
+__all__ = ["Trained", "Trainer", "Work", "objectives"]

@@ -90,7 +90,7 @@ def not_scores(graph: ir.Graph, name: str, values: NDArray[np.generic]) -> str |
     the same and is read as scores.
 
     Args:
-        graph: that of a normalised model (`onnxpq.network.importing.normalise`).
+        graph: that of a normalised model (`onnxpq.graph.normalising.normalise`).
         name: of the output.
         values: what the model gives there for some samples, [n, ...].
 

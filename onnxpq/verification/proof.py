@@ -1,11 +1,13 @@
 """The original against the compressed model in onnxruntime: on the native operator and on the function body."""
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
@@ -14,11 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import data, runtime
-from onnxpq.data import Dataset, InputSpec
+from onnxpq.data import Dataset, Evidence, InputSpec
 from onnxpq.errors import VerificationError
-from onnxpq.graph import files
+from onnxpq.graph import Forms, files
 from onnxpq.report import Latency, SquaredError, Verification
+from onnxpq.support import memory
 from onnxpq.verification.metrics import Correct, Difference, check_classes, check_numbers, name_classes
+from onnxpq.workspace import Run
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -58,6 +62,67 @@ class _Sums:
     squared_original: float = 0.0
     squared_compressed: float = 0.0
     values: int = 0
+
+
+def prove(
+    run: Run,
+    forms: Forms,
+    compressed: ir.Model,
+    evidence: Evidence,
+    inputs: Sequence[InputSpec],
+    *,
+    output: str,
+    layers: int,
+) -> Verification:
+    """Write the compressed model to a scratch folder and verify that very file.
+
+    Args:
+        run: takes notes, time and progress.
+        forms: of the original.
+        compressed: the model that came of it.
+        evidence: samples to verify on.
+        inputs: of the model.
+        output: the output that is compared with the labels.
+        layers: how many were compressed.
+
+    Raises:
+        OnnxpqError: see `verify`.
+    """
+    if not runtime.library_available():
+        run.notes.append(runtime.LIBRARY_MISSING)
+    before = forms.bytes_before
+    with (
+        run.stage("verification"),
+        tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch,
+    ):
+        path = Path(scratch) / "compressed.onnx"
+        files.save(compressed, path)
+        return verify(
+            forms.as_it_runs,
+            path,
+            evidence.dataset,
+            inputs,
+            output=output,
+            description=evidence.description,
+            held_out=evidence.held_out,
+            file_bytes=(before, files.file_bytes(path)),
+            library_budget=budget_of(layers, fast=run.config.pq.fast),
+            is_timed=_has_room(run, before),
+            libraries=run.libraries,
+            progress=run.ticker("verification"),
+        )
+
+
+def _has_room(run: Run, before: int) -> bool:
+    """Whether there is memory for a model of so many bytes as users run it: nothing else takes all its weights."""
+    needed, room = TIMED_ROOM * before, memory.available()
+    if before <= files.LARGE_BYTES or room is None or needed <= room:
+        return True
+    run.notes.append(
+        f"The time of a call was not measured: to run the original as users do may take {needed:,} bytes of memory, "
+        f"and {room:,} are left."
+    )
+    return False
 
 
 def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller knows

@@ -5,5 +5,6 @@ In: a piece of work, and all that it depends on. Out: the same piece, where an e
 """
 
 from onnxpq.workspace.pieces import Piece, Workspace, opened, temporary
+from onnxpq.workspace.run import Progress, Run
 
-__all__ = ["Piece", "Workspace", "checkpoints", "manifest", "opened", "temporary"]
+__all__ = ["Piece", "Progress", "Run", "Workspace", "checkpoints", "manifest", "opened", "temporary"]

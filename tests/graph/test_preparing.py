@@ -8,8 +8,8 @@ from onnx import numpy_helper
 from onnxpq import runtime
 from onnxpq.errors import ModelError
 from onnxpq.graph import files
+from onnxpq.graph.normalising import normalise
 from onnxpq.graph.preparing import has_bfloat16, prepare, widened
-from onnxpq.network import importing
 from onnxpq.rewriting.rules.base import interface
 
 
@@ -106,7 +106,7 @@ def test_branches_with_initializers_of_one_name_keep_their_values():
     prepared = prepare(files.load(proto))
     weights = {name for graph in prepared.graphs() for name in graph.initializers if name.startswith("w")}
     assert len(weights) == 2
-    normal = importing.normalise(prepared)
+    normal = normalise(prepared)
     assert weights <= set(normal.graph.initializers)
     values = [normal.graph.initializers[name].const_value.numpy() for name in weights]
     assert not np.array_equal(*values)

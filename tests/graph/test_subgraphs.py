@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from onnxpq import runtime
 from onnxpq.graph import subgraphs
-from onnxpq.network import importing
+from onnxpq.graph.normalising import normalise
 
 W = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
 X = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
@@ -58,7 +58,7 @@ def parse(text: str, opset: int = 17) -> ir.Model:
     proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\nsmall {text}')
     proto.graph.initializer.append(numpy_helper.from_array(W, "w"))
     proto.graph.initializer.append(numpy_helper.from_array(np.array(3), "three"))
-    return importing.normalise(ir.from_proto(proto))
+    return normalise(ir.from_proto(proto))
 
 
 def given_out(model: ir.Model, name: str, x: NDArray[np.float32], c: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -120,7 +120,7 @@ def test_the_first_scan_has_batches_of_its_own() -> None:
     text = text.replace("scan_output_axes = [0], scan_output_directions = [0],", "").replace("(c, x)", "(, c, x)")
     proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 8]>\nsmall {text}')
     proto.graph.initializer.append(numpy_helper.from_array(W, "w"))
-    assert not subgraphs.can_expose(importing.normalise(ir.from_proto(proto)), "t")
+    assert not subgraphs.can_expose(normalise(ir.from_proto(proto)), "t")
 
 
 def test_hoisting_moves_what_computes_a_value() -> None:

@@ -14,9 +14,10 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 from onnxpq import runtime
 from onnxpq.errors import ForwardMismatchError, ModelError, UnsupportedOperatorError
 from onnxpq.graph import files
+from onnxpq.graph.normalising import normalise
 from onnxpq.graph.walking import used_values
 from onnxpq.network import importing
-from onnxpq.network.importing import FORWARD_TOLERANCE, check_forward, import_model, normalise
+from onnxpq.network.importing import FORWARD_TOLERANCE, check_forward, import_model
 from onnxpq.network.ops import registry
 
 FLOAT = onnx.TensorProto.FLOAT

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from onnxpq.errors import ConfigError, DataError, ForwardMismatchError, ModelError, UnsupportedOperatorError
+from onnxpq.graph.normalising import normalise
 from onnxpq.graph.walking import node_label
-from onnxpq.network.importing import import_model, normalise
+from onnxpq.network.importing import import_model
 from onnxpq.network.module import Network, _on_one_device
 from onnxpq.network.ops import registry
 

@@ -11,7 +11,8 @@ from sklearn.neural_network import MLPClassifier
 
 from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
 from onnxpq.graph import files
-from onnxpq.network.importing import check_forward, import_model, normalise
+from onnxpq.graph.normalising import normalise
+from onnxpq.network.importing import check_forward, import_model
 from onnxpq.network.partition import cut
 from onnxpq.runtime.activations import capture, fixed_batch
 

@@ -13,7 +13,8 @@ from tiny_models import CLASSES, FEATURES, HIDDEN, build, initializer, mlp, samp
 from onnxpq import rewriting
 from onnxpq.errors import ForwardMismatchError
 from onnxpq.graph import files
-from onnxpq.network import importing, routing
+from onnxpq.graph.normalising import normalise
+from onnxpq.network import routing
 from onnxpq.network.ops import registry
 
 X = {"x": samples(8)}
@@ -43,7 +44,7 @@ def three(*between: onnx.NodeProto, outputs: dict | None = None, **kinds: object
 def plan_of(model: onnx.ModelProto, output: str = "y", few: dict | None = None) -> routing.Plan:
     loaded = files.load(model)
     layers, _ = rewriting.find(loaded)
-    return routing.plan(importing.normalise(loaded), layers, output, few or X)
+    return routing.plan(normalise(loaded), layers, output, few or X)
 
 
 def end_to_end(plan: routing.Plan) -> list[str]:
@@ -178,7 +179,7 @@ def test_names_in_subgraphs_lead_to_the_node_that_holds_them() -> None:
     info = [h.make_tensor_value_info("o", onnx.TensorProto.FLOAT, None)]
     inner = h.make_node("Relu", ["h"], ["o"], name="inner")
     branch = h.make_graph([inner], "then", [], info)
-    graph = importing.normalise(
+    graph = normalise(
         ir.from_proto(
             build(
                 [

@@ -20,7 +20,7 @@ from onnxpq.data.datasets import Dataset
 from onnxpq.errors import DataError
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
-from onnxpq.network import importing
+from onnxpq.graph.normalising import normalise
 from onnxpq.pq.statistics import InputStatistics
 from onnxpq.quantization import calibration
 
@@ -33,7 +33,7 @@ Found = dict[str, InputStatistics | str]
 
 
 def prepare(proto: onnx.ModelProto) -> tuple[ir.Model, list[Layer]]:
-    model = importing.normalise(ir.from_proto(proto))
+    model = normalise(ir.from_proto(proto))
     return model, rewriting.find(model, min_weights=1)[0]
 
 

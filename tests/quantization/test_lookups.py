@@ -20,7 +20,8 @@ from onnxpq.data.datasets import Dataset
 from onnxpq.errors import TargetError, TrainingError
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer, tables
-from onnxpq.network import importing, routing
+from onnxpq.graph.normalising import normalise
+from onnxpq.network import matrices, routing
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.packing import unpack_codes
 from onnxpq.pq.reference import decode
@@ -130,18 +131,18 @@ def test_statistics_are_those_of_what_is_multiplied() -> None:
     for tied in (False, True):
         model = files.load(text_model(tied=tied))
         layers, _ = replacing.find(model, tables=True)
-        found = dict(calibration.collect(importing.normalise(model), layers, Dataset(texts()), seed=0))
+        found = dict(calibration.collect(normalise(model), layers, Dataset(texts()), seed=0))
         assert set(found) == ({"words"} if tied else {"W1", "W2"})
         assert not any(isinstance(entry, str) for entry in found.values())
 
 
 def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
     model = files.load(text_model())
-    normal = importing.normalise(model)
+    normal = normalise(model)
     layers, _ = replacing.find(model, tables=True)
     (name,) = tables(layers)
     table = next(layer for layer in layers if layer.weight == name)
-    matrix = encoding.weight(normal, table)
+    matrix = matrices.weight(normal, table)
     quantized = encoding.quantize(matrix, Layout(WORDS, FEATURES, 8, 16, 1), seed=0)
     stored = encoding.constant_of(normal, table, quantized)
     assert 0.3 < np.linalg.norm(stored - matrix.numpy()) / np.linalg.norm(matrix.numpy()) < 0.95
@@ -172,7 +173,7 @@ def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
 def normal_with_layers(model: onnx.ModelProto) -> tuple[ir.Model, list[Layer]]:
     loaded = files.load(model)
     layers, _ = replacing.find(loaded, tables=True, min_weights=100)
-    return importing.normalise(loaded), layers
+    return normalise(loaded), layers
 
 
 def counted(model: onnx.ModelProto, data: dict[str, np.ndarray], **settings: Any) -> dict[str, np.ndarray]:

@@ -21,9 +21,10 @@ from onnxpq.config.target import TargetConfig
 from onnxpq.data.datasets import Dataset
 from onnxpq.graph import files, preparing
 from onnxpq.graph.layers import Layer
-from onnxpq.network import importing, partition
+from onnxpq.graph.normalising import normalise
+from onnxpq.network import matrices, partition
 from onnxpq.pq.statistics import InputStatistics
-from onnxpq.quantization import calibration, encoding, ordering
+from onnxpq.quantization import calibration, ordering
 
 IN, OUT = 48, 256
 
@@ -164,7 +165,7 @@ def test_the_function_stays(name: str, wide: bool, monkeypatch: pytest.MonkeyPat
     ready, names = ordering.orderable(model, grouped, grouped)
     assert_same(outputs(ready, x), expected)
     order = np.random.default_rng(3).permutation(IN)
-    for form in (ready, importing.normalise(ready)):
+    for form in (ready, normalise(ready)):
         arranged = ordering.arranged(form, dict.fromkeys(names.values(), order))
         onnx.checker.check_model(ir.to_proto(arranged), full_check=True)
         assert_same(outputs(arranged, x), expected)
@@ -188,7 +189,7 @@ def test_what_is_spread_out_is_not_kept_in_order_but_computed_again() -> None:
     graph = helper.make_graph(nodes, "g", [ids], [y], tensors)
     model, layers = prepared(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     ready, _ = ordering.orderable(model, ordering.groups(model, layers), ["hot"])
-    assert list(partition.cut(importing.normalise(ready), ["W"]).boundary) == ["ids"]
+    assert list(partition.cut(normalise(ready), ["W"]).boundary) == ["ids"]
 
 
 # Where it pays
@@ -196,10 +197,10 @@ def test_what_is_spread_out_is_not_kept_in_order_but_computed_again() -> None:
 
 def found(x: NDArray[np.float32], proto: onnx.ModelProto) -> dict[str, NDArray[np.floating]]:
     model, layers = prepared(proto)
-    normal = importing.normalise(model)
+    normal = normalise(model)
     statistics = calibration.collect(normal, layers, Dataset({"x": x}), seed=0)
     grouped = ordering.groups(model, layers)
-    return ordering.gaining(grouped, statistics, lambda layer: encoding.weight(normal, layer), seed=0)
+    return ordering.gaining(grouped, statistics, lambda layer: matrices.weight(normal, layer), seed=0)
 
 
 def test_it_pays_where_inputs_differ() -> None:

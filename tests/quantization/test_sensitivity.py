@@ -11,7 +11,8 @@ from onnxpq import rewriting, runtime
 from onnxpq.data.datasets import Dataset, first, fixed_batch, input_specs, random_inputs
 from onnxpq.graph import files, preparing
 from onnxpq.graph.layers import Layer
-from onnxpq.network import importing
+from onnxpq.graph.normalising import normalise
+from onnxpq.network import matrices
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.statistics import InputStatistics
 from onnxpq.quantization import allocation, encoding, sensitivity
@@ -91,7 +92,7 @@ def test_a_weight_of_zeros_has_no_error() -> None:
 
 def influence_of(model: object, data: Dataset, output: str) -> tuple[Influence, list[Layer], object]:
     loaded = files.load(model)  # type: ignore[arg-type]
-    normal = importing.normalise(loaded)
+    normal = normalise(loaded)
     layers, _ = rewriting.find(loaded)
     return Influence(normal, layers, output, data), layers, normal
 
@@ -102,7 +103,7 @@ def test_the_output_with_one_weight_replaced() -> None:
     assert [layer.weight for layer in layers] == ["W1", "W2"]
     exact = runtime.run(runtime.session(files.load(mlp()), use_library=False), {"x": x})["logits"].astype(float)
     for layer in layers:
-        matrix = encoding.weight(normal, layer)  # type: ignore[arg-type]
+        matrix = matrices.weight(normal, layer)  # type: ignore[arg-type]
         assert probe.error(layer, matrix) == 0
         changed = files.load(mlp())
         half = (0.5 * matrix).numpy()
@@ -123,11 +124,11 @@ def test_every_form_of_layer_has_an_influence(name: str) -> None:
     inputs = input_specs(model)
     data = random_inputs(inputs, 4, 0)
     outputs = runtime.run(runtime.session(model, use_library=False), first(data, fixed_batch(inputs), 4))
-    normal = importing.normalise(model)
+    normal = normalise(model)
     probe = Influence(normal, layers, next(iter(outputs)), data)
     changes = []
     for layer in layers:
-        matrix = encoding.weight(normal, layer)
+        matrix = matrices.weight(normal, layer)
         assert probe.error(layer, matrix) == pytest.approx(0, abs=1e-6)
         changes.append(probe.error(layer, torch.zeros_like(matrix)))
     # Of the branches of an If only one is taken.
@@ -149,7 +150,7 @@ def test_influence_is_per_unit_of_the_layers_error() -> None:
     probe, layers, normal = influence_of(model, Dataset({"x": samples(64)}), "y")
     found = {}
     for layer in layers:
-        matrix = encoding.weight(normal, layer)  # type: ignore[arg-type]
+        matrix = matrices.weight(normal, layer)  # type: ignore[arg-type]
         (layouts, *_) = allocation.options(layer, 256)
         errors = sensitivity.curve(matrix, layouts, known, seed=0)
         curve = Curve(layer.weight, tuple(layouts), tuple(lay.nbytes for lay in layouts), tuple(errors), 1.0)

@@ -10,6 +10,7 @@ from four_classes import CLASSES, LAYERS, VECTORS, start
 
 from onnxpq.config.settings import DEFAULT_ALPHA, PQConfig, TrainingConfig
 from onnxpq.errors import DataError, TrainingError
+from onnxpq.network import matrices
 from onnxpq.network.module import Network
 from onnxpq.quantization import allocation, encoding
 from onnxpq.training import finetuning, objectives, schedule
@@ -241,7 +242,7 @@ def test_what_a_network_learned_that_knows_its_samples_by_heart_is_kept(
     parts = tuple(Samples(part.inputs, scores, part.labels, part.rows) for part in data)
     exact = {
         layer.weight: encoding.quantize(
-            encoding.matrix_of(certain.parameter(layer.weight).detach().numpy(), layer),
+            matrices.matrix_of(certain.parameter(layer.weight).detach().numpy(), layer),
             allocation.layout_of(layer, PQConfig(sub_vector=1, codewords=256)),
             seed=0,
         )

@@ -15,7 +15,8 @@ from onnxpq.config.settings import Config, TrainingConfig
 from onnxpq.errors import DataError, UnalignedError
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
-from onnxpq.network import importing, partition
+from onnxpq.graph.normalising import normalise
+from onnxpq.network import partition
 from onnxpq.quantization import calibration
 from onnxpq.runtime.activations import capture, capture_rows
 
@@ -122,7 +123,7 @@ def test_an_input_without_a_row_per_sample() -> None:
 
 
 def test_rows_are_bounded_and_come_from_many_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = importing.normalise(files.load(sequence_model()))
+    model = normalise(files.load(sequence_model()))
     x = np.broadcast_to(np.arange(2000, dtype=np.float32)[:, None, None], (2000, TIMES, FEATURES)).copy()
     rows = capture_rows(model, "x", {"x": x}, limit=400, flatten=True, cache_dir=tmp_path)
     assert rows.shape == (400, FEATURES)
@@ -136,7 +137,7 @@ def test_rows_are_bounded_and_come_from_many_samples(monkeypatch: pytest.MonkeyP
 
 
 def test_a_layer_alone_gives_what_it_gives_in_the_model() -> None:
-    model = importing.normalise(files.load(sequence_model()))
+    model = normalise(files.load(sequence_model()))
     layers, _ = rewriting.find(files.load(sequence_model()))
     x = {"x": correlated(20, TIMES)}
     alone = partition.alone(model, layers[0])
@@ -148,7 +149,7 @@ def test_a_layer_alone_gives_what_it_gives_in_the_model() -> None:
 
 def test_a_value_that_has_no_rows() -> None:
     nodes = [helper.make_node("ReduceSum", ["x"], ["s"], name="sum", keepdims=0)]
-    model = importing.normalise(files.load(build(nodes, {"x": ["N", 4]}, {"s": []}, [])))
+    model = normalise(files.load(build(nodes, {"x": ["N", 4]}, {"s": []}, [])))
     with pytest.raises(UnalignedError, match="Value 's' is a scalar and has no rows"):
         capture_rows(model, "s", {"x": np.ones((9, 4), np.float32)}, limit=5, flatten=True, cache_dir=None)
     with pytest.raises(DataError, match="lacks the inputs x"):

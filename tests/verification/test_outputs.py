@@ -8,7 +8,7 @@ from onnx import helper
 from tiny_models import build, initializer
 
 from onnxpq import runtime
-from onnxpq.network import importing
+from onnxpq.graph.normalising import normalise
 from onnxpq.verification.outputs import not_scores, pooled
 
 WIDE = 6
@@ -40,7 +40,7 @@ def reason(nodes: list[Node], shape: list[int] | None = None) -> str | None:
     model.graph.output[0].type.tensor_type.ClearField("shape")
     x = np.random.default_rng(0).standard_normal(sizes).astype(np.float32)
     values = runtime.run(runtime.session(model.SerializeToString()), {"x": x})["y"]
-    return not_scores(importing.normalise(ir.from_proto(model)).graph, "y", values)
+    return not_scores(normalise(ir.from_proto(model)).graph, "y", values)
 
 
 LINEAR: Node = ("MatMul", ["x", "W"], "h")
@@ -141,7 +141,7 @@ def test_shared_sums_are_looked_at_once() -> None:
 
 
 def test_nothing_is_known_of_no_rows() -> None:
-    graph = importing.normalise(
+    graph = normalise(
         ir.from_proto(build([helper.make_node("Relu", ["x"], ["y"])], {"x": [0, 2]}, {"y": [0, 2]}, []))
     ).graph
     assert not_scores(graph, "y", np.zeros((0, 2), np.float32)) is None
@@ -171,7 +171,7 @@ def pooled_of(nodes: list[Node], outputs: list[str], more: list[onnx.TensorProto
     model = build(made, inputs, {name: [] for name in outputs}, [*CONSTANTS, least, *(more or [])])
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    return pooled(importing.normalise(ir.from_proto(model)).graph, outputs)
+    return pooled(normalise(ir.from_proto(model)).graph, outputs)
 
 
 STATES: list[Node] = [LINEAR, ("Tanh", ["h"], "words")]

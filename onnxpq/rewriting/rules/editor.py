@@ -7,15 +7,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq.graph import Layer, values_of
-from onnxpq.operators import (
-    CAST_LIKE_OPSET,
-    DOMAIN,
-    LOOKUP_OP_TYPE,
-    OP_TYPE,
-    OP_TYPES,
-    lookup_attributes,
-    node_attributes,
-)
+from onnxpq.operators import DOMAIN, LOOKUP_OP_TYPE, OP_TYPE, OP_TYPES
+from onnxpq.operators.body import CAST_LIKE_OPSET, lookup_attributes, node_attributes
 from onnxpq.pq import PQTensor, pack_codes
 from onnxpq.rewriting.rules.weights import ConstantBias
 

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
-from onnxpq.network.importing import normalise
+from onnxpq.graph.normalising import normalise
 from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.rewriting.replacing import find, rewrite, update_initializers
