@@ -1,6 +1,7 @@
 """The contract with `custom_ops/`: names, inputs and layouts of the operators, and their bodies as local functions.
 
-The names that this face imports are plain numbers and words, so that settings may use them; the module `body` needs onnx.
+The names that this face imports are plain numbers and words, so that settings may use them; the module `body`
+needs onnx.
 """
 
 from onnxpq.operators.schema import (
