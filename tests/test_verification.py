@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import CLASSES, FEATURES, build, classes, initializer, mlp, samples, save_model
 
 import onnxpq
-from benchmarks.compress_memory import build as build_chain
+from benchmarks.common.chain import build as build_chain
 from onnxpq import data, modelio, runtime, verification
 from onnxpq.data import Dataset
 from onnxpq.errors import DataError, ModelError, VerificationError
