@@ -13,7 +13,6 @@ stopped and started again.
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ import torch
 import onnxpq
 from benchmarks.common import datasets, folders
 from benchmarks.common.processes import ROOT
+from benchmarks.common.store import Results
 from onnxpq import (
     allocation,
     calibration,
@@ -47,7 +47,7 @@ from onnxpq.finetuning import Problem, Samples
 from onnxpq.pq.quantized import Quantized
 from onnxpq.student import TUNED, Student
 
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "ablation.json"
+RESULTS = Results.of(__name__)
 
 TEST_BATCH = 64
 
@@ -257,11 +257,6 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
     return "\n".join(lines)
 
 
-def _load() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(CHOICES | LABELLED_CHOICES)
@@ -271,7 +266,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--table", action="store_true", help="only print the table of stored results")
     options = parser.parse_args()
-    results = _load()
+    results = RESULTS.rows()
     if not options.table:
         torch.set_num_threads(options.threads)
         for seed, model in itertools.product(range(options.seeds), options.models):
@@ -283,7 +278,5 @@ def main() -> None:
             for name in missing:
                 found = run(case, begin, case.choices[name], seed)
                 print(model, name, seed, found, flush=True)
-                results = _load()  # again: another process may have stored its runs meanwhile
-                results.setdefault(model, {}).setdefault(name, {})[str(seed)] = found
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                results = RESULTS.add(found, model, name, str(seed))
     print(table(results))

@@ -28,10 +28,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.common import datasets, folders
-from benchmarks.common.processes import ROOT
+from benchmarks.common import datasets, folders, machine
+from benchmarks.common.store import Results
 
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "accuracy.json"
+RESULTS = Results.of(__name__)
 MODELS: Final = ("mnist_mlp", "mnist_lenet", "minilm", "magika", "rapidocr")
 
 SIZES: Final = {
@@ -165,7 +165,7 @@ def _compressed(folder: Path, target: Path, flags: tuple[str, ...], seed: int) -
         if done.returncode != 0 and "holds another run" in done.stderr:  # one of an earlier version
             done = run([*command, "--restart"])
         row |= {"seconds": time.perf_counter() - started, "processor_seconds": _processor_seconds() - used}
-        row["commit"] = _commit()
+        row["commit"] = machine.commit()
         if done.returncode != 0:
             return row | {"error": done.stderr.strip().splitlines()[-1]}
         facts.write_text(json.dumps(row))
@@ -180,13 +180,6 @@ def _compressed(folder: Path, target: Path, flags: tuple[str, ...], seed: int) -
 def _processor_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 def table(results: dict[str, Any]) -> str:
@@ -244,17 +237,13 @@ def main() -> None:
         "--refit", action="store_true", help="MiniLM: also fit the regression to the model's embeddings"
     )
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = RESULTS.rows()
     for model in () if options.table else options.only:
         # A list of what is not stored, made anew after each case: the bytes of 2 bits are known then.
         while missing := list(_missing(model, options, results)):
             case, seed = missing[0]
             row = run(model, case, seed, results.get(key_of(model, "original")), refit=options.refit)
-            # Read again: another process may have stored its rows meanwhile.
-            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            results[key_of(model, case.name, seed)] = row
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            results = RESULTS.add(row, key_of(model, case.name, seed))
             print(_line(model, case.name, [row]), flush=True)
     print(table(results))
 

@@ -21,12 +21,13 @@ import numpy as np
 import onnxpq
 from benchmarks.common.folders import mnist_folder
 from benchmarks.common.processes import ROOT
+from benchmarks.common.store import Results
 from onnxpq import targeting
 from onnxpq.config import Config, PQConfig, TrainingConfig
 from onnxpq.report import Report
 from onnxpq.targetconfig import TargetConfig
 
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "allocation.json"
+RESULTS = Results.of(__name__)
 SETTINGS: Final = ((4, 16), (8, 16), (16, 16))
 PLAIN: Final = TrainingConfig(epochs=0)
 OUTPUTS: Final = {"minilm": "461"}
@@ -115,12 +116,11 @@ def main() -> None:
     parser.add_argument("--only", help="only this model")
     parser.add_argument("--table", action="store_true", help="only print the table of stored results")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = RESULTS.rows()
     cases = {"digits": digits}
     cases |= {name: lambda name=name: in_folder(mnist_folder(name)) for name in ("mnist_mlp", "mnist_lenet")}
     cases |= {folder.name: lambda folder=folder: in_folder(folder) for folder in options.material}
     for name, case in ({} if options.table else cases).items():
         if name not in results and options.only in (None, name):
-            results[name] = measure(name, *case())
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            results = RESULTS.add(measure(name, *case()), name)
     print(table(results))

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from benchmarks.common import datasets
 from benchmarks.common.processes import ROOT
+from benchmarks.common.store import Results
 
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "main_job.json"
+RESULTS = Results.of(__name__)
 MODELS = ("mnist_lenet", "mnist_mlp")
 
 
@@ -65,16 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only print the table of stored results")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = RESULTS.rows()
     if not options.table:
         for model in MODELS:
             for labels in (True, False):
                 key = f"{model}, {'labels' if labels else 'no labels'}"
                 if key in results:
                     continue
-                results[key] = run(model, labels=labels, data=data_of(model))
-                RESULTS.parent.mkdir(exist_ok=True)
-                RESULTS.write_text(json.dumps(results, indent=1))
+                results = RESULTS.add(run(model, labels=labels, data=data_of(model)), key)
     print(table(results))
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.common.folders import material_of
-from benchmarks.common.processes import ROOT
+from benchmarks.common.store import Results
 
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "models.json"
+RESULTS = Results.of(__name__)
 MODELS: Final = ("surfaces", "minilm_int8", "silero", "minilm", "magika", "rapidocr")
 
 
@@ -104,10 +104,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table of stored results")
     parser.add_argument("--only", choices=MODELS, help="run only this model")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = RESULTS.rows()
     for name in [] if options.table else [options.only] if options.only else MODELS:
         if name not in results:
-            results[name] = run(name)
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            results = RESULTS.add(run(name), name)
     print(table(results))

@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxpq
 from benchmarks.common import processes
 from benchmarks.common.folders import mnist_folder
+from benchmarks.common.store import Results
 from onnxpq import allocation, calibration, importing, modelio, ordering, quantization, rewriting, runtime
 from onnxpq.config import Config, PQConfig, TrainingConfig
 from onnxpq.data import Dataset, input_specs, load
@@ -36,7 +37,7 @@ from onnxpq.pq import calibrated, codec
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.statistics import InputStatistics
 
-RESULTS = processes.ROOT / "benchmarks" / "results" / "accuracy" / "quantizer.json"
+RESULTS = Results.of(__name__)
 LAYOUTS = {
     "d=8, K=16": PQConfig(8, 16),
     "d=4, K=16": PQConfig(4, 16),
@@ -290,24 +291,19 @@ def main() -> None:
     parser.add_argument("--faiss-python", help="an interpreter that has faiss-cpu")
     parser.add_argument("--table", action="store_true", help="only print the table of stored results")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.speed:
         if options.faiss_python is None:
             parser.error("--speed needs --faiss-python")
-        results["speed"] = {"runs": list(speed_rows(options.faiss_python))}
+        RESULTS.add(list(speed_rows(options.faiss_python)), "speed", "runs")
     elif not options.table:
         mnist = [] if options.only_material else [mnist_folder(name) for name in ("mnist_mlp", "mnist_lenet")]
         for folder in (*mnist, *options.material):
-            kinds = results.setdefault(folder.name, {})
             if options.rows:
-                kinds["rows"] = list(row_rows(folder))
+                RESULTS.add(list(row_rows(folder)), folder.name, "rows")
             elif options.orders:
-                kinds["orders"] = list(order_rows(folder))
+                RESULTS.add(list(order_rows(folder)), folder.name, "orders")
             else:
-                kinds["layers"] = list(layer_rows(folder, quick=options.quick))
+                RESULTS.add(list(layer_rows(folder, quick=options.quick)), folder.name, "layers")
                 if not options.quick:
-                    kinds["model"] = list(model_rows(folder))
-            RESULTS.write_text(json.dumps(results, indent=1))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+                    RESULTS.add(list(model_rows(folder)), folder.name, "model")
+    print(table(RESULTS.rows()))

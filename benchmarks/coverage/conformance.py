@@ -8,7 +8,6 @@ counted apart.
 
 import argparse
 import collections
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +61,7 @@ def count(passed: set[str], every: Iterable[TestCase]) -> tuple[int, int]:
 
 def beside(ours: Mapping[str, Sequence[int]]) -> str:
     """Our counts and those of the peers that were measured, as rows of a table."""
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored = RESULTS.rows()
     rows = [("onnxpq", ours), *((f"{name} {row['version']}", row) for name, row in sorted(stored.items()))]
     other = [name for name, row in stored.items() if row["onnx"] != onnx.__version__]
     if other:

@@ -10,7 +10,6 @@ files are the same, and the largest size of the work folder.
 
 import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -19,8 +18,9 @@ import time
 from pathlib import Path
 
 from benchmarks.common import processes
+from benchmarks.common.store import Results
 
-RESULTS = processes.ROOT / "benchmarks" / "results" / "coverage" / "resume.json"
+RESULTS = Results.of(__name__)
 POLL_SECONDS = 0.25
 
 
@@ -95,6 +95,5 @@ def main() -> None:
             print(f"{name}: {found[name]}", flush=True)
     found["same_file"] = len(digests) == 1
     print("the three files are the same" if found["same_file"] else f"THE FILES DIFFER: {digests}")
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(stored | {options.model: found}, indent=1) + "\n")
+    RESULTS.add(found, options.model)
     sys.exit(not found["same_file"])

@@ -21,8 +21,9 @@ import numpy as np
 from benchmarks.common import processes
 from benchmarks.common.chain import build
 from benchmarks.common.memory import EVERY, Anonymous, peak
+from benchmarks.common.store import Results
 
-RESULTS = processes.ROOT / "benchmarks" / "results" / "memory" / "compress_memory.json"
+RESULTS = Results.of(__name__)
 SAMPLES = 2048
 PASS_BYTES = 2**22
 """Moments of the layers' inputs that are collected in one pass, and kept: less than usual, so that small models need
@@ -97,6 +98,4 @@ def main() -> None:
     first, last = rows[0], rows[-1]
     slope = {name: (last[name] - first[name]) / (last["model"] - first["model"]) for name in last}
     print("bytes more for each byte of model more:", {name: round(value, 2) for name, value in slope.items()})
-    RESULTS.write_text(
-        json.dumps({"width": options.width, "epochs": options.epochs, "rows": rows, "slope": slope}, indent=1)
-    )
+    RESULTS.replace({"width": options.width, "epochs": options.epochs, "rows": rows, "slope": slope})

@@ -19,9 +19,10 @@ import numpy as np
 from benchmarks.common import processes
 from benchmarks.common.chain import build
 from benchmarks.common.memory import EVERY, Anonymous
+from benchmarks.common.store import Results
 from onnxpq import modelio, runtime
 
-RESULTS = processes.ROOT / "benchmarks" / "results" / "memory" / "prepacking.json"
+RESULTS = Results.of(__name__)
 BYTES = 2**28
 ROWS = (1, 8, 32, 128, 256, 1024)
 CALLS = 9
@@ -90,4 +91,4 @@ def main() -> None:
     found = [measure(width) for width in options.widths]
     for row in found:
         print(json.dumps(row))
-    RESULTS.write_text(json.dumps(found, indent=1))
+    RESULTS.replace(found)

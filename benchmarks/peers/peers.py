@@ -15,7 +15,6 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import signal
 import sys
 import warnings
@@ -29,9 +28,9 @@ import torch
 from onnx.backend.test import loader
 from onnx.backend.test.case.test_case import TestCase
 
-from benchmarks.common.processes import ROOT
+from benchmarks.common.store import Results
 
-RESULTS: Final = ROOT / "benchmarks" / "results" / "peers" / "peers.json"
+RESULTS: Final = Results.of(__name__)
 RELATIVE, ABSOLUTE, HALF_RELATIVE = 1e-3, 1e-6, 2e-2
 SECONDS: Final = 30
 """For one case."""
@@ -146,7 +145,6 @@ def main() -> None:
             passed.add(case.name)
         signal.alarm(0)
     counts = {name: [len(passed & set(part)), len(part)] for name, part in sets(cases).items()}
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[peer] = {"version": importlib.metadata.version(peer), "onnx": onnx.__version__, **counts}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(peer, results[peer])
+    row = {"version": importlib.metadata.version(peer), "onnx": onnx.__version__, **counts}
+    RESULTS.add(row, peer)
+    print(peer, row)

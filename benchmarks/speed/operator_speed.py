@@ -13,9 +13,7 @@ says what processor and what onnxruntime they are of and takes those of no other
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -28,12 +26,12 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxpq
-from benchmarks.common.processes import ROOT
+from benchmarks.common.store import Times
 from onnxpq.function_body import node_attributes
 from onnxpq.opschema import DOMAIN, OP_TYPE
 from onnxpq.pq.packing import pack_codes
 
-RESULTS = ROOT / "benchmarks" / "results" / "speed" / "operator_speed.json"
+RESULTS = Times.of(__name__)
 SIZES = ["256x256", "1024x1024", "1024x4096", "4096x4096"]
 BATCHES = [1, 4, 16, 128]
 FLUSH_BYTES = 64 << 20
@@ -149,34 +147,6 @@ def measure(size: tuple[int, int], batch: int, threads: int, rounds: int) -> dic
     }
 
 
-def machine() -> dict[str, str]:
-    """What the times depend on: the processor's name, those of its instruction sets that count here, onnxruntime."""
-    import onnxruntime  # noqa: PLC0415 -- OMP_NUM_THREADS is set first
-
-    info = Path("/proc/cpuinfo")
-    fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}
-    stripped = {name.strip(): value.strip() for name, value in fields.items()}
-    flags = stripped.get("flags", "").split()
-    sets = [name for name in ("avx2", "avx_vnni", "avx512vbmi", "avx512_vnni", "amx_int8") if name in flags]
-    name = stripped.get("model name") or platform.processor() or platform.machine()
-    return {"processor": " ".join([name, *sets]), "onnxruntime": onnxruntime.__version__}
-
-
-def stored() -> Results:
-    """The results in the file.
-
-    Raises:
-        SystemExit: they are of another machine.
-    """
-    if not RESULTS.exists():
-        return {}
-    contents = json.loads(RESULTS.read_text())
-    if contents["machine"] != machine():
-        raise SystemExit(f"{RESULTS} holds times of {contents['machine']}, this is {machine()}: delete it first.")
-    results: Results = contents["cases"]
-    return results
-
-
 def table(results: Results) -> str:
     """Microseconds hot / cold, one line for each size, batch and number of threads."""
     lines = ["| in x out, batch, threads | " + " | ".join(LAYERS) + " |", "|---" * (len(LAYERS) + 1) + "|"]
@@ -232,17 +202,17 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="also draw the stored results to this file")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    results = json.loads(RESULTS.read_text())["cases"] if options.table else stored()
     if not options.table:
+        RESULTS.check()
         for size in options.sizes:
             in_features, out = (int(part) for part in size.split("x"))
             for batch in options.batches:
                 for threads in options.threads:
                     case = f"{size}, {batch}, {threads}"
-                    results[case] = measure((in_features, out), batch, threads, options.rounds)
-                    print(case, {name: round(times["hot"]) for name, times in results[case].items()}, flush=True)
-                    RESULTS.parent.mkdir(exist_ok=True)
-                    RESULTS.write_text(json.dumps({"machine": machine(), "cases": results}, indent=1) + "\n")
+                    found = measure((in_features, out), batch, threads, options.rounds)
+                    print(case, {name: round(times["hot"]) for name, times in found.items()}, flush=True)
+                    RESULTS.add(found, case)
+    results = RESULTS.rows()
     print(table(results), ratios(results), sep="\n\n")
     if options.plot is not None:
         plot(results, options.plot)
