@@ -17,7 +17,9 @@ from benchmarks.paper.store import Key, Store
 
 def main(arguments: list[str] | None = None) -> int:
     """See the module's description."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks paper", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("run", help="measure every row that is not stored yet; stop it whenever you like")
     command.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows NETWORK/METHOD/FACTOR/SEED")
