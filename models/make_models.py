@@ -2,9 +2,9 @@
 
     python -m models.make_models [mnist_lenet] [mnist_mlp] [cifar_quick] [cifar_vgg] [digits_mlp] [--threads 1]
 
-Run it in the repository's root; it needs the extra ``test``. MNIST and CIFAR-10 are fetched by `benchmarks.datasets`;
-digits come with scikit-learn. Seeds are fixed; weights still differ in their last bits between processors and versions
-of the libraries, so files made again have other checksums than those in README.md.
+Run it in the repository's root; it needs the extra ``test``. MNIST and CIFAR-10 are fetched by
+`benchmarks.common.datasets`; digits come with scikit-learn. Seeds are fixed; weights still differ in their last bits
+between processors and versions of the libraries, so files made again have other checksums than those in README.md.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from benchmarks import datasets
+from benchmarks.common import datasets
 
 FOLDER: Final = Path(__file__).resolve().parent
 SEED: Final = 20150930

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# For benchmarks/. At the end: the installed onnxpq has the operator library, the one in this folder has not.
+sys.path.append(str(HERE.parent))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,8 +1,6 @@
-"""Models as exporters write them, from `benchmarks/exports.py`: imported, trained end to end, rewritten, verified."""
+"""Models as exporters write them, from `benchmarks.coverage.exports`: imported, trained end to end, verified."""
 
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,11 +8,8 @@ import pytest
 import torch
 
 import onnxpq
+from benchmarks.coverage import exports
 from onnxpq.config.settings import Config, TrainingConfig
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks import exports
 
 QUICK = Config(training=TrainingConfig(epochs=1, batch_size=32))
 LAYERS = {"MLP": 2, "CNN": 1, "LSTM": 1, "transformer layer": 6, "MLPClassifier": 2, "MLPRegressor": 2}

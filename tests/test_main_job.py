@@ -1,10 +1,8 @@
-"""The main job on MNIST at the default settings, as benchmarks/main_job.py measures it: minutes, and a download."""
-
-from pathlib import Path
+"""The main job on MNIST at the default settings, as `benchmarks.accuracy.main_job` measures it: minutes, a download."""
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.accuracy import main_job
 
 LIMITS = {"mnist_lenet": (10, 30, 0.15), "mnist_mlp": (30, 30, 0.30)}
 """By model: how many times smaller the file and the layers must be, and the largest rise of the error in points."""
@@ -13,10 +11,7 @@ LIMITS = {"mnist_lenet": (10, 30, 0.15), "mnist_mlp": (30, 30, 0.30)}
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "no labels"])
 @pytest.mark.parametrize("model", LIMITS)
-def test_main_job(model: str, labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import main_job  # noqa: PLC0415 -- found only now
-
+def test_main_job(model: str, labels: bool) -> None:
     found = main_job.run(model, labels=labels, data=main_job.data_of(model))
     file_ratio, layer_ratio, rise = LIMITS[model]
     assert found["file_ratio"] >= file_ratio

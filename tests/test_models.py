@@ -14,6 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 
+from benchmarks.common import datasets as public_datasets
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 README = (MODELS / "README.md").read_text(encoding="utf-8")
@@ -80,12 +82,9 @@ def shape(value: onnx.ValueInfoProto) -> list[int | str | None]:
 
 @pytest.fixture
 def datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """benchmarks/datasets.py with an empty cache."""
-    monkeypatch.syspath_prepend(ROOT)
+    """`benchmarks.common.datasets` with an empty cache."""
     monkeypatch.setenv("ONNXPQ_CACHE", str(tmp_path / "cache"))
-    from benchmarks import datasets  # noqa: PLC0415  # found only with the repository's root on the path
-
-    return datasets
+    return public_datasets
 
 
 def test_readme_lists_every_file_with_its_checksum_and_bytes():

@@ -1,17 +1,12 @@
 """onnxruntime's low-bit layers stand for the same layers that onnxpq compresses."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks import nbits
+from benchmarks.peers import nbits
 
 
 def save_gemm(path, **attributes):

@@ -1,16 +1,11 @@
-"""The figures of `benchmarks/tasks.py` on cases that can be worked out by hand."""
-
-import sys
-from pathlib import Path
+"""The figures of `benchmarks/common/tasks.py` on cases that can be worked out by hand."""
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks import tasks
+from benchmarks.common import tasks
 
 
 def test_edit_distance_counts_insertions_deletions_and_substitutions():

@@ -1,6 +1,6 @@
 """onnxpq itself, as a user calls it."""
 
-from benchmarks import datasets
+from benchmarks.common import datasets
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.tuning import Effort
 from onnxpq import Config, TrainingConfig, compress

@@ -1,8 +1,6 @@
 """The runs: which rows there are, and what is measured of each."""
 
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -11,6 +9,7 @@ from typing import Final
 import onnx
 import torch
 
+from benchmarks.common import machine
 from benchmarks.paper import tasks
 from benchmarks.paper.graph import model_bytes
 from benchmarks.paper.methods import METHODS, Made
@@ -90,22 +89,7 @@ def _cpu_seconds() -> float:
 
 def _origin() -> Row:
     """What the row was made with."""
-    return {"commit": _commit(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(tasks.MODELS), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def machine() -> str:
-    """The processor, for documents."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return {"commit": machine.commit(), "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def run(store: Store, wanted: Sequence[Key], effort: Effort, *, quick: bool, progress: object = None) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-from benchmarks import nbits
 from benchmarks.paper.tasks import Task
+from benchmarks.peers import nbits
 from onnxpq import runtime
 
 BLOCK = 128

@@ -2,17 +2,18 @@
 
 import fcntl
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.common.store import FOLDER as RESULTS
+from benchmarks.common.store import locked, write_whole
+
 Row = dict[str, Any]
 
-FOLDER: Final = Path(__file__).resolve().parent.parent / "results" / "paper"
+FOLDER: Final = RESULTS / "paper"
 
 
 @dataclass(frozen=True, order=True)
@@ -49,12 +50,10 @@ class Store:
     def add(self, row: Row) -> None:
         """Store a row, in the place of one of the same key; other processes may store rows meanwhile."""
         key = Key.of(row)
-        with _locked(self.folder / ".lock"):
+        with locked(self.folder):
             rows = self.rows(key.network) | {key: row}
             text = "".join(json.dumps(rows[key]) + "\n" for key in sorted(rows))
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".writing-", delete=False) as file:
-                file.write(text)
-            os.replace(file.name, self._file(key.network))
+            write_whole(self._file(key.network), text)
 
     def loss(self, key: Key, measure: Callable[[], float]) -> float:
         """The loss in a row that holds nothing else; measured where it is not stored yet."""
@@ -78,10 +77,3 @@ class Store:
 
     def _file(self, network: str) -> Path:
         return self.folder / f"{network}.jsonl"
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

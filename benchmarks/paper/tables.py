@@ -15,7 +15,7 @@ from benchmarks.paper.store import Row, Store
 NETWORKS: Final = {name: title for name, (title, *_) in tasks.NETWORKS.items()}
 PAGE: Final = "evaluation.md"
 ALL_ROWS: Final = "evaluation_rows.md"
-MARK: Final = "<!-- {name}: python -m benchmarks.paper tables -->"
+MARK: Final = "<!-- {name}: python -m benchmarks paper tables -->"
 END: Final = "<!-- end -->"
 
 PLOTTED: Final = ("svd-tuned", "kmeans-tuned", "residual-tuned", "smaller", "hashed", "pq", "pq-tuned", "codebook-pq")
@@ -185,7 +185,7 @@ def write(store: Store, folder: Path) -> None:
     page = folder / PAGE
     content = page.read_text(encoding="utf-8")
     parts: dict[str, str] = {"stored": missing(store), "best": against_others(store)}
-    every = ["# All rows of the evaluation", "", f"Made by `python -m benchmarks.paper tables`; see [{PAGE}]({PAGE})."]
+    every = ["# All rows of the evaluation", "", f"Made by `python -m benchmarks paper tables`; see [{PAGE}]({PAGE})."]
     for network, name in NETWORKS.items():
         rows = list(store.rows(network).values())
         if rows:

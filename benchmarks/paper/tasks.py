@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks import datasets
+from benchmarks.common import datasets
 from onnxpq import rewriting, runtime
 from onnxpq.data.datasets import split_rows
 from onnxpq.graph import files

@@ -20,7 +20,7 @@ from onnxpq.support.units import parse_share, parse_size
 
 REGULARIZERS: Final = ("codebook", "murray-ng", "l1", "l2", "quartic", "none")
 DEFAULT_ALPHA: Final = {"codebook": 1.0, "murray-ng": 0.01, "l1": 0.01, "l2": 0.01, "quartic": 0.01, "none": 0.0}
-"""Final weight of each term where the user names none; `benchmarks/ablation.py` compares others."""
+"""Final weight of each term where the user names none; `python -m benchmarks ablation` compares others."""
 
 LOSSES: Final = ("auto", "cross-entropy", "mse", "distillation")
 CODEBOOKS: Final = ("auto", "layer", "position")

@@ -1,7 +1,7 @@
 """Product quantization for the smallest error of a layer's outputs.
 
 With H = E[x x^T] of the layer's inputs the mean squared error of its outputs is ``tr(E H E^T)``, E = W - Ŵ. Three
-parts, each of which `benchmarks/quantizer.py` measures:
+parts, each of which `python -m benchmarks quantizer` measures:
 
 1. `feedback`: the sub-vectors are coded from left to right, and those still to come make up for the error of those that
    are done (GPTQ, Frantar et al. 2022; with codebooks GPTVQ, van Baalen et al. 2024).

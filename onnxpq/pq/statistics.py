@@ -91,7 +91,7 @@ class InputStatistics:
         """H shrunk towards the identity and scaled to a mean of 1 on its diagonal: positive definite.
 
         What the rows did not show still counts; how much of it is best was measured with few and with many rows: a
-        share of in / (4 * rows), between `MIN_SHRINKAGE` and `MAX_SHRINKAGE` (`benchmarks/quantizer.py --rows`).
+        share of in / (4 * rows), between `MIN_SHRINKAGE` and `MAX_SHRINKAGE` (`python -m benchmarks quantizer --rows`).
         Without any rows, or if all are zero, it is the identity.
         """
         size = len(self._sum)

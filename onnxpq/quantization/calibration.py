@@ -25,7 +25,7 @@ from onnxpq.support import memory
 Array: TypeAlias = NDArray[Any]
 
 MAX_ROWS: Final = 2**15
-"""Rows of a layer's inputs that are looked at; `benchmarks/quantizer.py --rows` tells what fewer cost."""
+"""Rows of a layer's inputs that are looked at; `python -m benchmarks quantizer --rows` tells what fewer cost."""
 
 MAX_LOOKUPS: Final = 2**20
 """Rows of a table that are counted."""

@@ -6,7 +6,7 @@ sample, with J the derivative by the row, however often the sample looks it up. 
 ``g = J^T r`` is one backward pass, for all samples of a batch and all rows of all tables, and ``E[g g^T] = J^T J``
 (Hutchinson 1990). Summed up over rows and samples that is the second moment H by which `onnxpq.pq.calibrated`
 quantizes, which for a layer is that of its inputs; a row's own trace is what it counts. Where no gradient can be had,
-rows count by how often they are looked up, and all directions alike. `benchmarks/lookups.py` measures both.
+rows count by how often they are looked up, and all directions alike. `python -m benchmarks lookups` measures both.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,7 +3,7 @@
 Sub-vectors of neighbouring inputs may be very different: those of an image's border are always zero and waste their
 codes, those of its middle have all the weight of the error. Dealt out by how much they count, each sub-vector gets some
 of all, and its codewords are put to use; at the same bytes the error of the outputs falls by up to a third
-(`benchmarks/quantizer.py --orders`), or does not, and then the order stays. Training makes up for most of the
+(`python -m benchmarks quantizer --orders`), or does not, and then the order stays. Training makes up for most of the
 difference, so it is asked for only by those who do not train. The model is the same function as before: a Gather puts
 the inputs in order, and the columns of the weights follow.
 """

@@ -4,7 +4,7 @@ Two measurements per layer. Its *curve* is the relative squared error of the lay
 cheaper form of the quantizer on some of the rows. Its *influence* is the relative squared error of the model's output
 per unit of that, measured in onnxruntime with this layer alone quantized. Small errors of different layers
 add up (they are nearly independent, so their squares do), so that the sum over the layers of influence times curve is
-what an allocation costs. `benchmarks/allocation.py` measures how well that holds and what it gains.
+what an allocation costs. `python -m benchmarks allocation` measures how well that holds and what it gains.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -106,7 +106,7 @@ def session(
             onnxruntime's constant folding decodes all when it loads, which takes nine times their bytes meanwhile.
         prepack: False leaves weights as they are in external data, which are mapped and take no memory. onnxruntime's
             prepacking copies them into the order that its kernels read them in. Without it a call of 256 rows takes
-            up to a fifth longer, one of 8 three times as long (`benchmarks/prepacking.py`).
+            up to a fifth longer, one of 8 three times as long (`python -m benchmarks prepacking`).
         options: the caller's options, to which the library and what is asked for here are added. Default:
             onnxruntime's, but without its warnings.
         providers: execution providers, as onnxruntime takes them; where absent, the CPU.

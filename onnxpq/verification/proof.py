@@ -49,7 +49,7 @@ FAST_LIBRARY_BUDGET = 1e-1
 
 FEW_LAYERS = 11
 """From more layers on the budgets grow as the square root of their number, as the differences of layers that follow one
-another do: they are at most 2.0e-3 times it, fast 8e-3 (`benchmarks/chains.py`)."""
+another do: they are at most 2.0e-3 times it, fast 8e-3 (`python -m benchmarks chains`)."""
 
 
 @dataclass
@@ -144,7 +144,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
 
     Of a large model the outputs come from sessions that leave its weights in their file. Then it is timed in others, as
     users have them, but not on stock operators: constant folding of the function body takes nine times the layers'
-    bytes while it loads (`benchmarks/operator_memory.py`), more than all else together.
+    bytes while it loads (`python -m benchmarks operator_memory`), more than all else together.
 
     Args:
         original: the user's model.

@@ -1,27 +1,22 @@
 """A session with external data takes the size of its file, and only once it runs."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
 import onnxpq
+from benchmarks.memory import operator_memory
 
 pytestmark = [
     pytest.mark.skipif(not onnxpq.library_available(), reason="onnxpq was built without a C++ compiler"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps_rollup"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
-
 LAYER = 8.39
 """MB of codes of 64 million weights at d = 4, K = 16."""
 
 
-def test_nothing_is_copied_and_pages_are_read_when_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import operator_memory  # noqa: PLC0415 -- found only now
-
+def test_nothing_is_copied_and_pages_are_read_when_used() -> None:
     forms = operator_memory.FORMS[:3]
     external, shared, embedded = (operator_memory.measure(form, operator_memory.SIZE) for form in forms)
     assert LAYER < external["file"] < LAYER + 1

@@ -1,6 +1,5 @@
 """A small network and its data, as benchmarks/paper takes them."""
 
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,9 +7,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
-# At the end: the installed package has the operator library, the source beside it has not.
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.paper import tasks
 from onnxpq import runtime

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.paper import __main__ as command
+from benchmarks.paper import paper as command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_help_names_the_commands_without_loading_torch():
-    code = "import sys; sys.modules['torch'] = None; import benchmarks.paper.__main__ as m; m.main(['--help'])"
+    code = "import sys; sys.modules['torch'] = None; from benchmarks.paper import paper; paper.main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("run", "latency", "histograms", "tables"))
@@ -30,7 +30,7 @@ def test_an_interrupted_run_says_that_it_goes_on(monkeypatch, capsys):
 
 def test_rows_are_measured_again_into_a_folder_of_their_own(monkeypatch, tmp_path, capsys):
     ran = []
-    monkeypatch.setattr("benchmarks.datasets.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("benchmarks.common.datasets.cache_folder", lambda: tmp_path)
     monkeypatch.setattr("benchmarks.paper.running.run", lambda store, wanted, *_, **__: ran.append((store, wanted)))
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     assert command.main(["run", "--again", "--only", "mnist_mlp/original", "mnist_mlp/pq/8/0"]) == 0

@@ -68,7 +68,3 @@ def test_a_second_run_measures_nothing_again(task, tmp_path, monkeypatch):
     assert told == [(0, 2, keys[0]), (1, 2, keys[1]), (2, 2, None)]
     running.run(store, keys, BRIEF, quick=False)
     assert loads == ["small", "small"]
-
-
-def test_machine_is_named():
-    assert running.machine()

@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import nbits
 from benchmarks.paper import runtimes
 from benchmarks.paper.graph import model_bytes
+from benchmarks.peers import nbits
 from onnxpq import runtime
 
 

@@ -92,9 +92,9 @@ def test_speeds():
 
 
 def test_marked_places_are_filled_and_others_stay():
-    page = "a\n<!-- one: python -m benchmarks.paper tables -->\nold\n<!-- end -->\nb\n"
+    page = "a\n<!-- one: python -m benchmarks paper tables -->\nold\n<!-- end -->\nb\n"
     once = tables.filled(page, {"one": r"new \1"})
-    assert once == "a\n<!-- one: python -m benchmarks.paper tables -->\n\nnew \\1\n\n<!-- end -->\nb\n"
+    assert once == "a\n<!-- one: python -m benchmarks paper tables -->\n\nnew \\1\n\n<!-- end -->\nb\n"
     assert tables.filled(once, {"one": r"new \1"}) == once
     with pytest.raises(SystemExit, match="The page has no place for 'two'"):
         tables.filled(page, {"two": ""})

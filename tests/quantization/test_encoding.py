@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from onnxpq.graph.layers import Layer
+from onnxpq.network.matrices import matrix_of
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
 from onnxpq.pq.reference import decode
 from onnxpq.pq.statistics import InputStatistics
-from onnxpq.quantization.encoding import matrix_of, quantize, report
+from onnxpq.quantization.encoding import quantize, report
 
 FLOAT16_BUDGET = 2e-3
 """Relative L2 error of float16 codewords."""

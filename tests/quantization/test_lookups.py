@@ -14,7 +14,7 @@ from text_models import LENGTH, WORDS, text_model, texts
 from tiny_models import FEATURES, initializer
 
 import onnxpq
-from onnxpq import pipeline, runtime, training
+from onnxpq import runtime, training
 from onnxpq.config.settings import Config, LayerConfig, PQConfig, TargetConfig, TrainingConfig
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import TargetError, TrainingError
@@ -26,8 +26,9 @@ from onnxpq.pq.layout import Layout
 from onnxpq.pq.packing import unpack_codes
 from onnxpq.pq.reference import decode
 from onnxpq.quantization import calibration, encoding, lookups
-from onnxpq.rewriting import replacing
+from onnxpq.rewriting import listing, replacing
 from onnxpq.targeting import searching
+from onnxpq.training import trainer
 from onnxpq.workspace.pieces import opened
 
 QUICK = TrainingConfig(steps=60, batch_size=32)
@@ -115,7 +116,7 @@ def test_nothing_but_a_table() -> None:
     del model.graph.initializer[1:]
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["N", FEATURES]))
     report = onnxpq.compress(model, texts(), config=Config(tables=True, training=QUICK)).report
-    assert [layer.training for layer in report.layers] == [pipeline.LOOKED_UP]
+    assert [layer.training for layer in report.layers] == [trainer.LOOKED_UP]
     assert report.training is None
 
 
@@ -130,7 +131,7 @@ def test_a_table_that_a_layer_multiplies_by_is_trained_with_it() -> None:
 def test_statistics_are_those_of_what_is_multiplied() -> None:
     for tied in (False, True):
         model = files.load(text_model(tied=tied))
-        layers, _ = replacing.find(model, tables=True)
+        layers, _ = listing.find(model, tables=True)
         found = dict(calibration.collect(normalise(model), layers, Dataset(texts()), seed=0))
         assert set(found) == ({"words"} if tied else {"W1", "W2"})
         assert not any(isinstance(entry, str) for entry in found.values())
@@ -139,7 +140,7 @@ def test_statistics_are_those_of_what_is_multiplied() -> None:
 def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
     model = files.load(text_model())
     normal = normalise(model)
-    layers, _ = replacing.find(model, tables=True)
+    layers, _ = listing.find(model, tables=True)
     (name,) = tables(layers)
     table = next(layer for layer in layers if layer.weight == name)
     matrix = matrices.weight(normal, table)
@@ -172,7 +173,7 @@ def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
 
 def normal_with_layers(model: onnx.ModelProto) -> tuple[ir.Model, list[Layer]]:
     loaded = files.load(model)
-    layers, _ = replacing.find(loaded, tables=True, min_weights=100)
+    layers, _ = listing.find(loaded, tables=True, min_weights=100)
     return normalise(loaded), layers
 
 

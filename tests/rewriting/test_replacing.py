@@ -16,7 +16,8 @@ from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
 from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
-from onnxpq.rewriting.replacing import find, rewrite, update_initializers
+from onnxpq.rewriting.listing import find
+from onnxpq.rewriting.replacing import rewrite, update_initializers
 from onnxpq.rewriting.rules.base import interface
 
 FLOAT32_BUDGET = 1e-5

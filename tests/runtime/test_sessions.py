@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from pq_layers import IR_VERSION, model_of, normal_rows, random_layer
 
 import onnxpq
-from benchmarks.memory import anonymous
+from benchmarks.common.memory import anonymous
 from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
 from onnxpq.graph import files
 from onnxpq.runtime import sessions

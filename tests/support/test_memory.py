@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.memory import anonymous
+from benchmarks.common.memory import anonymous
 from onnxpq.support import memory
 
 BLOCK = 2**20

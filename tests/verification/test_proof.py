@@ -12,16 +12,18 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import CLASSES, FEATURES, build, classes, initializer, mlp, samples, save_model
 
 import onnxpq
-from benchmarks.compress_memory import build as build_chain
+from benchmarks.common.chain import build as build_chain
 from onnxpq import data, runtime
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import DataError, ModelError, VerificationError
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
+from onnxpq.network.matrices import matrix_of
 from onnxpq.pq.layout import Layout
-from onnxpq.quantization.encoding import matrix_of, quantize
+from onnxpq.quantization.encoding import quantize
 from onnxpq.report.run import Verification
-from onnxpq.rewriting.replacing import find, rewrite
+from onnxpq.rewriting.listing import find
+from onnxpq.rewriting.replacing import rewrite
 from onnxpq.verification import proof
 
 MODELS = Path(__file__).resolve().parents[2] / "models"

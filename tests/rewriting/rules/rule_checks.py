@@ -13,7 +13,8 @@ from onnxpq.graph.layers import Layer
 from onnxpq.graph.normalising import normalise
 from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
-from onnxpq.rewriting.replacing import find, rewrite, update_initializers
+from onnxpq.rewriting.listing import find
+from onnxpq.rewriting.replacing import rewrite, update_initializers
 
 FLOAT32_BUDGET = 1e-5
 """Largest difference, relative to the largest absolute output: the order of float32 sums of up to 100 terms."""

@@ -16,7 +16,8 @@ from rule_checks import (
     with_decoded_weights,
 )
 
-from onnxpq.rewriting.replacing import CONV1X1_REASON, find, rewrite
+from onnxpq.rewriting.listing import CONV1X1_REASON, find
+from onnxpq.rewriting.replacing import rewrite
 
 CHANNELS, OUT = 6, 9
 SIZES = (5, 4, 3)

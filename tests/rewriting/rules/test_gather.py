@@ -17,7 +17,8 @@ from rule_checks import (
 )
 
 from onnxpq.graph.layers import tables
-from onnxpq.rewriting.replacing import TABLE_REASON, find, rewrite
+from onnxpq.rewriting.listing import TABLE_REASON, find
+from onnxpq.rewriting.replacing import rewrite
 
 ROWS, COLUMNS, OUT = 41, 10, 6
 

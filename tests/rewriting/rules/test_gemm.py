@@ -20,7 +20,8 @@ from rule_checks import (
 )
 
 from onnxpq.pq.tensor import PQTensor
-from onnxpq.rewriting.replacing import find, rewrite
+from onnxpq.rewriting.listing import find
+from onnxpq.rewriting.replacing import rewrite
 
 IN, OUT, ROWS = 7, 5, 4
 

@@ -15,7 +15,8 @@ from rule_checks import (
     with_decoded_weights,
 )
 
-from onnxpq.rewriting.replacing import find, rewrite
+from onnxpq.rewriting.listing import find
+from onnxpq.rewriting.replacing import rewrite
 
 IN, OUT = 7, 5
 DIMS = (2, 3)

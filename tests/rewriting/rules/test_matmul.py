@@ -18,7 +18,8 @@ from rule_checks import (
 )
 
 from onnxpq.pq.reference import decode
-from onnxpq.rewriting.replacing import find, rewrite
+from onnxpq.rewriting.listing import find
+from onnxpq.rewriting.replacing import rewrite
 
 IN, OUT = 7, 5
 DIMS = (2, 3, 4)

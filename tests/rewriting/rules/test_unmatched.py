@@ -5,7 +5,7 @@ from onnx import numpy_helper
 from rule_checks import check_rewrite, initializer, parse, reasons
 
 from onnxpq.graph import files
-from onnxpq.rewriting.replacing import find
+from onnxpq.rewriting.listing import find
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What models lose at a size."""

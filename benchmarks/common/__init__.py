@@ -1,0 +1,1 @@
+"""Data, models and results, for all groups."""
