@@ -285,12 +285,13 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], m
     assert message in capsys.readouterr().err
 
 
+# Each where the pipeline finds it: a room's face, or the module itself.
 @pytest.mark.parametrize(
     ("module", "stage"),
     [
         (encoding, "quantize"),
         (finetuning, "finetune"),
-        (replacing, "rewrite"),
+        (rewriting, "rewrite"),
         (proof, "verify"),
         (files, "save"),
     ],
