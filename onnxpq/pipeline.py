@@ -123,7 +123,14 @@ def _make(run: Run, whole: Subject, trainer: Trainer, layouts: Mapping[str, Layo
 def _prove(run: Run, whole: Subject, made: _Made) -> Report:
     """Verify a compressed model, and tell all that is known of it."""
     proof = verification.prove(
-        run, whole.forms, made.model, whole.evidence, whole.inputs, output=whole.output, layers=len(whole.layers)
+        run,
+        whole.forms,
+        made.model,
+        whole.evidence,
+        whole.inputs,
+        output=whole.output,
+        layers=len(whole.layers),
+        aligned=whole.aligned,
     )
     own, trained = made.subject, made.trained
     return Report(

@@ -38,7 +38,7 @@ def no_rows(scratch: Path) -> None:
         helper.make_node("Identity", ["s"], ["y"], name="out"),
     ]
     model = normalise(files.load(build(nodes, {"x": ["N", 4]}, {"y": []}, [])))
-    activations.capture(model, ["s"], {"x": samples()[:, :4]}, cache_dir=None)
+    activations.capture(model, ["s"], Dataset({"x": samples()[:, :4]}), cache_dir=None)
 
 
 def no_such_number(scratch: Path) -> None:

@@ -185,9 +185,9 @@ class Influence:
         before = activations.extract(model, given, computed) if computed else None
         session = None if before is None else open_session(before)
         self._feeds: list[dict[str, Array]] = []
-        fixed = activations.fixed_batch(model)
+        fixed = None if samples.whole else activations.fixed_batch(model, samples.places)
         for part, _ in batches(samples, fixed or len(samples), exact=fixed is not None):
-            values = dict(part.inputs)
+            values = part.feeds
             if before is not None and session is not None:
                 names = [value.name or "" for value in before.graph.inputs]
                 values |= runtime.run(session, {name: values[name] for name in names})

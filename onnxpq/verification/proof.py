@@ -16,8 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import data, runtime
-from onnxpq.data import Dataset, Evidence, InputSpec
-from onnxpq.errors import VerificationError
+from onnxpq.data import Alignment, Dataset, Evidence, InputSpec
+from onnxpq.errors import DataError, VerificationError
 from onnxpq.graph import Forms, files
 from onnxpq.report import Latency, SquaredError, Verification
 from onnxpq.support import memory
@@ -64,7 +64,7 @@ class _Sums:
     values: int = 0
 
 
-def prove(
+def prove(  # noqa: PLR0913 -- as for `verify`
     run: Run,
     forms: Forms,
     compressed: ir.Model,
@@ -73,6 +73,7 @@ def prove(
     *,
     output: str,
     layers: int,
+    aligned: Alignment,
 ) -> Verification:
     """Write the compressed model to a scratch folder and verify that very file.
 
@@ -84,6 +85,7 @@ def prove(
         inputs: of the model.
         output: the output that is compared with the labels.
         layers: how many were compressed.
+        aligned: where the samples lie in the original's outputs.
 
     Raises:
         OnnxpqError: see `verify`.
@@ -103,6 +105,7 @@ def prove(
             evidence.dataset,
             inputs,
             output=output,
+            aligned=aligned,
             description=evidence.description,
             held_out=evidence.held_out,
             file_bytes=(before, files.file_bytes(path)),
@@ -132,6 +135,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     inputs: Sequence[InputSpec],
     *,
     output: str,
+    aligned: Alignment,
     description: str,
     held_out: bool,
     file_bytes: tuple[int, int],
@@ -152,6 +156,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         dataset: samples, with labels where there is a task metric to be computed.
         inputs: of the model.
         output: the output that is compared with the labels.
+        aligned: where the samples lie in the original's outputs (`onnxpq.runtime.alignment`).
         description: what the samples are, for the report.
         held_out: whether none of them was used for training.
         file_bytes: of the original and of the compressed file.
@@ -176,9 +181,12 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     sums = _Sums()
     done = 0
     if dataset.labels is not None:
-        check_labels(dataset.labels, runtime.run(sessions["original"], data.first(dataset, fixed, 1))[output])
-    for part, count in data.batches(dataset, fixed or BATCH, exact=fixed is not None):
-        _add(sums, sessions, part, count, output)
+        few = runtime.run(sessions["original"], data.first(dataset, fixed, 1))
+        check_labels(dataset.labels, aligned.fronted(few, fixed or 1)[output])
+    # What a threshold lets through is told apart by single samples: of a batch the numbers always differ.
+    size = fixed or (1 if aligned.varying else BATCH)
+    for part, count in data.batches(dataset, size, exact=fixed is not None):
+        _add(sums, sessions, part, count, output, aligned)
         done += count
         if progress is not None:
             progress(done, len(dataset))
@@ -246,19 +254,33 @@ def _open(
     return found
 
 
-def _add(sums: _Sums, sessions: Sessions, part: Dataset, count: int, output: str) -> None:
-    outputs: dict[str, Outputs] = {}
-    for way, session in sessions.items():
-        every = runtime.run(session, part.inputs)
-        outputs[way] = every if part.is_call else {name: array[:count] for name, array in every.items()}
-    expected, stock = outputs["original"], outputs["stock"]
-    found = outputs.get("library", stock)
-    for name, reference in expected.items():
-        sums.outputs.setdefault(name, Difference()).add(reference, found[name])
-        if "library" in outputs:
-            sums.library.setdefault(name, Difference()).add(stock[name], found[name])
-    if part.labels is not None:
-        _add_labels(sums, part.labels[:count], expected[output], found[output])
+def _add(sums: _Sums, sessions: Sessions, part: Dataset, count: int, output: str, aligned: Alignment) -> None:
+    found = {way: runtime.run(session, part.feeds) for way, session in sessions.items()}
+    names = list(found["original"])
+    for name in names:
+        values = {way: outputs[name] for way, outputs in found.items()}
+        fronts = aligned.samples(name, len(part), *values.values())
+        if fronts is not None:
+            values = {way: value[:count] for way, value in zip(values, fronts, strict=True)}
+        _add_values(sums, name, values)
+        if name == output and part.labels is not None:
+            if fronts is None:
+                raise _without_samples(name, values["original"], len(part))
+            _add_labels(sums, part.labels[:count], values["original"], values.get("library", values["stock"]))
+
+
+def _add_values(sums: _Sums, name: str, values: Outputs) -> None:
+    judged = values.get("library", values["stock"])
+    sums.outputs.setdefault(name, Difference()).add(values["original"], judged)
+    if "library" in values:
+        sums.library.setdefault(name, Difference()).add(values["stock"], judged)
+
+
+def _without_samples(name: str, value: NDArray[Any], samples: int) -> DataError:
+    return DataError(
+        f"Output '{name}' has shape {list(value.shape)} for {samples} samples: it has no entry for each of them that "
+        "labels could be compared with. Name another output with --output-name, or leave --labels out."
+    )
 
 
 def _add_labels(sums: _Sums, labels: NDArray[Any], expected: NDArray[Any], found: NDArray[Any]) -> None:
@@ -307,7 +329,7 @@ def _require(sums: _Sums, file_bytes: tuple[int, int], library_budget: float) ->
 
 
 def _batch_sizes(dataset: Dataset, fixed: int | None) -> Sequence[int]:
-    if dataset.is_call:
+    if dataset.whole:
         return [1]
     return [fixed] if fixed else LATENCY_BATCHES
 
@@ -315,7 +337,7 @@ def _batch_sizes(dataset: Dataset, fixed: int | None) -> Sequence[int]:
 def _latency(sessions: Sessions, dataset: Dataset, size: int) -> Latency:
     """Median time of a call, the models taking turns so that a slow moment of the machine hits all of them."""
     index = np.resize(np.arange(len(dataset)), size)
-    inputs = dataset.take(index).inputs
+    inputs = dataset.take(index).feeds
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for session in sessions.values():
         runtime.run(session, inputs)
