@@ -111,7 +111,7 @@ TRIGGERS: dict[type[OnnxpqError], tuple[Callable[[Path], None], str]] = {
     ),
     errors.UnalignedError: (
         no_rows,
-        r"^Value 's' has shape \[\] for a batch of 60 rows: its first dimension is not the batch, .* without data",
+        r"^Value 's' has no dimension whose size is that of the batch, .* without data",
     ),
     errors.ConfigError: (
         no_such_number,

@@ -76,14 +76,13 @@ class Alignment:
     """What was measured of some values.
 
     Attributes:
-        places: of those that have an entry for each sample, by name.
-        varying: those whose size depends on what the samples hold.
-        mixed: those with an entry for each sample that also depends on the other samples, and how far one sample's
-            entry was from what the sample gives in other company (relative L2).
+        places: of those that have an entry for each sample, by name. Of few samples it may look so where a threshold
+            decides what is left: then a value of more samples has another size.
+        mixed: those of `places` whose entry of a sample also depends on the others, and how far it was from what the
+            sample gives in other company (relative L2).
     """
 
     places: Mapping[str, Place] = field(default_factory=dict)
-    varying: frozenset[str] = frozenset()
     mixed: Mapping[str, float] = field(default_factory=dict)
 
     def samples(self, name: str, samples: int, *values: NDArray[Any]) -> list[NDArray[Any]] | None:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from onnxpq.data import Dataset, Place, first
+from onnxpq.data import Dataset, Place, distance, first
 from onnxpq.errors import ForwardMismatchError, ModelError, UnalignedError, UnsupportedOperatorError
 from onnxpq.graph import Layer, node_label, subgraphs_of, used_values
 from onnxpq.network import importing, partition
@@ -144,14 +144,18 @@ def _opened(cut: Cut, samples: Dataset, output: str, capture: Callable[..., Data
     Raises:
         UnalignedError: they do not lie there.
     """
+    exact = capture(cut.suffix, [output], samples)
     suffix = partition.with_open_batch(cut.suffix, samples.places)
-    for opened in () if suffix is None else (replace(cut, suffix=suffix),):
+    if suffix is not None:
         try:
-            return opened, capture(opened.suffix, [output], samples).places[output]
+            found = capture(suffix, [output], samples)
         except (ModelError, UnalignedError):
             # Something in between has the old batch.
-            continue
-    return cut, capture(cut.suffix, [output], samples).places[output]
+            return cut, exact.places[output]
+        one, other = exact.inputs[output], found.inputs[output]
+        if one.shape == other.shape and distance(one, other, importing.NOISE) <= importing.HALF_FORWARD_TOLERANCE:
+            return replace(cut, suffix=suffix), found.places[output]
+    return cut, exact.places[output]
 
 
 def taught(

@@ -203,14 +203,9 @@ def _places(source: _Source, names: Sequence[str], known: Mapping[str, Place]) -
 def _place(aligned: Alignment, name: str) -> Place:
     if name in aligned.places:
         return aligned.places[name]
-    why = (
-        "changes with the other samples of the batch"
-        if name in aligned.mixed
-        else "has no dimension whose size is that of the batch"
-    )
     raise UnalignedError(
-        f"Value '{name}' {why}, so that it cannot be kept for each sample. Exclude the layers behind it, or compress "
-        "without data.",
+        f"Value '{name}' has no dimension whose size is that of the batch, so that it cannot be kept for each sample. "
+        "Exclude the layers behind it, or compress without data.",
         value=name,
     )
 

@@ -2,8 +2,8 @@
 
 No file says so: the names of open dimensions are the exporter's, and a batch that is fixed to 1 leaves no trace. So the
 model runs on some samples, and on two parts of them. What has an entry per sample changes its size with their number,
-and holds for each part what it held for all. What changes its size so and does not hold the same mixes samples: a
-sequence's steps were taken for samples, or a mean over the batch is subtracted.
+and holds for each part what it held for all. What changes its size so and does not hold the same mixes samples: steps
+of a sequence were taken for samples, or the mean of a batch is subtracted.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,39 +52,42 @@ def measure(
     if data.whole:
         return Alignment(), dict(run(data.take(slice(1)).feeds)), 1
     order = np.random.default_rng(seed).permutation(len(data))
-    if fixed is None:
-        count = max(2 * PART, min(MEASURED, len(order)))
-        # A data set of few samples has them several times.
-        index = np.resize(order, count)
-        runs = [index, index[:PART], index[PART:]]
-    elif fixed == 1:
-        count = 1
-        runs = [order[start : start + 1] for start in range(min(MEASURED, len(order)))]
-    else:
-        count, half = fixed, fixed // 2
-        index = np.resize(order, 2 * fixed - half)
-        runs = [index[:fixed], np.concatenate([index[fixed:], index[:half]])]
-    found = [run(data.take(index).feeds) for index in runs]
+    indices = _indices(order, fixed)
+    found = [run(data.take(index).feeds) for index in indices]
+    count = len(indices[0])
     result = _compared(found, count, fixed)
     return result, result.fronted(found[0], count), count
 
 
+def _indices(order: NDArray[np.intp], fixed: int | None) -> list[NDArray[np.intp]]:
+    """The samples of each run."""
+    if fixed is None:
+        # A data set of few samples has them several times.
+        index = np.resize(order, max(2 * PART, min(MEASURED, len(order))))
+        return [index, index[:PART], index[PART:]]
+    if fixed == 1:
+        return [order[start : start + 1] for start in range(min(MEASURED, len(order)))]
+    half = fixed // 2
+    index = np.resize(order, 2 * fixed - half)
+    return [index[:fixed], np.concatenate([index[fixed:], index[:half]])]
+
+
 def _compared(found: Sequence[Values], count: int, fixed: int | None) -> Alignment:
     places: dict[str, Place] = {}
-    varying, mixed = set(), {}
+    mixed: dict[str, float] = {}
     for name in found[0]:
         values = [values[name] for values in found]
         tried = {place: _gap(place, values, count, fixed) for place in _candidates(values, count, fixed)}
-        best = min(tried, key=lambda place: tried[place], default=None)
-        is_float = values[0].dtype.kind == "f"
-        if best is not None and tried[best] <= (FLOAT_BUDGET if is_float else OTHER_BUDGET):
+        if not tried:
+            continue
+        best = min(tried, key=lambda place: tried[place])
+        budget = FLOAT_BUDGET if values[0].dtype.kind == "f" else OTHER_BUDGET
+        if tried[best] <= budget:
             places[name] = best
-        elif len({value.shape for value in values}) > 1 and not (tried and is_float):
-            varying.add(name)
-        elif best is not None and is_float and (fixed is None or best == Place()):
+        elif best == Place() or (fixed is None and best.is_plain):
             # Where the batch is fixed, any dimension may have its size by chance.
-            mixed[name] = tried[best]
-    return Alignment(places, frozenset(varying), mixed)
+            places[name], mixed[name] = best, tried[best]
+    return Alignment(places, mixed)
 
 
 def _candidates(values: Sequence[Array], count: int, fixed: int | None) -> Iterator[Place]:

@@ -183,10 +183,9 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     if dataset.labels is not None:
         few = runtime.run(sessions["original"], data.first(dataset, fixed, 1))
         check_labels(dataset.labels, aligned.fronted(few, fixed or 1)[output])
-    # What a threshold lets through is told apart by single samples: of a batch the numbers always differ.
-    size = fixed or (1 if aligned.varying else BATCH)
-    for part, count in data.batches(dataset, size, exact=fixed is not None):
-        _add(sums, sessions, part, count, output, aligned)
+    compare = _Comparison(sums, sessions, output, aligned, can_split=fixed is None)
+    for part, count in data.batches(dataset, fixed or BATCH, exact=fixed is not None):
+        compare.add(part, count)
         done += count
         if progress is not None:
             progress(done, len(dataset))
@@ -254,19 +253,50 @@ def _open(
     return found
 
 
-def _add(sums: _Sums, sessions: Sessions, part: Dataset, count: int, output: str, aligned: Alignment) -> None:
-    found = {way: runtime.run(session, part.feeds) for way, session in sessions.items()}
-    names = list(found["original"])
-    for name in names:
-        values = {way: outputs[name] for way, outputs in found.items()}
-        fronts = aligned.samples(name, len(part), *values.values())
-        if fronts is not None:
-            values = {way: value[:count] for way, value in zip(values, fronts, strict=True)}
-        _add_values(sums, name, values)
-        if name == output and part.labels is not None:
-            if fronts is None:
-                raise _without_samples(name, values["original"], len(part))
-            _add_labels(sums, part.labels[:count], values["original"], values.get("library", values["stock"]))
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """Runs all models on samples and adds up what is different.
+
+    Attributes:
+        sums: where to.
+        sessions: the models.
+        output: that labels are compared with.
+        aligned: where the samples lie in the outputs.
+        can_split: whether samples can be run one by one.
+    """
+
+    sums: _Sums
+    sessions: Sessions
+    output: str
+    aligned: Alignment
+    can_split: bool
+
+    def add(self, part: Dataset, count: int) -> None:
+        """Compare all outputs for the first `count` samples of a batch."""
+        odd = self._add(part, count, None, may_put_off=self.can_split and len(part) > 1)
+        # Of what a threshold lets through, in a batch some is always different; so it is told for single samples.
+        for index in range(count if odd else 0):
+            self._add(part.take(slice(index, index + 1)), 1, odd, may_put_off=False)
+
+    def _add(self, part: Dataset, count: int, names: list[str] | None, *, may_put_off: bool) -> list[str]:
+        """The names of outputs that were put off, as they are not of the size that so many samples should have."""
+        found = {way: runtime.run(session, part.feeds) for way, session in self.sessions.items()}
+        odd = []
+        for name in names or list(found["original"]):
+            values = {way: outputs[name] for way, outputs in found.items()}
+            fronts = self.aligned.samples(name, len(part), *values.values())
+            is_odd = name in self.aligned.places or len({value.shape for value in values.values()}) > 1
+            if fronts is None and is_odd and may_put_off:
+                odd.append(name)
+                continue
+            if fronts is not None:
+                values = {way: value[:count] for way, value in zip(values, fronts, strict=True)}
+            _add_values(self.sums, name, values)
+            if name == self.output and part.labels is not None:
+                if fronts is None:
+                    raise _without_samples(name, values["original"], len(part))
+                _add_labels(self.sums, part.labels[:count], values["original"], values.get("library", values["stock"]))
+        return odd
 
 
 def _add_values(sums: _Sums, name: str, values: Outputs) -> None:

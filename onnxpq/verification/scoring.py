@@ -14,7 +14,7 @@ Where the output to look at is not of single samples, calls of one sample each a
 import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
@@ -149,15 +149,13 @@ def measure(
     squares = np.zeros(2)
     size = fixed_batch or (BATCH if metric.output in aligned.places else 1)
     for part, count in batches(dataset, size, exact=fixed_batch is not None):
-        pair = [runtime.run(session, part.feeds) for session in (original, compressed)]
-        before, after = (_by_samples(outputs, aligned, len(part), count) for outputs in pair)
-        exact, found = before[metric.output], after[metric.output]
-        squares += _squares(exact, found)
-        labels = None if part.labels is None else part.labels[:count]
-        if metric.score is None:
-            losses.append(_losses(metric.name, exact, found, labels))
-        else:
-            parts.append((before, after))
+        for before, after, labels in _runs(metric.output, (original, compressed), part, count, aligned, fixed_batch):
+            exact, found = before[metric.output], after[metric.output]
+            squares += _squares(exact, found)
+            if metric.score is None:
+                losses.append(_losses(metric.name, exact, found, labels))
+            else:
+                parts.append((before, after))
     if metric.score is not None:
         losses.append(_scored(metric, metric.score, parts, dataset))
     relative = math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else None
@@ -187,6 +185,23 @@ def _read_as_numbers(output: str, reason: str) -> str:
         f"Output '{output}' {reason}, so it is taken for numbers and judged by its squared error. If it holds scores "
         "of classes, --metric agreement compares the largest ones."
     )
+
+
+def _runs(
+    output: str, sessions: tuple[Any, Any], part: Dataset, count: int, aligned: Alignment, fixed: int | None
+) -> Iterator[tuple[Outputs, Outputs, Array | None]]:
+    """What both models give for the first `count` samples, and the labels; sample by sample where that is needed."""
+    pair = [runtime.run(session, part.feeds) for session in sessions]
+    if (
+        fixed is None
+        and len(part) > 1
+        and aligned.samples(output, len(part), *(found[output] for found in pair)) is None
+    ):
+        for index in range(count):
+            yield from _runs(output, sessions, part.take(slice(index, index + 1)), 1, aligned, fixed)
+        return
+    before, after = (_by_samples(outputs, aligned, len(part), count) for outputs in pair)
+    yield before, after, None if part.labels is None else part.labels[:count]
 
 
 def _by_samples(outputs: Outputs, aligned: Alignment, samples: int, count: int) -> dict[str, Array]:

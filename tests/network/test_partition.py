@@ -257,17 +257,19 @@ def time_major(length, batch="N") -> ir.Model:
 @pytest.mark.parametrize("length", [5, "S"])
 @pytest.mark.parametrize("batch", ["N", 1])
 def test_a_boundary_need_not_start_with_the_batch(length, batch):
-    parts = cut(time_major(length, batch), ["w"])
+    model = time_major(length, batch)
+    parts = cut(model, ["w"])
     assert parts.boundary == ["t"]
     assert ops(parts.suffix) == ["MatMul", "Transpose"]
-    assert_parts_equal_the_whole(time_major(length, batch), parts, {"x": normal(7, 5, 4)})
+    assert_parts_equal_the_whole(model, parts, {"x": normal(7, 5, 4)})
 
 
 def test_a_value_that_is_known_to_lack_the_batch_moves_up():
-    parts = cut(time_major(5), ["w"], inner=["t"])
+    model = time_major(5)
+    parts = cut(model, ["w"], inner=["t"])
     assert parts.boundary == ["h"]
     assert ops(parts.suffix) == ["Transpose", "MatMul", "Transpose"]
-    assert_parts_equal_the_whole(time_major(5), parts, {"x": normal(7, 5, 4)})
+    assert_parts_equal_the_whole(model, parts, {"x": normal(7, 5, 4)})
 
 
 def test_a_value_over_the_whole_batch_moves_up():

@@ -99,27 +99,41 @@ def test_a_weight_of_two_layers_is_trained_once() -> None:
     assert len({layer.training for layer in report.layers}) == 1
 
 
-def texts_of_many_lengths() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Repeats a row as often as its first number says; then a layer, whose input so has no row per sample."""
+def texts_of_many_lengths(*, known: bool) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Repeats a row as often as its first number says; then a layer, whose input so has no row per sample.
+
+    Args:
+        known: whether the importer has a rule for the operator in between.
+    """
+    between = ("Relu", "") if known else ("Trilu", "com.microsoft")
     nodes = [
         helper.make_node("Cast", ["count"], ["n"], name="cast", to=7),
         helper.make_node("Reshape", ["n", "one"], ["times"], name="times"),
         helper.make_node("Concat", ["times", "one"], ["repeats"], name="repeats", axis=0),
-        helper.make_node("Tile", ["x", "repeats"], ["t"], name="tile"),
+        helper.make_node("Tile", ["x", "repeats"], ["t0"], name="tile"),
+        helper.make_node(between[0], ["t0"], ["t"], name="between", domain=between[1]),
         helper.make_node("Gemm", ["t", "w"], ["h"], name="fc"),
         helper.make_node("ReduceMean", ["h"], ["y"], name="mean", axes=[0], keepdims=1),
     ]
     weights = [initializer("w", FEATURES, HIDDEN, seed=0), numpy_helper.from_array(np.array([1]), "one")]
-    model = build(nodes, {"x": [1, FEATURES], "count": [1]}, {"y": [1, HIDDEN]}, weights)
+    domains = ("com.microsoft",) if between[1] else ()
+    model = build(nodes, {"x": [1, FEATURES], "count": [1]}, {"y": [1, HIDDEN]}, weights, domains=domains)
     count = 1 + np.arange(60) % 5
     return model, {"x": correlated(60), "count": count.astype(np.float32)}
 
 
-def test_an_input_without_a_row_per_sample() -> None:
-    model, data = texts_of_many_lengths()
+def test_a_value_without_an_entry_per_sample_is_computed_in_the_trained_part() -> None:
+    model, data = texts_of_many_lengths(known=True)
     report = onnxpq.compress(model, data, config=QUICK).report
-    (alone,) = report.layer_wise
-    assert "its first dimension is not the batch" in alone.reason or "per row in one batch" in alone.reason
+    assert report.layer_wise == ()
+    assert (report.training.prefix, report.training.batch) == (2, 1)  # how often is known before
+    assert report.training.best < report.training.quantized
+
+
+def test_an_input_without_a_row_per_sample() -> None:
+    model, data = texts_of_many_lengths(known=False)
+    (alone,) = onnxpq.compress(model, data, config=QUICK).report.layer_wise
+    assert "com.microsoft::Trilu" in alone.reason
     assert alone.rows + alone.validation_rows > 100
 
 
