@@ -11,22 +11,27 @@ from numpy.typing import NDArray
 from onnxpq import runtime
 from onnxpq.config import Config
 from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, input_specs, sampling
-from onnxpq.errors import ModelError
+from onnxpq.errors import ModelError, NothingToCompressError
 from onnxpq.graph import Forms, Layer, Skipped, files, tables
-from onnxpq.quantization import allocation, lookups
+from onnxpq.quantization import allocation, calibration, lookups
 from onnxpq.quantization.calibration import Moments
 from onnxpq.quantization.lookups import Lookups
 from onnxpq.rewriting import find_layers
 from onnxpq.runtime import alignment
 from onnxpq.support import device, memory
 from onnxpq.training import objectives
-from onnxpq.verification import check_labels, choose_output, is_scores, outputs
+from onnxpq.verification import check_labels, choose_output, is_scores, outputs, without_samples
 from onnxpq.workspace import Run, manifest
 
 WIDENED = (
     "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times are those "
     "of the same model in float32."
 )
+
+
+UNREACHED = "No sample of the data reaches it, so that nothing would show what became of it."
+
+_GIVE = "Give data that do, or none for plain product quantization."
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +135,13 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     )
     run.workspace.bind(made_from)
     session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
-    aligned, found, _ = alignment.measure(
+    aligned, found, count = alignment.measure(
         partial(runtime.run, session), evidence.dataset, fixed_batch(inputs), seed=run.config.seed
     )
     output, numbers = _choose_output(run, forms, found, aligned)
+    has_labels = any(data is not None and data.labels is not None for data in (train, evidence.dataset))
+    if has_labels and output not in aligned.places:
+        raise without_samples(output, found[output], count)
     _check_labels(run.config, found[output], train, evidence)
     files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
@@ -170,6 +178,33 @@ def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, e
         objectives.choose(config.training, scores, labels)
     if evidence.dataset.labels is not None:
         check_labels(evidence.dataset.labels, scores)
+
+
+def reached(run: Run, subject: Subject) -> Subject:
+    """The same without the layers that no sample reaches: nothing would show what became of them.
+
+    Raises:
+        NothingToCompressError: none is left.
+    """
+    data = subject.evidence.dataset if subject.train is None and subject.evidence.held_out else subject.train
+    if data is None:
+        return subject
+    names = calibration.unreached(
+        subject.forms.normal, subject.layers, data, seed=run.config.seed, libraries=run.libraries
+    )
+    if not names:
+        return subject
+    left = [
+        Skipped(layer.node, layer.op_type, layer.weight, UNREACHED) for layer in subject.layers if layer.weight in names
+    ]
+    layers = [layer for layer in subject.layers if layer.weight not in names]
+    nodes = ", ".join(f"'{entry.node}'" for entry in left)
+    if not layers:
+        raise NothingToCompressError(
+            f"Nothing can be compressed: no sample of the data reaches any layer ({nodes}). {_GIVE}"
+        )
+    run.notes.append(f"No sample of the data reaches the layers {nodes}, so they were left alone. {_GIVE}")
+    return replace(subject, layers=layers, skipped=[*subject.skipped, *left])
 
 
 def looked_up(run: Run, subject: Subject) -> Subject:

@@ -5,7 +5,7 @@ output's meaning off the graph, needs the importer and so torch; the rest does n
 """
 
 from onnxpq.verification.metrics import are_probabilities, check_classes, check_numbers, choose_output, is_scores
-from onnxpq.verification.proof import check_labels, prove
+from onnxpq.verification.proof import check_labels, prove, without_samples
 from onnxpq.verification.scoring import Drop, Metric
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "outputs",
     "prove",
     "scoring",
+    "without_samples",
 ]

@@ -160,6 +160,7 @@ class Difference:
         values: pairs.
         reshaped: those whose shapes differ.
         shapes: the first such shapes, of both.
+        is_whole: whether some pairs are of whole calls, not of single samples.
     """
 
     squared_difference: float = 0.0
@@ -174,6 +175,7 @@ class Difference:
     values: int = 0
     reshaped: int = 0
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    is_whole: bool = False
 
     def add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
         """Count in one pair: of any shapes and types, sequences of arrays among them."""
@@ -238,6 +240,7 @@ class Difference:
             reshaped=self.reshaped,
             shapes=self.shapes,
             is_empty=self.entries == 0,
+            is_whole=self.is_whole,
         )
 
 

@@ -234,6 +234,20 @@ def check_labels(labels: NDArray[Any], output: NDArray[Any]) -> None:
         check_numbers(labels, output)
 
 
+def without_samples(name: str, value: NDArray[Any], samples: int) -> DataError:
+    """The error of labels for an output that is not of single samples.
+
+    Args:
+        name: of the output.
+        value: what it is for some samples.
+        samples: number of them.
+    """
+    return DataError(
+        f"Output '{name}' has shape {list(value.shape)} for {samples} samples: it has no entry for each of them that "
+        "labels could be compared with. Name another output with --output-name, or leave --labels out."
+    )
+
+
 def _open(
     original: str | PathLike[str] | ir.Model,
     compressed: str | PathLike[str],
@@ -291,26 +305,21 @@ class _Comparison:
                 continue
             if fronts is not None:
                 values = {way: value[:count] for way, value in zip(values, fronts, strict=True)}
-            _add_values(self.sums, name, values)
+            _add_values(self.sums, name, values, is_whole=fronts is None)
             if name == self.output and part.labels is not None:
                 if fronts is None:
-                    raise _without_samples(name, values["original"], len(part))
+                    raise without_samples(name, values["original"], len(part))
                 _add_labels(self.sums, part.labels[:count], values["original"], values.get("library", values["stock"]))
         return odd
 
 
-def _add_values(sums: _Sums, name: str, values: Outputs) -> None:
+def _add_values(sums: _Sums, name: str, values: Outputs, *, is_whole: bool) -> None:
     judged = values.get("library", values["stock"])
-    sums.outputs.setdefault(name, Difference()).add(values["original"], judged)
+    difference = sums.outputs.setdefault(name, Difference())
+    difference.is_whole |= is_whole
+    difference.add(values["original"], judged)
     if "library" in values:
         sums.library.setdefault(name, Difference()).add(values["stock"], judged)
-
-
-def _without_samples(name: str, value: NDArray[Any], samples: int) -> DataError:
-    return DataError(
-        f"Output '{name}' has shape {list(value.shape)} for {samples} samples: it has no entry for each of them that "
-        "labels could be compared with. Name another output with --output-name, or leave --labels out."
-    )
 
 
 def _add_labels(sums: _Sums, labels: NDArray[Any], expected: NDArray[Any], found: NDArray[Any]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from onnxpq.data import of_objects
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.verification import metrics
 from onnxpq.verification.metrics import Correct, Difference
@@ -298,3 +299,56 @@ def test_labels_against_an_output_of_labels() -> None:
     assert (correct.both, correct.only_original, correct.only_compressed, correct.neither) == (2, 1, 0, 1)
     with pytest.raises(DataError, match="as many numbers are expected"):
         metrics.check_classes(labels, np.zeros((4, 2), np.int64))
+
+
+# Values of any shape and type
+
+
+def add(reference: object, other: object, kind: type | None = None) -> Difference:
+    found = Difference()
+    found.add(np.asarray(reference, kind), np.asarray(other, kind))
+    return found
+
+
+def test_a_scalar() -> None:
+    report = add(4.0, 5.0).report("y")
+    assert (report.max_error, report.relative_error, report.agreement) == (1.0, 0.25, None)
+    assert add(4, 5).report("y").agreement == 0
+    assert add("a", "a", object).report("y").agreement == 1
+
+
+def test_other_shapes_are_said_and_never_cut_to_fit() -> None:
+    found = add([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0]])
+    report = found.report("y")
+    assert (report.max_error, report.relative_error, report.agreement) == (None, None, 0.0)
+    assert (report.values, report.reshaped, report.shapes) == (1, 1, ((2, 2), (1, 2)))
+    # What has the same shape in another call counts; the rows of the first one are wrong, all of them.
+    found.add(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.5], [1.0, 0.0]]))
+    report = found.report("y")
+    assert report.relative_error == pytest.approx(0.5 / np.sqrt(26))
+    assert (report.agreement, report.values, report.reshaped) == (0.5, 2, 1)
+
+
+def test_more_rows_than_there_were_are_wrong_too() -> None:
+    assert add([1, 2], [1, 2, 3, 4]).report("y").agreement == 0
+    assert add([1, 2], [1, 2, 3, 4]).compared == 4
+
+
+def test_nothing_at_all_is_called_so() -> None:
+    report = add(np.zeros((0, 3)), np.zeros((0, 3))).report("y")
+    assert (report.is_empty, report.relative_error, report.agreement) == (True, None, None)
+    assert not add([1.0], [1.0]).report("y").is_empty
+
+
+def test_sequences_of_arrays() -> None:
+    one, other = np.array([3.0, 4.0]), np.array([3.0, 4.5])
+    found = Difference()
+    found.add(of_objects([one, one]), of_objects([one, other]))
+    assert found.report("y").relative_error == pytest.approx(0.5 / np.sqrt(50))
+    found.add(of_objects([one, one[:1], one[:1]]), of_objects([one, one, one]))
+    assert (found.reshaped, found.values) == (1, 2)
+    found.add(of_objects([one]), of_objects([one, one]))
+    assert (found.reshaped, found.values) == (2, 3)
+    words = Difference()
+    words.add(of_objects([np.array(["a", "b"]), one]), of_objects([np.array(["a", "c"]), one]))
+    assert words.report("y").agreement == 0.5
