@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.config import Config
 from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, input_specs, sampling
 from onnxpq.errors import ModelError, NothingToCompressError
 from onnxpq.graph import Forms, Layer, Skipped, files, tables
@@ -20,7 +19,7 @@ from onnxpq.rewriting import find_layers
 from onnxpq.runtime import alignment
 from onnxpq.support import device, memory
 from onnxpq.training import objectives
-from onnxpq.verification import check_labels, choose_output, is_scores, outputs, without_samples
+from onnxpq.verification import check_labels, choose_output, is_one_hot, is_scores, outputs, without_samples
 from onnxpq.workspace import Run, manifest
 
 WIDENED = (
@@ -28,6 +27,11 @@ WIDENED = (
     "of the same model in float32."
 )
 
+
+ONE_HOT = (
+    "The labels of shape {shape} are one-hot, but floats: they are compared with the output by the squared error. With "
+    "numbers of classes (labels.argmax(-1)) the training is by cross-entropy, and the accuracy is measured."
+)
 
 UNREACHED = "No sample of the data reaches it, so that nothing would show what became of it."
 
@@ -142,7 +146,7 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     has_labels = any(data is not None and data.labels is not None for data in (train, evidence.dataset))
     if has_labels and output not in aligned.places:
         raise without_samples(output, found[output], count)
-    _check_labels(run.config, found[output], train, evidence)
+    _check_labels(run, found[output], train, evidence)
     files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
     return Subject(
@@ -169,13 +173,15 @@ def _choose_output(
     return output, numbers.get(output)
 
 
-def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
+def _check_labels(run: Run, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
     """Refuse labels that do not fit before the hours of work, as training and verification would after."""
-    if train is not None and train.labels is not None and np.issubdtype(scores.dtype, np.floating):
-        if np.issubdtype(train.labels.dtype, np.integer):
-            check_labels(train.labels, scores)
-        labels = train.labels[np.resize(np.arange(len(train)), len(scores))]
-        objectives.choose(config.training, scores, labels)
+    labels = None if train is None else evidence.labels_as_given(train)
+    if labels is not None and np.issubdtype(scores.dtype, np.floating):
+        if np.issubdtype(labels.dtype, np.integer):
+            check_labels(labels, scores)
+        objectives.choose(run.config.training, scores, labels)
+        if labels.dtype.kind == "f" and is_one_hot(labels):
+            run.notes.append(ONE_HOT.format(shape=list(labels.shape)))
     if evidence.dataset.labels is not None:
         check_labels(evidence.dataset.labels, scores)
 

@@ -4,11 +4,20 @@ In: two models, samples, the output that counts. Out: records for the report. Th
 output's meaning off the graph, needs the importer and so torch; the rest does not.
 """
 
-from onnxpq.verification.metrics import are_probabilities, check_classes, check_numbers, choose_output, is_scores
+from onnxpq.verification.metrics import (
+    IGNORED,
+    are_probabilities,
+    check_classes,
+    check_numbers,
+    choose_output,
+    is_one_hot,
+    is_scores,
+)
 from onnxpq.verification.proof import check_labels, prove, without_samples
 from onnxpq.verification.scoring import Drop, Metric
 
 __all__ = [
+    "IGNORED",
     "Drop",
     "Metric",
     "are_probabilities",
@@ -16,6 +25,7 @@ __all__ = [
     "check_labels",
     "check_numbers",
     "choose_output",
+    "is_one_hot",
     "is_scores",
     "outputs",
     "prove",

@@ -261,7 +261,7 @@ def test_labels_that_name_classes(labels: np.ndarray, output: np.ndarray, expect
         (
             np.array([0, 3, 1]),
             "Labels are out of range: found 0 to 3 (the first wrong one is that of sample 1); the output has 3 "
-            "classes, so 0 to 2 is expected.",
+            "classes, so 0 to 2 is expected, or -100 for what is to be ignored.",
         ),
         (np.array([0, 2, -1]), "Labels are out of range: found -1 to 2 (the first wrong one is that of sample 2)"),
         (
@@ -299,6 +299,54 @@ def test_labels_against_an_output_of_labels() -> None:
     assert (correct.both, correct.only_original, correct.only_compressed, correct.neither) == (2, 1, 0, 1)
     with pytest.raises(DataError, match="as many numbers are expected"):
         metrics.check_classes(labels, np.zeros((4, 2), np.int64))
+
+
+# Labels that do not count, and labels of other forms
+
+IGNORE = metrics.IGNORED
+
+
+def test_what_is_ignored_is_counted_nowhere() -> None:
+    scores = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    labels = np.array([0, IGNORE, 1, IGNORE])
+    metrics.check_classes(labels, scores)
+    found = Correct()
+    found.add(labels, scores, scores[::-1])
+    assert (found.both, found.only_original, found.only_compressed, found.neither) == (1, 0, 1, 0)
+    with pytest.raises(DataError, match=r"^All labels are -100, which says that they do not count"):
+        metrics.check_classes(np.full(4, IGNORE), scores)
+    with pytest.raises(
+        DataError, match=r"found 0 to 3 \(the first wrong one is that of sample 2\).*or -100 for what is"
+    ):
+        metrics.check_classes(np.array([0, IGNORE, 3, 1]), scores)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            np.eye(3, dtype=np.int64),
+            "Labels of shape [3, 3] have an integer for each of 3 classes and are one-hot: numb",
+        ),
+        (
+            np.tri(3, dtype=np.int64),
+            "for each of 3 classes, several of which may be right (multi-label): that is trained",
+        ),
+        (
+            np.arange(9).reshape(3, 3),
+            "for each of 3 classes: give one number of a class for each sample, or floats to be",
+        ),
+    ],
+)
+def test_an_integer_for_each_class(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        metrics.check_classes(labels, np.zeros((8, 3), np.float32))
+
+
+def test_one_hot() -> None:
+    assert metrics.is_one_hot(np.eye(3, dtype=np.float32))
+    for other in (np.tri(3), np.zeros((3, 3)), 2 * np.eye(3), np.eye(3)[0], np.ones((3, 1)), np.eye(2) > 1):
+        assert not metrics.is_one_hot(other)
 
 
 # Values of any shape and type

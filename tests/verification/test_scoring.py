@@ -107,6 +107,15 @@ def test_accuracy() -> None:
     assert found.relative_error == pytest.approx(np.sqrt(missed / np.square(x.astype(float)).sum()))
 
 
+def test_labels_that_do_not_count() -> None:
+    x = np.array([[[4, 1], [3, 2], [1, 9]], [[1, 3], [9, 1], [9, 1]]], np.float32)  # [N, T, C]
+    models = tuple(scaled(np.array([[1, factor]] * 3)).SerializeToString() for factor in (1, 2))
+    labels = np.array([[0, 0, -100], [-100, -100, -100]])
+    found = scoring.measure(Metric("accuracy", "y"), models, Dataset({"x": x}, labels), aligned=FIRST, fixed_batch=None)
+    # Of the first sample's two labels that count one is lost; the second sample has none.
+    assert (found.drop.value, found.wrong) == (0.5, 0.0)
+
+
 @pytest.mark.parametrize(
     ("decided", "proof", "remarked"),
     [
