@@ -18,7 +18,6 @@ from onnxpq import cli, pipeline, runtime
 from onnxpq.errors import TrainingError
 from onnxpq.graph import files
 from onnxpq.quantization import encoding
-from onnxpq.rewriting import replacing
 from onnxpq.training import finetuning
 from onnxpq.verification import proof
 
