@@ -14,7 +14,7 @@ import pytest
 from model_forms import FORMS
 from tiny_models import CLASSES, classes, mlp, samples, save_data, save_model
 
-from onnxpq import cli, pipeline, runtime
+from onnxpq import cli, pipeline, rewriting, runtime
 from onnxpq.errors import TrainingError
 from onnxpq.graph import files
 from onnxpq.quantization import encoding
