@@ -26,7 +26,8 @@ class FloorReport:
         loss: 0 for nothing.
         limit: the largest loss that is written.
         still: outputs, of all, that do not depend on the samples any more.
-        proven: whether the samples are real.
+        held_out: whether the samples are real and were not trained on.
+        resolution: half the width of the 95 % interval of the loss; None where the loss is no share of samples.
     """
 
     output: str
@@ -34,7 +35,8 @@ class FloorReport:
     loss: float
     limit: float
     still: tuple[StandsStill, ...] = ()
-    proven: bool = True
+    held_out: bool = True
+    resolution: float | None = None
 
     @property
     def kept(self) -> bool:
@@ -44,6 +46,8 @@ class FloorReport:
     def to_text(self) -> str:
         """As a person reads it."""
         found = f"{self.measure} of output '{self.output}' {_percent(self.loss)}, at most {_percent(self.limit)}"
+        if self.resolution is not None:
+            found += f"; so many samples tell it to {_percent(self.resolution)}"
         lines = [f"Floor {'kept' if self.kept else 'MISSED'}: {found}"]
         lines += [f"  Output '{entry.output}' {entry.reason}; the original's does not." for entry in self.still]
         return "\n".join(lines)

@@ -20,13 +20,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxpq.report import FloorReport, StandsStill
-from onnxpq.verification.metrics import is_scores
+from onnxpq.errors import FloorError
+from onnxpq.report import FloorReport, Report, StandsStill
+from onnxpq.verification.metrics import is_scores, wilson
 
 EMBEDDING_COLUMNS: Final = 32
 """Vectors of at least so many numbers are embeddings: their direction counts. Fewer are numbers of their own."""
@@ -51,8 +52,14 @@ class Kind(Enum):
 FLOORS: Final = {Kind.LABELLED: 0.05, Kind.CLASSES: 0.05, Kind.DECISIONS: 0.05, Kind.EMBEDDING: 0.1, Kind.NUMBERS: 0.3}
 """The largest loss that is written, where the settings say nothing."""
 
+SHARES: Final = frozenset({Kind.LABELLED, Kind.CLASSES, Kind.DECISIONS})
+"""Losses that are shares of answers."""
 
-def kind_of(values: NDArray[np.generic], *, scores: bool, sigmoid: bool) -> Kind:
+LEAST_FLOOR: Final = 0.05
+"""A drop by a metric up to which a target allows no more than the floors do."""
+
+
+def kind_of(values: NDArray[np.generic], *, scores: bool = True, sigmoid: bool = False) -> Kind:
     """What an output is.
 
     Args:
@@ -142,7 +149,7 @@ class Loss:
 
     def _answers(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         if self.kind is Kind.DECISIONS:
-            return np.asarray(values > 0.5)
+            return np.asarray(values.astype(np.float64) > 0.5)
         return values.argmax(-1) if is_scores(values) else values
 
     def _count(self, lost: NDArray[np.generic]) -> None:
@@ -182,7 +189,7 @@ def _cosine(reference: NDArray[np.generic], found: NDArray[np.generic]) -> NDArr
 
 
 def judge(
-    losses: Mapping[str, Loss], output: str, drop: float | None, *, floor: float | None, proven: bool
+    losses: Mapping[str, Loss], output: str, drop: float | None, *, floor: float | None, held_out: bool
 ) -> FloorReport:
     """Whether a result keeps enough to be written.
 
@@ -191,7 +198,7 @@ def judge(
         output: the one that counts.
         drop: of accuracy by labels, where there are labels of classes.
         floor: the largest loss of that output; None for that of its kind.
-        proven: whether the samples are real.
+        held_out: whether the samples are real and were not trained on.
     """
     kind = Kind.LABELLED if drop is not None else losses[output].kind
     limit = FLOORS[kind] if floor is None else floor
@@ -199,4 +206,31 @@ def judge(
     still = tuple(
         StandsStill(name, reason) for name, loss in losses.items() if (reason := loss.stands_still) is not None
     )
-    return FloorReport(output, kind.value, value, limit, still, proven)
+    total = losses[output].compared
+    interval = wilson(round(min(1.0, max(0.0, value)) * total), total) if kind in SHARES and total else None
+    resolution = None if interval is None else (interval.high - interval.low) / 2
+    return FloorReport(output, kind.value, value, limit, still, held_out, resolution)
+
+
+class HasReport(Protocol):
+    """What the pipeline gives to the user."""
+
+    @property
+    def report(self) -> Report:
+        """What is known of the compressed model."""
+        ...
+
+
+Result = TypeVar("Result", bound=HasReport)
+
+
+def above_floor(result: Result) -> Result:
+    """The result, if it keeps enough of the original.
+
+    Raises:
+        FloorError: it does not; the error has the result.
+    """
+    found = result.report.verification.floor
+    if not found.kept:
+        raise FloorError(found.sentence(), result=result)
+    return result
