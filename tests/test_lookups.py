@@ -39,6 +39,8 @@ WORDS, LENGTH, SAMPLES = 600, 5, 200
 QUICK = TrainingConfig(steps=60, batch_size=32)
 PLAIN = TrainingConfig(steps=0)
 NEARLY_EXACT = LayerConfig("fc*", sub_vector=1, codewords=256)
+LEARNED = 0.8
+"""Of the loss before training, what is left after 120 steps; .59 to .72 with six seeds on four processors."""
 
 
 def text_model(*, tied: bool = False, by_length: bool = False) -> onnx.ModelProto:
@@ -114,10 +116,11 @@ def test_what_is_looked_up_is_compressed_and_the_layers_are_trained_beside_it() 
 def test_the_layers_learn_to_do_with_what_is_left_of_the_table(by_length: bool) -> None:
     # Where what is looked up does not depend on the samples, the lookup is part of what is trained.
     model = text_model(by_length=by_length)
-    config = Config(tables=True, training=QUICK, layer=(NEARLY_EXACT, LayerConfig("table", sub_vector=16)))
+    training = replace(QUICK, steps=120)
+    config = Config(tables=True, training=training, layer=(NEARLY_EXACT, LayerConfig("table", sub_vector=16)))
     found = onnxpq.compress(model, texts(1000), config=config).report.training
     assert found is not None
-    assert found.best < 0.8 * found.quantized
+    assert found.best < LEARNED * found.quantized
     assert abs(found.before) < 1e-3 * found.quantized, "the original is the one with its own tables"
     kept = onnxpq.compress(
         model, texts(1000), config=replace(config, tables=False, layer=(NEARLY_EXACT,))
