@@ -274,6 +274,10 @@ def stored_table(data: dict[str, np.ndarray] | None) -> tuple[np.ndarray, onnxpq
     return looked_up_rows(result.model), result.report
 
 
+LOST_BY_USE = 1.25
+"""By what the mean error of all rows may grow where those in use count for more; 1.15 to 1.17 with eight seeds."""
+
+
 def test_rows_in_use_are_stored_more_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only counts are known, against the same without data; the mean of all rows loses little by it."""
     no_gradients(monkeypatch)
@@ -281,7 +285,7 @@ def test_rows_in_use_are_stored_more_exactly(monkeypatch: pytest.MonkeyPatch) ->
     ids = np.random.default_rng(0).integers(0, 60, (400, LENGTH))  # a tenth of the words
     by_use, evenly = (np.square(stored_table(data)[0] - exact).sum(1) for data in ({"ids": ids}, None))
     assert by_use[:60].mean() < 0.9 * evenly[:60].mean()
-    assert by_use.mean() < 1.2 * evenly.mean()
+    assert by_use.mean() < LOST_BY_USE * evenly.mean()
 
 
 def looked_up_rows(model: Any) -> np.ndarray:
