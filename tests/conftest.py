@@ -1,15 +1,25 @@
-"""Settings of all tests: one thread each, since tests run side by side."""
+"""Settings of all tests: one thread each, since tests run side by side, and as much time as a test needs."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 HERE = Path(__file__).resolve().parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A slow or busy processor is no error of what is tested.
+hypothesis.settings.register_profile(
+    "any processor",
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any processor")
 
 
 @pytest.fixture(scope="session", autouse=True)
