@@ -21,6 +21,8 @@ from onnxpq.errors import DataError
 from onnxpq.layers import Layer
 from onnxpq.pq.statistics import InputStatistics
 
+pytestmark = pytest.mark.rounding
+
 MODELS = Path(__file__).resolve().parent.parent / "models"
 
 MOMENT_BUDGET = 1e-4

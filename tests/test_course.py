@@ -17,6 +17,8 @@ from onnxpq.finetuning import Finetuned, Problem, Samples
 from onnxpq.network import Network
 from onnxpq.workspace import Piece, opened
 
+pytestmark = pytest.mark.rounding
+
 __all__ = ["data", "network"]  # fixtures
 
 SETTINGS = TrainingConfig(epochs=8, batch_size=64, patience=2)

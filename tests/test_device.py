@@ -15,7 +15,7 @@ import onnxpq
 from onnxpq import device, verification, workspace
 from onnxpq.config import DEFAULT_ALPHA, Config, PQConfig, TargetConfig, TrainingConfig
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
+pytestmark = [pytest.mark.rounding, pytest.mark.skipif(not AVAILABLE, reason=REASON)]
 
 SHORT = TrainingConfig(steps=8, batch_size=32)
 ROUNDING = 1e-4

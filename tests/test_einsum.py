@@ -11,6 +11,8 @@ from onnx import numpy_helper
 from onnxpq import einsum, runtime
 from onnxpq.preparing import prepare
 
+pytestmark = pytest.mark.rounding
+
 SIZES = dict(zip("abcdefgh", (2, 3, 4, 5, 6, 7, 2, 3), strict=True))
 BUDGET = 1e-5
 """Relative L2 difference of float32 sums in another order."""

@@ -19,6 +19,8 @@ from onnxpq.schedule import Schedule
 from onnxpq.student import Student
 from onnxpq.workspace import Piece
 
+pytestmark = pytest.mark.rounding
+
 SAMPLES, WIDTH, HIDDEN, CLASSES = 600, 16, 48, 4
 
 LAYERS = [

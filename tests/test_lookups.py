@@ -35,6 +35,8 @@ from onnxpq.pq.packing import unpack_codes
 from onnxpq.pq.reference import decode
 from onnxpq.workspace import opened
 
+pytestmark = pytest.mark.rounding
+
 WORDS, LENGTH, SAMPLES = 600, 5, 200
 QUICK = TrainingConfig(steps=60, batch_size=32)
 PLAIN = TrainingConfig(steps=0)

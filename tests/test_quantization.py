@@ -14,6 +14,8 @@ from onnxpq.pq.reference import decode
 from onnxpq.pq.statistics import InputStatistics
 from onnxpq.quantization import matrix_of, quantize, report
 
+pytestmark = pytest.mark.rounding
+
 FLOAT16_BUDGET = 2e-3
 """Relative L2 error of float16 codewords."""
 

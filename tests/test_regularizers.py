@@ -10,6 +10,8 @@ from torch import Tensor
 from onnxpq import regularizers
 from onnxpq.regularizers import BINARY_TERMS, binary_term, codebook_term
 
+pytestmark = pytest.mark.rounding
+
 ROUNDING = 1e-9
 """Relative, of float64."""
 

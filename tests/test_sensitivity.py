@@ -14,6 +14,8 @@ from onnxpq.pq.layout import Layout
 from onnxpq.pq.statistics import InputStatistics
 from onnxpq.sensitivity import Curve, Influence
 
+pytestmark = pytest.mark.rounding
+
 OUT, IN = 96, 64
 
 

@@ -13,6 +13,8 @@ from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
 from onnxpq.student import REGULARIZED, TUNED, Student
 
+pytestmark = pytest.mark.rounding
+
 OUT, IN = 4, 6
 LAYERS = [Layer("product", "MatMul", "w", OUT, IN, True, "b")]
 LAYOUT = Layout(OUT, IN, sub_vector=4, codewords=8, groups=1)

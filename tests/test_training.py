@@ -16,6 +16,8 @@ from onnxpq.config import Config, TrainingConfig
 from onnxpq.errors import DataError, UnalignedError
 from onnxpq.layers import Layer
 
+pytestmark = pytest.mark.rounding
+
 QUICK = Config(training=TrainingConfig(epochs=40, batch_size=64))
 TIMES = 5
 

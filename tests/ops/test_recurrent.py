@@ -9,6 +9,8 @@ from onnxpq.network import Network
 from onnxpq.ops import recurrent
 from onnxpq.ops.recurrent import lstm
 
+pytestmark = pytest.mark.rounding
+
 T, N, F, H = 5, 3, 4, 2
 LENGTHS = np.array([5, 2, 4], dtype=np.int32)
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

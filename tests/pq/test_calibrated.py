@@ -12,6 +12,8 @@ from onnxpq.pq import calibrated, codec
 from onnxpq.pq.calibrated import Problem, State
 from onnxpq.pq.layout import Layout
 
+pytestmark = pytest.mark.rounding
+
 LEAST_SQUARES_BUDGET = 5e-5
 """Largest excess of the error over that of a dense solution in float64, as a share."""
 
