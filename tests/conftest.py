@@ -1,4 +1,4 @@
-"""Settings of all tests: one thread each, since tests run side by side."""
+"""Settings of all tests: one thread each, since tests run side by side, and as much time as a test needs."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 HERE = Path(__file__).resolve().parent
@@ -14,6 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # For benchmarks/. At the end: the installed onnxpq has the operator library, the one in this folder has not.
 sys.path.append(str(HERE.parent))
+
+# A slow or busy processor is no error of what is tested.
+hypothesis.settings.register_profile(
+    "any processor",
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any processor")
 
 
 @pytest.fixture(scope="session", autouse=True)
