@@ -33,6 +33,18 @@ def _one_torch_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _without_floor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of random weights, compressed roughly and quickly, lose more than may be written.
+
+    That is beside the point of most tests. Those with the marker `floor` have it.
+    """
+    if request.node.get_closest_marker("floor") is None:
+        from onnxpq import verification  # noqa: PLC0415 -- after the environment is set
+
+        monkeypatch.setattr(verification, "above_floor", lambda result: result)
+
+
 @pytest.fixture(scope="session")
 def leaky_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`leaky_library.cpp`, built: a user's library with the operator my::Leaky."""
