@@ -132,6 +132,7 @@ def _prove(run: Run, whole: Subject, made: _Made) -> Report:
         kinds=whole.kinds,
         output=whole.output,
         layers=len(whole.layers),
+        aligned=whole.aligned,
     )
     own, trained = made.subject, made.trained
     return Report(

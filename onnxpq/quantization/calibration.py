@@ -15,11 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.data import Dataset
+from onnxpq.data import Alignment, Dataset
 from onnxpq.errors import DataError, ModelError
 from onnxpq.graph import Layer, subgraphs, tables
 from onnxpq.pq import InputStatistics
-from onnxpq.runtime import activations
+from onnxpq.runtime import activations, alignment
 from onnxpq.support import memory
 
 Array: TypeAlias = NDArray[Any]
@@ -288,22 +288,26 @@ def _values(
     part = activations.extract(model, given, computed) if computed else None
     session = None if part is None else runtime.frugal(part, custom_ops_libraries=libraries)
     needed = [value.name or "" for value in part.graph.inputs] if part is not None else []
-    fixed = activations.fixed_batch(model)
+    fixed = None if data.whole else activations.fixed_batch(model, data.places)
     order = random.permutation(len(data))
 
-    def compute(index: NDArray[np.intp]) -> dict[str, Array]:
-        values = dict(data.take(index).inputs)
+    def compute(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        values = dict(feeds)
         return values if session is None else values | runtime.run(session, {name: values[name] for name in needed})
 
     is_large = part is not None and runtime.is_large(part)
-    size = fixed or _batch_size([value for name, value in compute(order[:1]).items() if name in wanted], is_large)
+    if data.whole or fixed is not None:
+        size = fixed or 1
+    else:
+        one = compute(data.take(order[:1]).feeds)
+        size = _batch_size([value for name, value in one.items() if name in wanted], is_large)
+    is_filled_up = fixed is not None and len(order) % size > 0
+    aligned = alignment.measure(compute, data, fixed)[0] if is_filled_up else Alignment()
     for start in range(0, len(order), size):
         index = order[start : start + size]
-        values = compute(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
-        # What fills up a fixed batch does not count, where a value tells its samples apart.
-        yield {
-            name: values[name][: len(index)] if values[name].shape[:1] == (fixed,) else values[name] for name in wanted
-        }
+        padded = np.pad(index, (0, size - len(index)), mode="edge") if fixed else index
+        values = compute(data.take(padded).feeds)
+        yield {name: aligned.counted(name, values[name], len(padded), len(index)) for name in wanted}
 
 
 def _batch_size(one: Iterable[Array], is_large: bool) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,14 @@ from numpy.typing import NDArray
 
 from onnxpq import runtime
 from onnxpq.config import Config
-from onnxpq.data import Dataset, Evidence, InputSpec, Source, first, fixed_batch, input_specs, sampling
+from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, input_specs, sampling
 from onnxpq.errors import ModelError
 from onnxpq.graph import Forms, Layer, Skipped, files, tables
-from onnxpq.network import CHECKED_SAMPLES
 from onnxpq.quantization import allocation, lookups
 from onnxpq.quantization.calibration import Moments
 from onnxpq.quantization.lookups import Lookups
 from onnxpq.rewriting import find_layers
+from onnxpq.runtime import alignment
 from onnxpq.support import device, memory
 from onnxpq.training import objectives
 from onnxpq.verification import Kind, check_labels, choose_output, is_scores, kind_of, outputs
@@ -53,11 +54,12 @@ class Subject:
         train: samples to train on, or None.
         evidence: samples to verify on.
         output: that loss and metrics look at.
-        scores: the original's output for some samples.
+        scores: the original's output for some samples, which come first where it has an entry for each.
         kinds: what each output is, by its name.
         made_from: the manifest (`onnxpq.workspace.manifest`).
         numbers: what speaks against reading the output as scores of classes
             (`onnxpq.verification.outputs.not_scores`), or None.
+        aligned: where the samples lie in the original's outputs.
         moments: what was found of the layers' inputs, for those who look for it again
             (`onnxpq.quantization.calibration.collect`).
         ordered: by name, the values that are put in order.
@@ -75,6 +77,7 @@ class Subject:
     kinds: Mapping[str, Kind]
     made_from: dict[str, Any]
     numbers: str | None = None
+    aligned: Alignment = field(default_factory=Alignment)
     moments: Moments = field(default_factory=Moments)
     ordered: Mapping[str, Ordered] = field(default_factory=dict)
     lookups: Mapping[str, Lookups] = field(default_factory=dict)
@@ -128,21 +131,38 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
         libraries=run.libraries,
     )
     run.workspace.bind(made_from)
-    few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
-    found = runtime.run(runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries), few)
-    output, numbers = _choose_output(run, forms, found)
+    session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
+    aligned, found, _ = alignment.measure(
+        partial(runtime.run, session), evidence.dataset, fixed_batch(inputs), seed=run.config.seed
+    )
+    output, numbers = _choose_output(run, forms, found, aligned)
     kinds = _kinds(forms, found, numbers)
     _check_labels(run.config, found[output], train, evidence)
     files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
     return Subject(
-        forms, layers, skipped, inputs, train, evidence, output, found[output], kinds, made_from, numbers.get(output)
+        forms,
+        layers,
+        skipped,
+        inputs,
+        train,
+        evidence,
+        output,
+        found[output],
+        kinds,
+        made_from,
+        numbers.get(output),
+        aligned,
     )
 
 
-def _choose_output(run: Run, forms: Forms, found: Mapping[str, NDArray[Any]]) -> tuple[str, dict[str, str]]:
+def _choose_output(
+    run: Run, forms: Forms, found: Mapping[str, NDArray[Any]], aligned: Alignment
+) -> tuple[str, dict[str, str]]:
     """The output that loss and metrics look at; and what speaks against reading outputs as scores of classes."""
     graph = forms.normal.graph
+    # Those of single samples go before: only they can be judged by their samples.
+    found = {name: found[name] for name in sorted(found, key=lambda name: name not in aligned.places)}
     columns = {name: values for name, values in found.items() if is_scores(values)}
     numbers = {name: why for name, values in columns.items() if (why := outputs.not_scores(graph, name, values))}
     parts = outputs.pooled(graph, list(numbers))

@@ -70,16 +70,25 @@ class OutputReport:
 
     Attributes:
         name: of the output.
-        max_error: largest absolute difference; None where the output holds no floats.
+        max_error: largest absolute difference where the shapes are the same; None where the output holds no floats, or
+            all shapes differ.
         relative_error: relative L2 difference over all samples; likewise.
-        agreement: share of samples with the same largest entry (for integer outputs: the same value); None where that
-            means nothing (one column).
+        agreement: share of rows with the same largest entry (for integer outputs: of entries with the same value), with
+            none where the shapes differ; None where that means nothing (one column).
+        values: arrays compared, one for each call.
+        reshaped: those of them that have other shapes.
+        shapes: the first such shapes: the original's, and the compressed model's.
+        is_empty: whether the original gave nothing at all.
     """
 
     name: str
     max_error: float | None
     relative_error: float | None
     agreement: float | None
+    values: int = 0
+    reshaped: int = 0
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -370,10 +379,18 @@ def _layer_wise(layers: Sequence[LayerReport], trained: Sequence[LayerTraining])
 
 
 def _output(output: OutputReport) -> str:
-    if output.relative_error is None or output.max_error is None:
-        return "" if output.agreement is None else f"same value {100 * output.agreement:.2f} %"
-    same = "" if output.agreement is None else f", same top-1 {100 * output.agreement:.2f} %"
-    return f"relative error {output.relative_error:.4f}, largest difference {output.max_error:.4g}{same}"
+    found = []
+    if output.relative_error is not None and output.max_error is not None:
+        found.append(f"relative error {output.relative_error:.4f}, largest difference {output.max_error:.4g}")
+    if output.agreement is not None:
+        what = "same value" if output.relative_error is None else "same top-1"
+        found.append(f"{what} {100 * output.agreement:.2f} %")
+    if output.shapes is not None:
+        one, other = (list(shape) for shape in output.shapes)
+        found.append(f"ANOTHER SHAPE in {output.reshaped} of {output.values} calls, such as {other} instead of {one}")
+    if output.is_empty:
+        found.append("empty in all calls, so that nothing was compared")
+    return ", ".join(found)
 
 
 def _accuracy(accuracy: Accuracy) -> str:

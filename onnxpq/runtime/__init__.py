@@ -23,6 +23,7 @@ __all__ = [
     "Libraries",
     "Model",
     "activations",
+    "alignment",
     "extract",
     "frugal",
     "is_large",

@@ -1,5 +1,7 @@
 """Figures that compare two models: streaming sums over batches, and the intervals of shares.
 
+Outputs of single samples have the samples first (`onnxpq.data.places`), those of whole calls are as they are.
+
 All are tested on numbers worked by hand; memory does not grow with the number of samples.
 """
 
@@ -24,6 +26,16 @@ UNIT_TOLERANCE = 1e-3
 def is_scores(array: NDArray[np.generic]) -> bool:
     """Whether an output holds scores of classes: floats, [N, ..., C] with at least two columns."""
     return np.issubdtype(array.dtype, np.floating) and array.ndim >= 2 and array.shape[-1] >= 2
+
+
+def is_sequence(array: NDArray[np.generic]) -> bool:
+    """Whether an output is a sequence of arrays, or a map (`onnxpq.runtime.run`)."""
+    return array.dtype.hasobject and any(isinstance(entry, np.ndarray) for entry in array.flat)
+
+
+def rows_of(array: NDArray[np.generic]) -> int:
+    """The answers that an output gives: one for each row of scores, else one for each entry."""
+    return math.prod(array.shape[:-1]) if is_scores(array) else array.size
 
 
 def are_one(values: NDArray[np.floating]) -> bool:
@@ -133,7 +145,22 @@ def check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> N
 
 @dataclass
 class Difference:
-    """Sums over batches from which the difference of two arrays follows."""
+    """Sums over pairs of values from which their difference follows.
+
+    Attributes:
+        squared_difference: of floats of the same shape.
+        squared_reference: likewise.
+        largest: absolute difference of them.
+        agreeing: entries (of scores: rows) that say the same; none where the shapes differ.
+        compared: number of these.
+        floats: whether all are floats.
+        finite: of the second ones.
+        finite_reference: of the first ones.
+        entries: numbers and other entries of the first ones.
+        values: pairs.
+        reshaped: those whose shapes differ.
+        shapes: the first such shapes, of both.
+    """
 
     squared_difference: float = 0.0
     squared_reference: float = 0.0
@@ -143,14 +170,41 @@ class Difference:
     floats: bool = True
     finite: bool = True
     finite_reference: bool = True
+    entries: int = 0
+    values: int = 0
+    reshaped: int = 0
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
-        """Count in one batch; both arrays of the same shape, with samples along axis 0."""
-        if not np.issubdtype(reference.dtype, np.floating):
-            self.floats = False
-            self.agreeing += int((reference == other).sum())
+        """Count in one pair: of any shapes and types, sequences of arrays among them."""
+        reshaped = self.reshaped
+        self._add(reference, other)
+        self.values += 1
+        self.reshaped = min(self.reshaped, reshaped + 1)
+
+    def _add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+        self.floats &= np.issubdtype(reference.dtype, np.floating) or is_sequence(reference)
+        if reference.shape != other.shape:
+            self._add_shapes(reference, other)
+        elif is_sequence(reference):
+            for one, two in zip(reference.flat, other.flat, strict=True):
+                self._add(np.asarray(one), np.asarray(two))
+        elif np.issubdtype(reference.dtype, np.floating):
+            self._add_floats(reference, other)
+        else:
+            self.agreeing += int(np.sum(reference == other))
             self.compared += reference.size
-            return
+            self.entries += reference.size
+
+    def _add_shapes(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+        """Values of different shapes have nothing in common."""
+        self.reshaped += 1
+        self.shapes = self.shapes or (reference.shape, other.shape)
+        if not self.floats or is_scores(reference):
+            self.compared += max(rows_of(reference), rows_of(other))
+        self.entries += reference.size
+
+    def _add_floats(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
         exact, found = reference.astype(np.float64), other.astype(np.float64)
         self.finite &= bool(np.isfinite(found).all())
         self.finite_reference &= bool(np.isfinite(exact).all())
@@ -158,6 +212,7 @@ class Difference:
         self.squared_difference += float(np.square(gap).sum())
         self.squared_reference += float(np.square(exact).sum())
         self.largest = max(self.largest, float(gap.max(initial=0.0)))
+        self.entries += exact.size
         if is_scores(reference):
             same = exact.argmax(-1) == found.argmax(-1)
             self.agreeing += int(same.sum())
@@ -173,9 +228,17 @@ class Difference:
     def report(self, name: str) -> OutputReport:
         """The figures of the output `name`."""
         agreement = self.agreeing / self.compared if self.compared else None
-        if not self.floats:
-            return OutputReport(name, None, None, agreement)
-        return OutputReport(name, self.largest, self.relative, agreement)
+        is_measured = self.floats and self.entries > 0 and self.reshaped < self.values
+        return OutputReport(
+            name,
+            self.largest if is_measured else None,
+            self.relative if is_measured else None,
+            agreement,
+            values=self.values,
+            reshaped=self.reshaped,
+            shapes=self.shapes,
+            is_empty=self.entries == 0,
+        )
 
 
 @dataclass

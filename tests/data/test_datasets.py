@@ -344,9 +344,12 @@ def test_a_call_has_no_parts() -> None:
     call = datasets.load_call(
         {"x": np.ones((4, 3), np.float32), "rate": np.array(8), "more": np.zeros(1)}, specs, what="test"
     )
-    assert (len(call), call.is_call, call.unused) == (1, True, ("more",))
-    assert call.take(np.array([0, 0])) is call
-    assert list(datasets.batches(call, 64, exact=True)) == [(call, 1)]
+    assert (len(call), call.whole, call.unused) == (1, True, ("more",))
+    assert {name: array.shape for name, array in call.feeds.items()} == {"x": (4, 3), "rate": ()}
+    twice = call.take(np.array([0, 0]))
+    parts = list(datasets.batches(twice, 64, exact=True))
+    assert [(len(part), count) for part, count in parts] == [(1, 1), (1, 1)]
+    assert all(part.feeds["x"].shape == (4, 3) for part, _ in parts)
 
 
 def test_a_call_that_does_not_fit_is_refused() -> None:

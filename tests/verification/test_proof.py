@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_models import CLASSES, FEATURES, build, classes, initializer, mlp, sam
 import onnxpq
 from benchmarks.common.chain import build as build_chain
 from onnxpq import data, runtime
+from onnxpq.data import Alignment
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import DataError, ModelError, VerificationError
 from onnxpq.graph import files
@@ -24,6 +26,7 @@ from onnxpq.quantization.encoding import quantize
 from onnxpq.report.run import Verification
 from onnxpq.rewriting.listing import find
 from onnxpq.rewriting.replacing import rewrite
+from onnxpq.runtime import alignment
 from onnxpq.verification import proof
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -41,9 +44,16 @@ def verify(tmp_path: Path) -> Verify:
     def run(original: onnx.ModelProto, compressed: onnx.ModelProto, dataset: Dataset, **options: Any) -> Verification:
         paths = [save_model(tmp_path / f"{i}.onnx", model) for i, model in enumerate((original, compressed))]
         settings = {"output": "logits", "description": "test", "held_out": True, "file_bytes": (100, 50), **options}
-        return proof.verify(*paths, dataset, data.input_specs(ir.from_proto(original)), **settings)
+        specs = data.input_specs(ir.from_proto(original))
+        known = aligned(original, dataset, data.fixed_batch(specs))
+        return proof.verify(*paths, dataset, specs, aligned=known, **settings)
 
     return run
+
+
+def aligned(model: runtime.Model, dataset: Dataset, fixed: int | None = None) -> Alignment:
+    """Where the samples lie in its outputs."""
+    return alignment.measure(partial(runtime.run, runtime.session(model, use_library=False)), dataset, fixed)[0]
 
 
 def with_scaled_logits(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
@@ -116,6 +126,7 @@ def test_a_compressed_model_runs_both_ways(tmp_path: Path) -> None:
         Dataset({"x": samples()}),
         data.input_specs(original),
         output="logits",
+        aligned=aligned(original, Dataset({"x": samples()})),
         description="",
         held_out=False,
         file_bytes=(len(files.to_bytes(original)), files.file_bytes(path)),
@@ -137,6 +148,7 @@ def test_large_models_are_not_folded_and_not_timed_on_stock_operators(tmp_path: 
     files.save(rewrite(original, layers, {layer.weight: quantized(original, layer) for layer in layers}), path)
     dataset, specs = Dataset({"x": samples()}, classes()), data.input_specs(original)
     options = {"output": "logits", "description": "", "held_out": True, "file_bytes": (10**6, 10**5)}
+    options["aligned"] = aligned(original, dataset)
     found = []
     for limit in (10**6, 10**6 - 1):
         monkeypatch.setattr(files, "LARGE_BYTES", limit)
@@ -201,6 +213,7 @@ def test_maps_of_scores_are_compared_as_a_matrix() -> None:
         dataset,
         data.input_specs(files.load(path)),
         output="output_probability",
+        aligned=aligned(path, dataset),
         description="",
         held_out=True,
         file_bytes=(2, 1),
@@ -349,6 +362,7 @@ def test_a_file_that_onnxruntime_refuses(tmp_path: Path) -> None:
             Dataset({"x": samples()}),
             [],
             output="logits",
+            aligned=Alignment(),
             description="",
             held_out=True,
             file_bytes=(2, 1),

@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 from tiny_models import build
 
+from onnxpq.data import Alignment, Place
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.support.figures import Interval
@@ -16,6 +17,7 @@ from onnxpq.verification import scoring
 from onnxpq.verification.metrics import Z95
 from onnxpq.verification.scoring import Drop, Metric
 
+FIRST = Alignment({"y": Place(0)})
 SCORES = np.eye(3, dtype=np.float32)
 LABELS = np.array([0, 1, 2])
 
@@ -30,7 +32,7 @@ def scaled(factor: np.ndarray) -> Any:
 def drop(metric: Metric, factor: list[float], x: np.ndarray, labels: np.ndarray | None = None, **kwargs: Any) -> Drop:
     """Between the identity and a scaling of columns."""
     models = (scaled(np.ones(len(factor))).SerializeToString(), scaled(np.array(factor)).SerializeToString())
-    return scoring.measure(metric, models, Dataset({"x": x}, labels), fixed_batch=None, **kwargs)
+    return scoring.measure(metric, models, Dataset({"x": x}, labels), aligned=FIRST, fixed_batch=None, **kwargs)
 
 
 # Which metric
@@ -140,7 +142,7 @@ def test_agreement() -> None:
 def test_agreement_counts_each_place_of_a_sample() -> None:
     x = np.array([[[4, 1], [3, 2]], [[1, 3], [1, 5]]], np.float32)  # [N, T, C]
     models = tuple(scaled(np.array([[1, factor], [1, factor]])).SerializeToString() for factor in (1, 2))
-    found = scoring.measure(Metric("agreement", "y"), models, Dataset({"x": x}), fixed_batch=None)
+    found = scoring.measure(Metric("agreement", "y"), models, Dataset({"x": x}), aligned=FIRST, fixed_batch=None)
     assert found.drop.value == 0.25
     assert found.samples == 2
 
@@ -187,7 +189,9 @@ def test_what_fills_up_a_fixed_batch_does_not_count() -> None:
         nodes = [helper.make_node("Mul", ["x", "F"], ["y"], name="mul")]
         weight = helper.make_tensor("F", 1, [2], np.array([1.0, factor], np.float32))
         models.append(build(nodes, {"x": [2, 2]}, {"y": [2, 2]}, [weight]).SerializeToString())
-    found = scoring.measure(Metric("agreement", "y"), (models[0], models[1]), Dataset({"x": x}), fixed_batch=2)
+    found = scoring.measure(
+        Metric("agreement", "y"), (models[0], models[1]), Dataset({"x": x}), aligned=FIRST, fixed_batch=2
+    )
     assert found.samples == 3
     assert found.drop.value == pytest.approx(1 / 3)
 
@@ -228,6 +232,8 @@ def test_a_score_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monke
 def test_outputs_of_integers_have_no_relative_error() -> None:
     nodes = [helper.make_node("ArgMax", ["x"], ["y"], name="top", axis=1, keepdims=0)]
     model = build(nodes, {"x": ["N", 3]}, {"y": ["N"]}, [], output_types={"y": 7}).SerializeToString()
-    found = scoring.measure(Metric("agreement", "y"), (model, model), Dataset({"x": SCORES}), fixed_batch=None)
+    found = scoring.measure(
+        Metric("agreement", "y"), (model, model), Dataset({"x": SCORES}), aligned=FIRST, fixed_batch=None
+    )
     assert found.relative_error is None
     assert found.drop == Interval(0, 0, 0)
