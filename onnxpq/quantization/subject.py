@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,7 @@ from numpy.typing import NDArray
 from onnxpq import runtime
 from onnxpq.config import Config
 from onnxpq.data import Dataset, Evidence, InputSpec, Source, first, fixed_batch, input_specs, sampling
-from onnxpq.errors import ModelError
-from onnxpq.graph import Forms, Layer, Skipped, files, tables
+from onnxpq.graph import Forms, Layer, Skipped, check_weights, files, tables
 from onnxpq.network import CHECKED_SAMPLES
 from onnxpq.quantization import allocation, lookups
 from onnxpq.quantization.calibration import Moments
@@ -21,11 +21,6 @@ from onnxpq.support import device, memory
 from onnxpq.training import objectives
 from onnxpq.verification import check_labels, choose_output, is_scores, outputs
 from onnxpq.workspace import Run, manifest
-
-WIDENED = (
-    "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times are those "
-    "of the same model in float32."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,16 +95,8 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     Raises:
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
-
-    def runs(candidate: Any) -> bool:
-        try:
-            runtime.frugal(candidate, custom_ops_libraries=run.libraries)
-        except ModelError:
-            run.notes.append(WIDENED)
-            return False
-        return True
-
-    forms = Forms.of(model, runs)
+    forms = Forms.of(model, partial(runtime.refusal, custom_ops_libraries=run.libraries))
+    run.notes.extend(forms.notes)
     inputs = input_specs(forms.original)
     layers, skipped = find_layers(forms.prepared, run.config)
     allocation.layouts(layers, run.config)
@@ -130,7 +117,7 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     found = runtime.run(runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries), few)
     output, numbers = _choose_output(run, forms, found)
     _check_labels(run.config, found[output], train, evidence)
-    files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
+    check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
     return Subject(forms, layers, skipped, inputs, train, evidence, output, found[output], made_from, numbers)
 

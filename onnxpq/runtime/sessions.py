@@ -133,7 +133,7 @@ def session(
     for library in custom_ops_libraries:
         _register(ort, options, _existing(library))
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
-        source = _source(model, Path(scratch))
+        source = source_of(model, Path(scratch))
         open_session = partial(
             ort.InferenceSession,
             source,
@@ -313,8 +313,8 @@ def _extensions_path() -> str:
         ) from error
 
 
-def _source(model: Model, scratch: Path) -> str | bytes:
-    """What onnxruntime loads: a path or bytes. A large model in memory goes by way of a file."""
+def source_of(model: Model, scratch: Path) -> str | bytes:
+    """What onnxruntime loads: a path or bytes. A large model in memory goes by way of a file in `scratch`."""
     if isinstance(model, bytes):
         return model
     if isinstance(model, str | os.PathLike):
