@@ -8,7 +8,6 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxpq
 from onnxpq import runtime
 from onnxpq.config.settings import Config, TrainingConfig
-from onnxpq.graph import files
 from onnxpq.graph.opsets import MIN_OPSET, RAISED_OPSET
 from onnxpq.graph.opsets import opset as opset_of
 from onnxpq.verification import proof

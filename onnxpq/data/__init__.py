@@ -27,5 +27,6 @@ __all__ = [
     "fixed_batch",
     "input_specs",
     "sampling",
+    "sizes",
     "validation_rows",
 ]

@@ -36,7 +36,7 @@ def find(proto: onnx.ModelProto, path: str | None) -> list[ir.ExternalTensor]:
 
 def _read(tensor: onnx.TensorProto) -> ir.TensorProtocol:
     try:
-        return ir.serde.deserialize_tensor(tensor)
+        return ir.serde.deserialize_tensor(tensor, "")
     # onnx_ir raises one class of its own around whatever it met.
     except Exception as error:
         raise ModelError(

@@ -139,7 +139,7 @@ def _of_proto(
     check_tensors(proto, where)
     outside = external.find(proto, path)
     external.check(outside, where)
-    notes = mend(proto)
+    notes = mend(proto, where)
     text = objection(proto, elsewhere=values)
     if text is not None and judge is None:
         raise refused(where, text)
@@ -158,6 +158,8 @@ def _judged(model: ir.Model, where: str, text: str | None, judge: Judge) -> list
     Raises:
         ModelError: it does not load it.
     """
+    # What cannot be read makes onnxruntime fail in its own ways.
+    check_finite(model)
     reason = judge(model)
     if reason is None:
         return [] if text is None else [f"ONNX's checker refuses the model, which onnxruntime runs: {text}"]

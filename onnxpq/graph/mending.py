@@ -27,32 +27,37 @@ _MOST_VALUES: Final = 2**27
 """Of a sparse tensor that becomes a dense one."""
 
 
-def mend(proto: onnx.ModelProto) -> list[str]:
+def mend(proto: onnx.ModelProto, where: str) -> list[str]:
     """Changes a model so that ONNX's tools take it as onnxruntime does.
 
     Args:
         proto: the model; external data may be missing.
+        where: names it in messages.
 
     Returns:
         A sentence for each thing that was changed; none where the model was in order.
 
     Raises:
-        ModelError: nodes form a cycle, or there is no form that ONNX's tools take; the message says what to do.
+        ModelError: nodes form a cycle, there is no form that ONNX's tools take, or the model is damaged.
     """
-    _free_initializers(proto)
-    found = [
-        *_domains(proto),
-        *_imports(proto),
-        *_functions(proto),
-        *_names(proto),
-        *_initializers(proto),
-        *_sparse(proto),
-        *_training(proto),
-        *_old_operators(proto),
-        *_order(proto),
-        *_outputs(proto),
-    ]
-    return [f"The model was mended: {what}." for what in found]
+    steps = (
+        _domains,
+        _imports,
+        _functions,
+        _names,
+        _initializers,
+        _sparse,
+        _training,
+        _old_operators,
+        _order,
+        _outputs,
+    )
+    try:
+        _free_initializers(proto)
+        return [f"The model was mended: {what}." for step in steps for what in step(proto)]
+    # Names that are no text come as bytes, which ONNX's and Python's functions refuse each in their own way.
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{where} is damaged: {error}. Export or copy it again.") from error
 
 
 def _free_initializers(proto: onnx.ModelProto) -> None:
@@ -124,7 +129,7 @@ def _functions(proto: onnx.ModelProto) -> Iterator[str]:
             if others:
                 yield (
                     f"function '{function.name}' imports version {found} of '{entry.domain or 'ai.onnx'}' and the "
-                    f"model {version}, in which {_quoted(others)} may differ; like onnxruntime it takes that of the model"
+                    f"model {version}, in which {_quoted(others)} may differ; the model's is taken, as by onnxruntime"
                 )
 
 

@@ -123,8 +123,8 @@ def read_array(tensor: ir.TensorProtocol, name: str) -> NDArray[Any]:
     """
     try:
         return tensor.numpy()
-    # Damaged sizes reach us as numpy's errors, files out of reach as onnx_ir's ValueError or the system's OSError.
-    except (ValueError, TypeError, OSError) as error:
+    # Damaged sizes reach us as errors of numpy, files out of reach as onnx_ir's ValueError or the system's OSError.
+    except (ValueError, TypeError, OSError, MemoryError) as error:
         raise ModelError(f"The tensor '{name}' cannot be read: {error}. Export or copy the model again.") from error
 
 

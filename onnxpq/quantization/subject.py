@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxpq import runtime
 from onnxpq.config import Config
-from onnxpq.data import Dataset, Evidence, InputSpec, Source, first, fixed_batch, input_specs, sampling
+from onnxpq.data import Dataset, Evidence, InputSpec, Source, first, fixed_batch, sampling, sizes
 from onnxpq.graph import Forms, Layer, Skipped, check_weights, files, tables
 from onnxpq.network import CHECKED_SAMPLES
 from onnxpq.quantization import allocation, lookups
@@ -97,11 +97,15 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     """
     forms = Forms.of(model, partial(runtime.refusal, custom_ops_libraries=run.libraries))
     run.notes.extend(forms.notes)
-    inputs = input_specs(forms.original)
     layers, skipped = find_layers(forms.prepared, run.config)
     allocation.layouts(layers, run.config)
+    session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
+    if data is None and test is None:
+        inputs, made_up = sizes.found(forms.original, partial(runtime.run, session, quiet=True), run.config.seed)
+    else:
+        inputs, made_up = sizes.known(forms.original, (data, test)), []
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
-    run.notes.extend(notes)
+    run.notes.extend((*notes, *made_up))
     made_from = manifest.describe(
         manifest.of_model(model, forms.original),
         # Where a part of the data is the test, the run is made from that part too.
@@ -114,7 +118,7 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     )
     run.workspace.bind(made_from)
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
-    found = runtime.run(runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries), few)
+    found = runtime.run(session, few)
     output, numbers = _choose_output(run, forms, found)
     _check_labels(run.config, found[output], train, evidence)
     check_weights(forms.normal, {layer.weight: layer.node for layer in layers})

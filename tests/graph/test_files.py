@@ -200,7 +200,7 @@ class TestBadInput:
             for entry in tensor.external_data:
                 entry.value = "../weights.bin" if entry.key == "location" else entry.value
         (inner / "escape.onnx").write_bytes(model.SerializeToString())
-        with pytest.raises(ModelError, match=r"'w' has its external data in '../weights.bin', which is '.*' and lies outside"):
+        with pytest.raises(ModelError, match=r"'w' has its external data in '../weights.bin', .* lies outside"):
             files.load(inner / "escape.onnx")
 
     def test_what_the_checker_refuses(self):
