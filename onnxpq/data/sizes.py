@@ -119,7 +119,8 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
     wanted = ", ".join(f"'{spec.name}' {spec.describe() if spec.name not in names else spec.dtype}" for spec in first)
     raise DataError(
         f"The model leaves sizes of its inputs open ({wanted}), and with made-up ones from {min(tried)} to "
-        f"{max(tried)} it does not run. Give inputs that it takes with --test, or with --data. The first failure: {failure}"
+        f"{max(tried)} it does not run. Give inputs that it takes with --test, or with --data. The first "
+        f"failure: {failure}"
     )
 
 

@@ -19,7 +19,7 @@ from onnxpq.graph import external, mapped, private
 from onnxpq.graph.checking import check, objection, refused
 from onnxpq.graph.finite import check_finite
 from onnxpq.graph.mending import FIRST_IR_WITH_CONSTANTS, mend
-from onnxpq.graph.opsets import MIN_OPSET, imported, raised
+from onnxpq.graph.opsets import FIRST_BROADCASTING_OPSET, MIN_OPSET, imported, raised
 from onnxpq.graph.protobuf import (
     EMBEDDED_BYTES,
     all_tensors,
@@ -43,6 +43,10 @@ MAX_EMBEDDED_BYTES: Final = 1_500_000_000
 LARGE_BYTES: Final = 2**27
 """A model with more is large: its weights are kept out of memory where that takes somewhat longer. Those of a file are
 mapped, not read (`onnxpq.graph.mapped`), and sessions that are not timed leave them there (`runtime.frugal`)."""
+
+OLDER_THAN_RUNTIMES: Final = (
+    "The model was mended: its operator set is older than those that onnxruntime runs, and was raised.",
+)
 
 _EXTERNAL_KEY: Final = "onnxpq.external_data"
 
@@ -98,16 +102,17 @@ def read(source: Source, judge: Judge | None = None) -> Loaded:
     else:
         proto, path, values = _read_proto(source, where)
         loaded, has_external = _of_proto(proto, path, values, where, judge)
-    model = loaded.model
+    model, notes = loaded
     open_negative_dimensions(model)
     if has_external:
         model.graph.meta[_EXTERNAL_KEY] = True
     version = imported(model)
     if version is not None and version < MIN_OPSET:
         model = raised(onnx.ModelProto.FromString(to_bytes(model)), version, where)
+        notes += OLDER_THAN_RUNTIMES if version < FIRST_BROADCASTING_OPSET else ()
     _free_initializers(model)
     check_finite(model)
-    return Loaded(model, loaded.notes)
+    return Loaded(model, notes)
 
 
 def _of_model(source: ir.Model, where: str, judge: Judge | None) -> tuple[Loaded, bool]:

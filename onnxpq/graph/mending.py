@@ -18,10 +18,12 @@ from onnxpq.errors import ModelError
 from onnxpq.graph import ordering, private
 from onnxpq.graph.checking import hollow
 from onnxpq.graph.protos import all_nodes, graphs_of, is_default, nodes_of, version_of
+from onnxpq.operators import DOMAIN, INPUTS, LOOKUP_INPUTS, LOOKUP_OP_TYPE, OP_TYPE
 
 FIRST_IR_WITH_CONSTANTS: Final = 4
 """The first IR version whose initializers need not be graph inputs."""
 
+_USERS_DOMAIN: Final = f"{DOMAIN}.user"
 _GRAPH_NAME: Final = "graph"
 _MOST_VALUES: Final = 2**27
 """Of a sparse tensor that becomes a dense one."""
@@ -42,6 +44,7 @@ def mend(proto: onnx.ModelProto, where: str) -> list[str]:
     """
     steps = (
         _domains,
+        _own_domain,
         _imports,
         _functions,
         _names,
@@ -90,6 +93,22 @@ def _domains(proto: onnx.ModelProto) -> Iterator[str]:
         if version is not None:
             container.opset_import.add(domain="", version=version)
     yield "nodes spell the default domain as 'ai.onnx', and it is written as '' now"
+
+
+def _own_domain(proto: onnx.ModelProto) -> Iterator[str]:
+    """Functions of others in the domain of onnxpq's operators, of which one has the name of such an operator."""
+    sizes = {OP_TYPE: len(INPUTS), LOOKUP_OP_TYPE: len(LOOKUP_INPUTS)}
+    functions = [function for function in proto.functions if function.domain == DOMAIN]
+    if not any(len(f.input) != sizes[f.name] for f in functions if f.name in sizes):
+        return
+    names = {function.name for function in functions}
+    calls = [node for node in all_nodes(proto) if node.domain == DOMAIN and node.op_type in names]
+    for part in (*functions, *calls):
+        part.domain = _USERS_DOMAIN
+    for container in (proto, *proto.functions):
+        if version_of(container, DOMAIN) is not None:
+            container.opset_import.add(domain=_USERS_DOMAIN, version=version_of(container, DOMAIN))
+    yield f"its functions in the domain '{DOMAIN}', which is that of onnxpq's operators, are in '{_USERS_DOMAIN}' now"
 
 
 def _imports(proto: onnx.ModelProto) -> Iterator[str]:
