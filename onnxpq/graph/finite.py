@@ -37,7 +37,7 @@ def check_finite(model: ir.Model) -> None:
 
 
 def check_weights(model: ir.Model, nodes: Mapping[str, str]) -> None:
-    """Checks that the weights of layers are usable numbers.
+    """Checks that the weights of layers are usable numbers, and that float32 holds them.
 
     `check_finite` does not look at constants that are nodes: those of a mask may be NaN, and which of them are weights
     is known when the layers are found.
@@ -47,12 +47,29 @@ def check_weights(model: ir.Model, nodes: Mapping[str, str]) -> None:
         nodes: by the name of a weight, an initializer, the node of a layer that it belongs to.
 
     Raises:
-        ModelError: a weight holds NaN or infinity; the message names it and its node.
+        ModelError: a weight holds NaN or infinity, or is larger or smaller than float32 can be; the message names it
+            and its node.
     """
     for name, node in nodes.items():
         tensor = model.graph.initializers[name].const_value
-        if tensor is not None and not bool(np.isfinite(array := read_array(tensor, name)).all()):
+        if tensor is None:
+            continue
+        array = read_array(tensor, name)
+        if not bool(np.isfinite(array).all()):
             raise _not_finite(f"weight '{name}' of node '{node}'", array)
+        if tensor.dtype == ir.DataType.DOUBLE:
+            _check_fits(array, name, node)
+
+
+def _check_fits(array: NDArray[np.float64], name: str, node: str) -> None:
+    """Codebooks and scales are float32 at most."""
+    largest, limits = float(np.abs(array).max(initial=0.0)), np.finfo(np.float32)
+    if largest > limits.max or 0 < largest < limits.tiny:
+        raise ModelError(
+            f"The weight '{name}' of node '{node}' has double-precision values up to {largest:.1e}; codebooks are "
+            f"float32, which reaches from {limits.tiny:.1e} to {limits.max:.1e}. Leave the layer out with --exclude "
+            f"'{node}', or scale the weight."
+        )
 
 
 def _not_finite(what: str, array: NDArray[Any]) -> ModelError:
