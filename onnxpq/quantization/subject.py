@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from onnxpq import runtime
 from onnxpq.config import Config
-from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, input_specs, sampling
-from onnxpq.errors import ModelError
-from onnxpq.graph import Forms, Layer, Skipped, files, tables
+from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, sampling, sizes
+from onnxpq.graph import Forms, Layer, Skipped, check_weights, files, tables
 from onnxpq.quantization import allocation, lookups
 from onnxpq.quantization.calibration import Moments
 from onnxpq.quantization.lookups import Lookups
@@ -22,11 +21,6 @@ from onnxpq.support import device, memory
 from onnxpq.training import objectives
 from onnxpq.verification import Kind, check_labels, choose_output, is_scores, kind_of, outputs
 from onnxpq.workspace import Run, manifest
-
-WIDENED = (
-    "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times are those "
-    "of the same model in float32."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,21 +99,17 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     Raises:
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
-
-    def runs(candidate: Any) -> bool:
-        try:
-            runtime.frugal(candidate, custom_ops_libraries=run.libraries)
-        except ModelError:
-            run.notes.append(WIDENED)
-            return False
-        return True
-
-    forms = Forms.of(model, runs)
-    inputs = input_specs(forms.original)
+    forms = Forms.of(model, partial(runtime.refusal, custom_ops_libraries=run.libraries))
+    run.notes.extend(forms.notes)
     layers, skipped = find_layers(forms.prepared, run.config)
     allocation.layouts(layers, run.config)
+    session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
+    if data is None and test is None:
+        inputs, made_up = sizes.found(forms.original, partial(runtime.run, session, quiet=True), run.config.seed)
+    else:
+        inputs, made_up = sizes.known(forms.original, (data, test)), []
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
-    run.notes.extend(notes)
+    run.notes.extend((*notes, *made_up))
     made_from = manifest.describe(
         manifest.of_model(model, forms.original),
         # Where a part of the data is the test, the run is made from that part too.
@@ -131,14 +121,13 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
         libraries=run.libraries,
     )
     run.workspace.bind(made_from)
-    session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
     aligned, found, _ = alignment.measure(
         partial(runtime.run, session), evidence.dataset, fixed_batch(inputs), seed=run.config.seed
     )
     output, numbers = _choose_output(run, forms, found, aligned)
     kinds = _kinds(forms, found, numbers)
     _check_labels(run.config, found[output], train, evidence)
-    files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
+    check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
     return Subject(
         forms,
