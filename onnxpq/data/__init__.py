@@ -33,5 +33,6 @@ __all__ = [
     "input_specs",
     "of_objects",
     "sampling",
+    "sizes",
     "validation_rows",
 ]

@@ -102,8 +102,12 @@ def validation_rows(samples: int, fraction: float, seed: int) -> tuple[NDArray[n
     return split_rows(samples, min(fraction, VALIDATION_SAMPLES / samples), seed)
 
 
-def input_specs(model: ir.Model) -> list[InputSpec]:
+def input_specs(model: ir.Model, ranks: Mapping[str, int] | None = None) -> list[InputSpec]:
     """The inputs of a model that data has to give: those without an initializer.
+
+    Args:
+        model: the model.
+        ranks: of inputs whose shape the model does not tell, by name.
 
     Raises:
         ModelError: an input is no tensor, or its type or rank is not known.
@@ -112,12 +116,14 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
-        if not isinstance(value.type, ir.TensorType) or value.shape is None:
+        rank = None if ranks is None else ranks.get(str(value.name))
+        shape = [None] * rank if value.shape is None and rank is not None else value.shape
+        if not isinstance(value.type, ir.TensorType) or shape is None:
             raise ModelError(
                 f"Input '{value.name}' has type {value.type} and shape {value.shape}: onnxpq needs tensors of known "
                 "rank. Export the model with the shapes of its inputs, open dimensions being named."
             )
-        dims = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+        dims = tuple(dim if isinstance(dim, int) else None for dim in shape)
         specs.append(InputSpec(str(value.name), np.dtype(value.type.dtype.numpy()), dims))
     return specs
 
@@ -149,7 +155,7 @@ def load(source: Source, inputs: Iterable[InputSpec], *, label_key: str | None =
         DataError: unreadable file, missing input or label key, wrong type or shape, NaN or infinity, inputs of
             different lengths, or no samples.
     """
-    where, arrays = _arrays(source, what)
+    where, arrays = arrays_of(source, what)
     found = {spec.name: _checked(arrays, spec, where) for spec in inputs}
     labels = source.labels if isinstance(source, Dataset) else None
     if labels is None and label_key is not None:
@@ -184,7 +190,7 @@ def load_call(source: Source, inputs: Iterable[InputSpec], *, what: str) -> Data
     Raises:
         DataError: unreadable file, missing input, wrong type or shape, NaN or infinity.
     """
-    where, arrays = _arrays(source, what)
+    where, arrays = arrays_of(source, what)
     found = {spec.name: _checked(arrays, spec, where, is_call=True) for spec in inputs}
     calls = {name: of_objects([array]) for name, array in found.items()}
     return Dataset(calls, None, tuple(key for key in arrays if key not in found), whole=True)
@@ -270,7 +276,7 @@ def _batch(spec: InputSpec, samples: int) -> int:
     return samples if fixed is None else max(1, samples // fixed) * fixed
 
 
-def _arrays(source: Source, what: str) -> tuple[str, dict[str, Array]]:
+def arrays_of(source: Source, what: str) -> tuple[str, dict[str, Array]]:
     """How to call the source in messages, and its arrays."""
     if isinstance(source, Dataset):
         return what, dict(source.inputs)

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxpq import runtime
 from onnxpq.data import Alignment, Dataset
 from onnxpq.errors import DataError, ModelError
-from onnxpq.graph import Layer, subgraphs, tables
+from onnxpq.graph import Layer, is_standard, subgraphs, tables
 from onnxpq.network import dependents
 from onnxpq.pq import InputStatistics
 from onnxpq.runtime import activations, alignment
@@ -50,13 +50,28 @@ MOMENT_BYTES: Final = 2**29
 KEPT_BYTES: Final = 2**28
 """Moments that are kept for another call, which then need not run the model again."""
 
-Found: TypeAlias = dict[tuple[str, ...], InputStatistics]
-"""Statistics by the names of the values that they are of."""
+
+class Factor(NamedTuple):
+    """What a weight is multiplied with.
+
+    Attributes:
+        name: of the value.
+        is_columns: whether its columns are the rows that the layer gets, as where the weight is the left factor.
+    """
+
+    name: str
+    is_columns: bool = False
+
+
+Factors: TypeAlias = tuple[Factor, ...]
+
+Found: TypeAlias = dict[Factors, InputStatistics]
+"""Statistics by the values that they are of."""
 
 _FOR_THE_WEIGHT: Final = "it was quantized for the smallest error of the weight, not of the layers' outputs."
 
 UNSEEN: Final = (
-    "The inputs of the layers with weight '{weight}' were not looked at, as they are not the left factor of a MatMul "
+    "The inputs of the layers with weight '{weight}' were not looked at, as they are not the other factor of a MatMul "
     "or Gemm that a run of the whole model can give out: " + _FOR_THE_WEIGHT
 )
 
@@ -69,7 +84,7 @@ _FILTERS: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique
 """What decides by the values how many rows are left."""
 
 _VIEWS: Final = frozenset({"Identity", "Transpose", "Cast"})
-_PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
+_FUSED: Final = frozenset({("com.microsoft", "FusedMatMul"), ("com.microsoft", "FusedGemm")})
 
 
 class Moments:
@@ -78,9 +93,7 @@ class Moments:
     def __init__(self) -> None:
         self._kept: Found = {}
 
-    def find(
-        self, needed: Mapping[tuple[str, ...], int], look: Callable[[Mapping[tuple[str, ...], int]], Found]
-    ) -> Found:
+    def find(self, needed: Mapping[Factors, int], look: Callable[[Mapping[Factors, int]], Found]) -> Found:
         """What a pass finds, which is looked for only where no earlier call left all of it."""
         if needed.keys() <= self._kept.keys():
             return {names: self._kept[names] for names in needed}
@@ -91,15 +104,15 @@ class Moments:
 
     def rename(self, old: str, new: str) -> None:
         """What is known of the value `old` is that of `new` now, which has the same entries."""
-        moment = self._kept.pop((old,), None)
+        moment = self._kept.pop((Factor(old),), None)
         if moment is not None:
-            self._kept[new,] = moment
+            self._kept[Factor(new),] = moment
 
     def reordered(self, orders: Mapping[str, NDArray[np.intp]]) -> "Moments":
         """The same for a model in which some values are in other orders, by name."""
         other = Moments()
         for names, moment in self._kept.items():
-            order = orders.get(names[0]) if len(names) == 1 else None
+            order = orders.get(names[0].name) if len(names) == 1 else None
             other._kept[names] = moment if order is None else moment.reordered(order)
         return other
 
@@ -140,7 +153,7 @@ def collect(
     multiplied = [layer for layer in layers if layer.weight not in only_looked_up]
     features = {layer.weight: layer.in_features for layer in multiplied}
     sources = {weight: _inputs(model, weight) for weight in features}
-    exposed = subgraphs.expose(model, [name for names in sources.values() for name in names])
+    exposed = subgraphs.expose(model, [factor.name for factors in sources.values() for factor in factors])
     inner = {layer.weight: layer.in_features for layer in multiplied if layer.place}
     outer = {weight: size for weight, size in features.items() if weight not in inner}
     look = partial(_one_pass, exposed, data, seed, libraries)
@@ -188,7 +201,11 @@ def unreached(
     filtered = dependents(
         model.graph, [value for node in model.graph if node.op_type in _FILTERS for value in node.outputs]
     )
-    sources = {layer.weight: _inputs(model, layer.weight) for layer in layers if layer.weight not in tables(layers)}
+    sources = {
+        layer.weight: [factor.name for factor in _inputs(model, layer.weight)]
+        for layer in layers
+        if layer.weight not in tables(layers)
+    }
     in_graph = {layer.weight for layer in layers if not layer.place}
     behind = {value.name for value in filtered}
     left = {
@@ -256,35 +273,42 @@ def _row_numbers(model: ir.Model, weight: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:
-    """The values that a weight is multiplied with, empty where any of them cannot be told."""
-    found: dict[str, None] = {}
+def _inputs(model: ir.Model, weight: str) -> Factors:
+    """What a weight is multiplied with, empty where any of it cannot be told."""
+    found: dict[Factor, None] = {}
     values = [model.graph.initializers[weight]]
     for value in values:
         for node, index in value.uses():
-            factor = node.inputs[0]
             if node.op_type in _VIEWS and node.domain == "":
                 values.extend(node.outputs)
             elif node.op_type == "Gather" and index == 0:
                 # Rows that are looked up are multiplied with nothing.
                 continue
-            elif (
-                node.op_type not in _PRODUCTS
-                or index != 1
-                or factor is None
-                or node.attributes.get_int("transA", False)
-                or not (node.graph is model.graph or subgraphs.can_expose(model, factor.name or ""))
-            ):
-                return ()
             else:
-                found[factor.name or ""] = None
+                factor = _factor(node, index)
+                if factor is None or not (node.graph is model.graph or subgraphs.can_expose(model, factor.name)):
+                    return ()
+                found[factor] = None
     return tuple(found)
 
 
-def _passes(features: Mapping[str, int], sources: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
+def _factor(node: ir.Node, index: int) -> Factor | None:
+    """The other factor of a product; None where the node is none."""
+    is_product = is_standard(node, "MatMul", "Gemm") or (node.domain, node.op_type) in _FUSED
+    if not is_product or index not in (0, 1):
+        return None
+    if node.attributes.get_int("transBatchA", 0) or node.attributes.get_int("transBatchB", 0):
+        return None
+    other = node.inputs[1 - index]
+    is_transposed = bool(node.attributes.get_int("transB" if index == 0 else "transA", 0))
+    # The rows of a layer are those of the left factor, and the columns of the right one.
+    return None if other is None else Factor(other.name or "", is_columns=is_transposed != (index == 0))
+
+
+def _passes(features: Mapping[str, int], sources: Mapping[str, Factors]) -> Iterator[list[str]]:
     """The weights in runs whose moments have room in `MOMENT_BYTES`; those with the same inputs share them."""
     run: list[str] = []
-    seen: dict[tuple[str, ...], int] = {}
+    seen: dict[Factors, int] = {}
     # Weights of the same inputs follow one another.
     for weight in sorted(features, key=lambda name: list(sources.values()).index(sources[name])):
         names, size = sources[weight], 8 * features[weight] ** 2
@@ -304,20 +328,20 @@ def _one_pass(
     data: Dataset,
     seed: int,
     libraries: runtime.Libraries,
-    features: Mapping[tuple[str, ...], int],
+    features: Mapping[Factors, int],
 ) -> Found:
     """Statistics of values with so many features."""
-    found = {names: InputStatistics(size) for names, size in features.items()}
-    wanted = {name for names in features for name in names}
+    found = {factors: InputStatistics(size) for factors, size in features.items()}
+    wanted = {factor.name for factors in features for factor in factors}
     random = np.random.default_rng(seed)
     for values in _values(model, wanted, data, random, libraries):
-        for (names, size), statistics in zip(features.items(), found.values(), strict=True):
-            for name in names:
-                rows = _rows(values[name], name, size)
-                room = min(len(rows), MAX_ROWS * len(names) - statistics.rows, MAX_ROWS // LEAST_BATCHES)
+        for (factors, size), statistics in zip(features.items(), found.values(), strict=True):
+            for factor in factors:
+                rows = _rows(values[factor.name], factor, size)
+                room = min(len(rows), MAX_ROWS * len(factors) - statistics.rows, MAX_ROWS // LEAST_BATCHES)
                 chosen = rows if room == len(rows) else rows[np.sort(random.choice(len(rows), room, replace=False))]
-                statistics.add(np.asarray(chosen, np.float32), name)
-        if all(statistics.rows >= MAX_ROWS * len(names) for names, statistics in found.items()):
+                statistics.add(np.asarray(chosen, np.float32), factor.name)
+        if all(statistics.rows >= MAX_ROWS * len(factors) for factors, statistics in found.items()):
             break
     # The layers are quantized next, and the next pass has a session of its own.
     memory.give_back()
@@ -363,8 +387,12 @@ def _batch_size(one: Iterable[Array], is_large: bool) -> int:
     return max(1, min(most, VALUE_BYTES // max(1, sum(value.nbytes for value in values))))
 
 
-def _rows(value: Array, name: str, size: int) -> Array:
+def _rows(value: Array, factor: Factor, size: int) -> Array:
     """A layer's input [..., in] as [rows, in]; none where a subgraph that has it was not run."""
     if value.dtype.kind != "f":
-        raise DataError(f"Value '{name}', a layer's input, holds {value.dtype}; expected floating-point numbers.")
+        raise DataError(
+            f"Value '{factor.name}', a layer's input, holds {value.dtype}; expected floating-point numbers."
+        )
+    if factor.is_columns and value.ndim > 1:
+        value = value.swapaxes(-1, -2)
     return value.reshape(-1, value.shape[-1]) if value.size else np.empty((0, size), value.dtype)

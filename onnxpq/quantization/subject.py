@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, input_specs, sampling
-from onnxpq.errors import ModelError, NothingToCompressError
-from onnxpq.graph import Forms, Layer, Skipped, files, tables
+from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, sampling, sizes
+from onnxpq.errors import NothingToCompressError
+from onnxpq.graph import Forms, Layer, Skipped, check_weights, files, tables
 from onnxpq.quantization import allocation, calibration, lookups
 from onnxpq.quantization.calibration import Moments
 from onnxpq.quantization.lookups import Lookups
@@ -19,14 +19,17 @@ from onnxpq.rewriting import find_layers
 from onnxpq.runtime import alignment
 from onnxpq.support import device, memory
 from onnxpq.training import objectives
-from onnxpq.verification import check_labels, choose_output, is_one_hot, is_scores, outputs, without_samples
-from onnxpq.workspace import Run, manifest
-
-WIDENED = (
-    "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times are those "
-    "of the same model in float32."
+from onnxpq.verification import (
+    Kind,
+    check_labels,
+    choose_output,
+    is_one_hot,
+    is_scores,
+    kind_of,
+    outputs,
+    without_samples,
 )
-
+from onnxpq.workspace import Run, manifest
 
 ONE_HOT = (
     "The labels of shape {shape} are one-hot, but floats: they are compared with the output by the squared error. With "
@@ -64,6 +67,7 @@ class Subject:
         evidence: samples to verify on.
         output: that loss and metrics look at.
         scores: the original's output for some samples, which come first where it has an entry for each.
+        kinds: what each output is, by its name.
         made_from: the manifest (`onnxpq.workspace.manifest`).
         numbers: what speaks against reading the output as scores of classes
             (`onnxpq.verification.outputs.not_scores`), or None.
@@ -82,6 +86,7 @@ class Subject:
     evidence: Evidence
     output: str
     scores: NDArray[Any]
+    kinds: Mapping[str, Kind]
     made_from: dict[str, Any]
     numbers: str | None = None
     aligned: Alignment = field(default_factory=Alignment)
@@ -112,21 +117,17 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     Raises:
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
-
-    def runs(candidate: Any) -> bool:
-        try:
-            runtime.frugal(candidate, custom_ops_libraries=run.libraries)
-        except ModelError:
-            run.notes.append(WIDENED)
-            return False
-        return True
-
-    forms = Forms.of(model, runs)
-    inputs = input_specs(forms.original)
+    forms = Forms.of(model, partial(runtime.refusal, custom_ops_libraries=run.libraries))
+    run.notes.extend(forms.notes)
     layers, skipped = find_layers(forms.prepared, run.config)
     allocation.layouts(layers, run.config)
+    session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
+    if data is None and test is None:
+        inputs, made_up = sizes.found(forms.original, partial(runtime.run, session, quiet=True), run.config.seed)
+    else:
+        inputs, made_up = sizes.known(forms.original, (data, test)), []
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
-    run.notes.extend(notes)
+    run.notes.extend((*notes, *made_up))
     made_from = manifest.describe(
         manifest.of_model(model, forms.original),
         # Where a part of the data is the test, the run is made from that part too.
@@ -138,26 +139,37 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
         libraries=run.libraries,
     )
     run.workspace.bind(made_from)
-    session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
     aligned, found, count = alignment.measure(
         partial(runtime.run, session), evidence.dataset, fixed_batch(inputs), seed=run.config.seed
     )
     output, numbers = _choose_output(run, forms, found, aligned)
+    kinds = _kinds(forms, found, numbers)
     has_labels = any(data is not None and data.labels is not None for data in (train, evidence.dataset))
     if has_labels and output not in aligned.places:
         raise without_samples(output, found[output], count)
     _check_labels(run, found[output], train, evidence)
-    files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
+    check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
     return Subject(
-        forms, layers, skipped, inputs, train, evidence, output, found[output], made_from, numbers, aligned=aligned
+        forms,
+        layers,
+        skipped,
+        inputs,
+        train,
+        evidence,
+        output,
+        found[output],
+        kinds,
+        made_from,
+        numbers.get(output),
+        aligned,
     )
 
 
 def _choose_output(
     run: Run, forms: Forms, found: Mapping[str, NDArray[Any]], aligned: Alignment
-) -> tuple[str, str | None]:
-    """The output that loss and metrics look at, and what speaks against reading it as scores of classes."""
+) -> tuple[str, dict[str, str]]:
+    """The output that loss and metrics look at; and what speaks against reading outputs as scores of classes."""
     graph = forms.normal.graph
     # Those of single samples go before: only they can be judged by their samples.
     found = {name: found[name] for name in sorted(found, key=lambda name: name not in aligned.places)}
@@ -170,7 +182,15 @@ def _choose_output(
         run.notes.append(
             f"Output '{output}' is looked at, which is made of {names} alone (--output-name names another)."
         )
-    return output, numbers.get(output)
+    return output, numbers
+
+
+def _kinds(forms: Forms, found: Mapping[str, NDArray[Any]], numbers: Mapping[str, str]) -> dict[str, Kind]:
+    graph = forms.normal.graph
+    return {
+        name: kind_of(values, scores=name not in numbers, sigmoid=outputs.is_sigmoid(graph, name))
+        for name, values in found.items()
+    }
 
 
 def _check_labels(run: Run, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ UNLABELLED_MIXING = 0.5
 
 VALIDATION_BATCHES = 4
 """Validation runs so many training batches at a time: it keeps no values for a gradient."""
+
+
+LARGEST_TAUGHT: Final = 1e18
+"""Of the original's outputs: the square of ten times as much leaves float32."""
 
 
 class Batch(NamedTuple):
@@ -236,6 +240,26 @@ def finetune(  # noqa: PLR0913 -- what a caller may leave out, by keyword
     return Finetuned(*student.kept, describe, course.before, course.start, course.best, schedule, epochs)
 
 
+def _diverged(loss: float, teacher: Tensor, output: str, settings: TrainingConfig) -> TrainingError:
+    """Why a loss is no number: the original's own outputs may be none, or too large to be squared."""
+    if not bool(teacher.isfinite().all()):
+        return TrainingError(
+            f"The original model's value '{output}' holds NaN or infinite numbers on the training data, so that there "
+            "is nothing to learn from it. Leave out the samples that cause them."
+        )
+    largest = float(teacher.double().abs().max())
+    if largest > LARGEST_TAUGHT:
+        return TrainingError(
+            f"The original model's value '{output}' reaches {largest:.1e} on the training data, and float32 does not "
+            f"hold its square: at most {LARGEST_TAUGHT:.0e} can be learned. Compress without training (--epochs 0), or "
+            "scale the weights that it is computed by."
+        )
+    return TrainingError(
+        f"The training loss became {loss}: the weights ran away. Lower --learning-rate ({settings.learning_rate:g}) or "
+        f"--alpha ({settings.final_alpha:g})."
+    )
+
+
 class _Trainer:
     """The loop: batches, schedules, two optimizers."""
 
@@ -360,10 +384,7 @@ class _Trainer:
         loss, task = self.loss(batch, phase, share * self.settings.features)
         value = float(task)
         if not math.isfinite(value):
-            raise TrainingError(
-                f"The training loss became {value}: the weights ran away. Lower --learning-rate "
-                f"({self.settings.learning_rate:g}) or --alpha ({self.settings.final_alpha:g})."
-            )
+            raise _diverged(value, batch.teacher, self.problem.output, self.settings)
         if loss.requires_grad:  # else the batch took the branch of an If that has none of the layers
             loss.backward()  # type: ignore[no-untyped-call]
         elif alpha == 0:

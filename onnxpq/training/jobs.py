@@ -222,15 +222,18 @@ def _ways(before: Mapping[str, Quantized], after: Mapping[str, Quantized]) -> di
 
 def vectors(job: Job, part: Part) -> list[str]:
     """What shifts and scales in the part, and nowhere else in the model: to train it costs no bytes."""
-    found = set(part.network.vectors())
-    for name in list(found):
-        uses = (graph.initializers[name].uses() for graph in (job.model.graph, part.cut.suffix.graph))
-        if name not in job.constants or len({len(places) for places in uses}) > 1:
-            found.remove(name)
     parameters = {name for name, _ in part.network.named_initializers()}
     own = {layer.bias for layer in part.layers if layer.bias is not None} & parameters
     others = {layer.bias for layer in job.layers if layer.weight not in {own.weight for own in part.layers}}
-    return sorted((found | own) - others - {layer.weight for layer in job.layers})
+    found = (set(part.network.vectors()) & set(job.constants)) | own
+    inside = {name for name in found if _is_inside(job, name, part.cut.suffix.graph)}
+    return sorted(inside - others - {layer.weight for layer in job.layers})
+
+
+def _is_inside(job: Job, name: str, graph: ir.Graph) -> bool:
+    """Whether an initializer of the model has its effect through a part of it alone, and is no output itself."""
+    value = job.model.graph.initializers[name]
+    return not value.is_graph_output() and len(value.uses()) == len(graph.initializers[name].uses())
 
 
 def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, trained: Trained) -> None:
@@ -274,10 +277,11 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, t
     learn, choose = (Samples(inputs, target, None, part) for part in (index[:-held_out], index[-held_out:]))
     objective = objectives.relative_squared_error(target)
     network = importing.import_model(alone.model)
-    bias = {layer.bias} & {name for name, _ in network.named_initializers()}
+    parameters = {name for name, _ in network.named_initializers()}
+    bias = [name for name in {layer.bias} & parameters if name and _is_inside(job, name, alone.model.graph)]
     start = {layer.weight: trained.quantized[layer.weight]}
     tuned = finetuning.finetune(
-        Problem(network, [layer], alone.output, sorted(filter(None, bias)), places=teacher.places, objective=objective),
+        Problem(network, [layer], alone.output, bias, places=teacher.places, objective=objective),
         start,
         (learn, choose),
         # A mixture tells nothing new about a layer, which is linear, and the layer's output is what the loss looks at.

@@ -4,6 +4,7 @@ In: two models, samples, the output that counts. Out: records for the report. Th
 output's meaning off the graph, needs the importer and so torch; the rest does not.
 """
 
+from onnxpq.verification.floor import Kind, above_floor, kind_of
 from onnxpq.verification.metrics import (
     IGNORED,
     are_probabilities,
@@ -19,7 +20,9 @@ from onnxpq.verification.scoring import Drop, Metric
 __all__ = [
     "IGNORED",
     "Drop",
+    "Kind",
     "Metric",
+    "above_floor",
     "are_probabilities",
     "check_classes",
     "check_labels",
@@ -27,6 +30,7 @@ __all__ = [
     "choose_output",
     "is_one_hot",
     "is_scores",
+    "kind_of",
     "outputs",
     "prove",
     "scoring",

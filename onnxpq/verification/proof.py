@@ -16,11 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import data, runtime
+from onnxpq.config import Config
 from onnxpq.data import Alignment, Dataset, Evidence, InputSpec
 from onnxpq.errors import DataError, VerificationError
 from onnxpq.graph import Forms, files
 from onnxpq.report import Latency, SquaredError, Verification
 from onnxpq.support import memory
+from onnxpq.verification.floor import LEAST_FLOOR, Kind, Loss, judge, kind_of
 from onnxpq.verification.metrics import Correct, Difference, check_classes, check_numbers, name_classes
 from onnxpq.workspace import Run
 
@@ -58,9 +60,15 @@ another do: they are at most 2.0e-3 times it, fast 8e-3 (`python -m benchmarks c
 
 @dataclass
 class _Sums:
-    """What is added up over the batches."""
+    """What is added up over the batches.
 
+    Attributes:
+        kinds: what each output is, as far as that is known.
+    """
+
+    kinds: Mapping[str, Kind]
     outputs: dict[str, Difference] = field(default_factory=dict)
+    losses: dict[str, Loss] = field(default_factory=dict)
     library: dict[str, Difference] = field(default_factory=dict)
     correct: Correct | None = None
     squared_original: float = 0.0
@@ -75,6 +83,7 @@ def prove(  # noqa: PLR0913 -- as for `verify`
     evidence: Evidence,
     inputs: Sequence[InputSpec],
     *,
+    kinds: Mapping[str, Kind],
     output: str,
     layers: int,
     aligned: Alignment,
@@ -87,7 +96,8 @@ def prove(  # noqa: PLR0913 -- as for `verify`
         compressed: the model that came of it.
         evidence: samples to verify on.
         inputs: of the model.
-        output: the output that is compared with the labels.
+        kinds: what each output is.
+        output: the output that counts.
         layers: how many were compressed.
         aligned: where the samples lie in the original's outputs.
 
@@ -108,7 +118,9 @@ def prove(  # noqa: PLR0913 -- as for `verify`
             path,
             evidence.dataset,
             inputs,
+            kinds=kinds,
             output=output,
+            floor=_floor(run.config),
             aligned=aligned,
             description=evidence.description,
             held_out=evidence.held_out,
@@ -118,6 +130,12 @@ def prove(  # noqa: PLR0913 -- as for `verify`
             libraries=run.libraries,
             progress=run.ticker("verification"),
         )
+
+
+def _floor(config: Config) -> float | None:
+    """The largest loss that may be written: whoever allows a larger drop than the floor has said so."""
+    asked = config.target.max_drop
+    return config.floor if config.floor is not None or asked is None or asked <= LEAST_FLOOR else asked
 
 
 def _has_room(run: Run, before: int) -> bool:
@@ -140,6 +158,8 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     *,
     output: str,
     aligned: Alignment,
+    kinds: Mapping[str, Kind] | None = None,
+    floor: float | None = None,
     description: str,
     held_out: bool,
     file_bytes: tuple[int, int],
@@ -159,7 +179,9 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         compressed: the file to be verified.
         dataset: samples, with labels where there is a task metric to be computed.
         inputs: of the model.
-        output: the output that is compared with the labels.
+        output: the output that is compared with the labels, and that the floor is for.
+        kinds: what each output is (`onnxpq.verification.floor`); by default what its values look like.
+        floor: the largest loss of it that may be written; None for that of its kind.
         aligned: where the samples lie in the original's outputs (`onnxpq.runtime.alignment`).
         description: what the samples are, for the report.
         held_out: whether none of them was used for training.
@@ -182,7 +204,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     open_sessions = partial(_open, original, compressed, libraries)
     sessions = open_sessions(hold_weights=not is_large, stock=True)
     fixed = data.fixed_batch(inputs)
-    sums = _Sums()
+    sums = _Sums(kinds or {})
     done = 0
     if dataset.labels is not None:
         few = runtime.run(sessions["original"], data.first(dataset, fixed, 1))
@@ -200,6 +222,8 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     if is_timed and is_large:
         sessions.clear()
         sessions = open_sessions(hold_weights=True, stock=False)
+    accuracy = None if sums.correct is None else sums.correct.report(output)
+    drop = None if accuracy is None else accuracy.drop.value
     return Verification(
         data=description,
         samples=len(dataset),
@@ -208,9 +232,10 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         bytes_after=file_bytes[1],
         outputs=tuple(difference.report(name) for name, difference in sums.outputs.items()),
         library_agreement=library if "library" in sessions else None,
-        accuracy=None if sums.correct is None else sums.correct.report(output),
+        accuracy=accuracy,
         squared_error=_squared_error(sums, output),
         latency=tuple(_latency(sessions, dataset, size) for size in _batch_sizes(dataset, fixed) if is_timed),
+        floor=judge(sums.losses, output, drop, floor=floor, held_out=held_out),
     )
 
 
@@ -321,9 +346,11 @@ class _Comparison:
 
 def _add_values(sums: _Sums, name: str, values: Outputs, *, is_whole: bool) -> None:
     judged = values.get("library", values["stock"])
+    original = values["original"]
     difference = sums.outputs.setdefault(name, Difference())
     difference.is_whole |= is_whole
-    difference.add(values["original"], judged)
+    difference.add(original, judged)
+    sums.losses.setdefault(name, Loss(sums.kinds.get(name) or kind_of(original))).add(original, judged)
     if "library" in values:
         sums.library.setdefault(name, Difference()).add(values["stock"], judged)
 

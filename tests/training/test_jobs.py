@@ -22,6 +22,8 @@ from onnxpq.quantization import calibration
 from onnxpq.quantization.subject import UNREACHED
 from onnxpq.runtime.activations import capture, capture_rows
 
+pytestmark = pytest.mark.rounding
+
 QUICK = Config(training=TrainingConfig(epochs=40, batch_size=64))
 TIMES = 5
 
