@@ -54,8 +54,8 @@ FAST_LIBRARY_BUDGET = 1e-1
 """The same with fast tables, which are within 2 % (3 % where a few inputs are 40 times the others)."""
 
 FEW_NUMBERS, FEW_NUMBERS_FACTOR = 100, 10
-"""Of outputs of so few numbers, such as a loss, the budget is so many times larger: what is left of a sum of many numbers
-may be small beside each of them, and so beside their error."""
+"""Of outputs of so few numbers, such as a loss, the budget is so many times larger: what is left of a sum of many
+numbers may be small beside each of them, and so beside their error."""
 
 FEW_LAYERS = 11
 """From more layers on the budgets grow as the square root of their number, as the differences of layers that follow one
@@ -394,7 +394,8 @@ def _require(sums: _Sums, file_bytes: tuple[int, int], library_budget: float) ->
         if not (difference.relative <= budget or difference.mean <= LIBRARY_ABSOLUTE):
             raise VerificationError(
                 f"Output '{name}': native operator and function body differ by {difference.relative:.2e} "
-                f"(relative L2), at most {budget:.0e} is expected. Nothing was written. Please report this with the model."
+                f"(relative L2), at most {budget:.0e} is expected. Nothing was written. Please report this with the "
+                "model."
             )
     before, after = file_bytes
     if after >= before:
