@@ -95,7 +95,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         if run.config.target.is_set:
             made, report = targeting.seek(run, own, make, prove)
         else:
-            made = make(allocation.layouts(own.layers, run.config))
+            made = make(allocation.layouts(own.layers, run.config, has_data=own.train is not None))
             report = prove(made)
         return targeting.delivered(verification.above_floor(Result(made.model, report)))
 

@@ -21,11 +21,13 @@ class Evidence:
         dataset: the samples.
         description: what they are, for the report.
         held_out: they are real and none of them was trained on.
+        made_up: they are random numbers.
     """
 
     dataset: Dataset
     description: str
     held_out: bool
+    made_up: bool = False
 
 
 def prepare(
@@ -59,7 +61,7 @@ def prepare(
             "The result was compared with the original on random inputs only, which says nothing about its accuracy. "
             "Give data with --data."
         )
-        return None, Evidence(random, "random inputs, as no data was given", False), [_PLAIN, warning]
+        return None, Evidence(random, "random inputs, as no data was given", False, made_up=True), [_PLAIN, warning]
     train = load(data, inputs, label_key=labels, what="training data")
     notes = []
     if tested is not None and _same_samples(train, tested.dataset):
