@@ -86,7 +86,8 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch,
     ):
         run = Run(config or Config(), custom_ops_libraries, progress, kept, layers=kept)
-        own = subject.looked_up(run, subject.read(run, model, data, test, labels))
+        own = subject.reached(run, subject.read(run, model, data, test, labels))
+        own = subject.looked_up(run, own)
         own = arranging.orderable(run, own)
         if kept.folder is None and run.config.target.max_drop is not None:
             run.layers = workspace.temporary(Path(scratch))

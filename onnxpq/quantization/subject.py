@@ -9,18 +9,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.config import Config
 from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, sampling, sizes
+from onnxpq.errors import NothingToCompressError
 from onnxpq.graph import Forms, Layer, Skipped, check_weights, files, tables
-from onnxpq.quantization import allocation, lookups
+from onnxpq.quantization import allocation, calibration, lookups
 from onnxpq.quantization.calibration import Moments
 from onnxpq.quantization.lookups import Lookups
 from onnxpq.rewriting import find_layers
 from onnxpq.runtime import alignment
 from onnxpq.support import device, memory
 from onnxpq.training import objectives
-from onnxpq.verification import Kind, check_labels, choose_output, is_scores, kind_of, outputs
+from onnxpq.verification import (
+    Kind,
+    check_labels,
+    choose_output,
+    is_one_hot,
+    is_scores,
+    kind_of,
+    outputs,
+    without_samples,
+)
 from onnxpq.workspace import Run, manifest
+
+ONE_HOT = (
+    "The labels of shape {shape} are one-hot, but floats: they are compared with the output by the squared error. With "
+    "numbers of classes (labels.argmax(-1)) the training is by cross-entropy, and the accuracy is measured."
+)
+
+UNREACHED = "No sample of the data reaches it, so that nothing would show what became of it."
+
+_GIVE = "Give data that do, or none for plain product quantization."
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +139,15 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
         libraries=run.libraries,
     )
     run.workspace.bind(made_from)
-    aligned, found, _ = alignment.measure(
+    aligned, found, count = alignment.measure(
         partial(runtime.run, session), evidence.dataset, fixed_batch(inputs), seed=run.config.seed
     )
     output, numbers = _choose_output(run, forms, found, aligned)
     kinds = _kinds(forms, found, numbers)
-    _check_labels(run.config, found[output], train, evidence)
+    has_labels = any(data is not None and data.labels is not None for data in (train, evidence.dataset))
+    if has_labels and output not in aligned.places:
+        raise without_samples(output, found[output], count)
+    _check_labels(run, found[output], train, evidence)
     check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
     return Subject(
@@ -172,15 +193,44 @@ def _kinds(forms: Forms, found: Mapping[str, NDArray[Any]], numbers: Mapping[str
     }
 
 
-def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
+def _check_labels(run: Run, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
     """Refuse labels that do not fit before the hours of work, as training and verification would after."""
-    if train is not None and train.labels is not None and np.issubdtype(scores.dtype, np.floating):
-        if np.issubdtype(train.labels.dtype, np.integer):
-            check_labels(train.labels, scores)
-        labels = train.labels[np.resize(np.arange(len(train)), len(scores))]
-        objectives.choose(config.training, scores, labels)
+    labels = None if train is None else evidence.labels_as_given(train)
+    if labels is not None and np.issubdtype(scores.dtype, np.floating):
+        if np.issubdtype(labels.dtype, np.integer):
+            check_labels(labels, scores)
+        objectives.choose(run.config.training, scores, labels)
+        if labels.dtype.kind == "f" and is_one_hot(labels):
+            run.notes.append(ONE_HOT.format(shape=list(labels.shape)))
     if evidence.dataset.labels is not None:
         check_labels(evidence.dataset.labels, scores)
+
+
+def reached(run: Run, subject: Subject) -> Subject:
+    """The same without the layers that no sample reaches: nothing would show what became of them.
+
+    Raises:
+        NothingToCompressError: none is left.
+    """
+    data = subject.evidence.dataset if subject.train is None and subject.evidence.held_out else subject.train
+    if data is None:
+        return subject
+    names = calibration.unreached(
+        subject.forms.normal, subject.layers, data, seed=run.config.seed, libraries=run.libraries
+    )
+    if not names:
+        return subject
+    left = [
+        Skipped(layer.node, layer.op_type, layer.weight, UNREACHED) for layer in subject.layers if layer.weight in names
+    ]
+    layers = [layer for layer in subject.layers if layer.weight not in names]
+    nodes = ", ".join(f"'{entry.node}'" for entry in left)
+    if not layers:
+        raise NothingToCompressError(
+            f"Nothing can be compressed: no sample of the data reaches any layer ({nodes}). {_GIVE}"
+        )
+    run.notes.append(f"No sample of the data reaches the layers {nodes}, so they were left alone. {_GIVE}")
+    return replace(subject, layers=layers, skipped=[*subject.skipped, *left])
 
 
 def looked_up(run: Run, subject: Subject) -> Subject:

@@ -79,6 +79,7 @@ class OutputReport:
         reshaped: those of them that have other shapes.
         shapes: the first such shapes: the original's, and the compressed model's.
         is_empty: whether the original gave nothing at all.
+        is_whole: whether the output is compared as it is in a call, as it has no entry for each sample.
     """
 
     name: str
@@ -89,6 +90,7 @@ class OutputReport:
     reshaped: int = 0
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     is_empty: bool = False
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -379,7 +381,7 @@ def _layer_wise(layers: Sequence[LayerReport], trained: Sequence[LayerTraining])
 
 
 def _output(output: OutputReport) -> str:
-    found = []
+    found = [f"as a whole in {output.values} calls"] if output.is_whole else []
     if output.relative_error is not None and output.max_error is not None:
         found.append(f"relative error {output.relative_error:.4f}, largest difference {output.max_error:.4g}")
     if output.agreement is not None:

@@ -264,9 +264,9 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, t
             libraries=job.libraries,
         )
     except (ModelError, UnalignedError) as error:
-        if not layer.place:
+        if isinstance(error, ModelError) and not layer.place:
             raise
-        # No sample reaches the subgraph, or a loop changes shapes from iteration to iteration.
+        # No sample that is trained on reaches it, or a loop changes shapes from iteration to iteration.
         trained.ways[layer.weight] = f"{NOT_TRAINED}: {reason}; {error}"
         return
     teacher = activations.capture(alone.model, [alone.output], Dataset({alone.input: rows}), cache_dir=job.cache_dir)

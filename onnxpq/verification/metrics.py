@@ -19,6 +19,10 @@ from onnxpq.support.figures import Interval
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
+IGNORED = -100
+"""The label of what counts neither in a loss nor in a metric, as torch and Hugging Face have it: parts of words, and
+what fills up texts."""
+
 UNIT_TOLERANCE = 1e-3
 """Sums of probabilities, and squares of lengths, are 1 within this."""
 
@@ -102,27 +106,61 @@ def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bo
     return np.issubdtype(output.dtype, np.integer) or (is_scores(output) and labels.shape[1:] != output.shape[1:])
 
 
+def counted(labels: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Which entries of integer labels count."""
+    return np.asarray(labels != IGNORED)
+
+
 def check_classes(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:
     """Check integer labels [N, ...] against scores of classes [n, ..., C], or numbers of classes, of some samples.
 
     Raises:
-        DataError: another shape is expected, or a label is no class.
+        DataError: another shape is expected, a label is no class, or none counts.
     """
     if not is_scores(scores):
         check_numbers(labels, scores)
         return
     shape = [len(labels), *scores.shape[1:]]
+    if list(labels.shape) == shape:
+        raise DataError(_one_per_class(labels))
     if list(labels.shape) != shape[:-1]:
         raise DataError(
             f"Labels of shape {list(labels.shape)} do not fit scores of shape {shape}: {shape[:-1]} is expected."
         )
     numbers, classes = labels.astype(np.int64), scores.shape[-1]
-    wrong = (numbers < 0) | (numbers >= classes)
-    if wrong.any():
+    is_counted = counted(numbers)
+    if not is_counted.any():
         raise DataError(
-            f"Labels are out of range: found {numbers.min()} to {numbers.max()} (the first wrong one is that of sample "
-            f"{np.argwhere(wrong)[0][0]}); the output has {classes} classes, so 0 to {classes - 1} is expected."
+            f"All labels are {IGNORED}, which says that they do not count: nothing can be learned from them."
         )
+    wrong = is_counted & ((numbers < 0) | (numbers >= classes))
+    if wrong.any():
+        found = numbers[is_counted]
+        raise DataError(
+            f"Labels are out of range: found {found.min()} to {found.max()} (the first wrong one is that of sample "
+            f"{np.argwhere(wrong)[0][0]}); the output has {classes} classes, so 0 to {classes - 1} is expected, or "
+            f"{IGNORED} for what is to be ignored."
+        )
+
+
+def is_one_hot(labels: NDArray[np.generic]) -> bool:
+    """Whether labels [..., C >= 2] hold a 1 for the right class and 0 for all others."""
+    if labels.ndim < 2 or labels.shape[-1] < 2 or labels.dtype.kind not in "biuf":
+        return False
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(-1) == 1).all())
+
+
+def _one_per_class(labels: NDArray[np.generic]) -> str:
+    """What to do with integer labels of which there is one for each score."""
+    what = f"Labels of shape {list(labels.shape)} have an integer for each of {labels.shape[-1]} classes"
+    if is_one_hot(labels):
+        return f"{what} and are one-hot: numbers of classes are expected. Give labels.argmax(-1)."
+    if np.isin(labels, (0, 1)).all():
+        return (
+            f"{what}, several of which may be right (multi-label): that is trained and judged by the squared error. "
+            "Give labels.astype('float32')."
+        )
+    return f"{what}: give one number of a class for each sample, or floats to be compared with the output."
 
 
 def check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> None:
@@ -150,6 +188,7 @@ class Difference:
     Attributes:
         squared_difference: of floats of the same shape.
         squared_reference: likewise.
+        numbers: how many these are.
         largest: absolute difference of them.
         agreeing: entries (of scores: rows) that say the same; none where the shapes differ.
         compared: number of these.
@@ -160,10 +199,12 @@ class Difference:
         values: pairs.
         reshaped: those whose shapes differ.
         shapes: the first such shapes, of both.
+        is_whole: whether some pairs are of whole calls, not of single samples.
     """
 
     squared_difference: float = 0.0
     squared_reference: float = 0.0
+    numbers: int = 0
     largest: float = 0.0
     agreeing: int = 0
     compared: int = 0
@@ -174,6 +215,7 @@ class Difference:
     values: int = 0
     reshaped: int = 0
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    is_whole: bool = False
 
     def add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
         """Count in one pair: of any shapes and types, sequences of arrays among them."""
@@ -211,6 +253,7 @@ class Difference:
         gap = np.abs(found - exact)
         self.squared_difference += float(np.square(gap).sum())
         self.squared_reference += float(np.square(exact).sum())
+        self.numbers += exact.size
         self.largest = max(self.largest, float(gap.max(initial=0.0)))
         self.entries += exact.size
         if is_scores(reference):
@@ -225,6 +268,11 @@ class Difference:
             return 0.0 if self.squared_difference == 0 else math.inf
         return math.sqrt(self.squared_difference / self.squared_reference)
 
+    @property
+    def mean(self) -> float:
+        """Root mean square difference of floats of the same shape."""
+        return math.sqrt(self.squared_difference / max(1, self.numbers))
+
     def report(self, name: str) -> OutputReport:
         """The figures of the output `name`."""
         agreement = self.agreeing / self.compared if self.compared else None
@@ -238,6 +286,7 @@ class Difference:
             reshaped=self.reshaped,
             shapes=self.shapes,
             is_empty=self.entries == 0,
+            is_whole=self.is_whole,
         )
 
 
@@ -252,7 +301,8 @@ class Correct:
 
     def add(self, labels: NDArray[np.generic], original: NDArray[np.generic], compressed: NDArray[np.generic]) -> None:
         """Count in one batch: labels [N, ...], scores [N, ..., C] or numbers of classes, as many as labels."""
-        first, second = (_classes(output).reshape(labels.shape) == labels for output in (original, compressed))
+        shown = counted(labels)
+        first, second = ((_classes(x).reshape(labels.shape) == labels)[shown] for x in (original, compressed))
         self.both += int((first & second).sum())
         self.only_original += int((first & ~second).sum())
         self.only_compressed += int((~first & second).sum())

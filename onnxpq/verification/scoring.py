@@ -25,7 +25,7 @@ from onnxpq import runtime
 from onnxpq.data import Alignment, Dataset, batches, of_objects
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.support.figures import Interval
-from onnxpq.verification.metrics import Z95, is_scores, name_classes
+from onnxpq.verification.metrics import Z95, counted, is_scores, name_classes
 
 Array: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = Mapping[str, Array]
@@ -160,7 +160,7 @@ def measure(
         losses.append(_scored(metric, metric.score, parts, dataset))
     relative = math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else None
     every = np.concatenate(losses)
-    wrong = float(every[:, 0].mean()) if metric.name == "accuracy" else None
+    wrong = float(every[:, 0].sum() / max(1.0, every[:, 2].sum())) if metric.name == "accuracy" else None
     return Drop(metric.name, _interval(every), relative, len(dataset), wrong)
 
 
@@ -215,9 +215,10 @@ def _losses(metric: str, exact: Array, found: Array, labels: Array | None) -> ND
     one, zero = np.ones(len(exact)), np.zeros(len(exact))
     fits = exact.shape == found.shape
     if metric == "accuracy" and labels is not None:
-        before = 1 - _mean(_classes(exact).reshape(labels.shape) == labels)
-        after = 1 - _mean(_classes(found).reshape(labels.shape) == labels) if fits else one
-        return np.stack([before, after, one], 1)
+        shown = counted(labels).reshape(len(labels), -1)
+        unit = (shown.any(1)).astype(np.float64)
+        before, after = (_wrong(values, labels, shown) for values in (exact, found if fits else None))
+        return np.stack([before, after, unit], 1)
     if metric == "agreement":
         return np.stack([zero, 1 - _mean(_classes(exact) == _classes(found)) if fits else one, one], 1)
     if metric == "relative mse" or labels is None:
@@ -291,6 +292,12 @@ def _imported(name: str) -> Score:
 
 def _classes(values: Array) -> Array:
     return values.argmax(-1) if is_scores(values) else values
+
+
+def _wrong(values: Array | None, labels: Array, shown: Array) -> NDArray[np.float64]:
+    """Share of a sample's labels that are missed, of those that count; where there is no value, of all."""
+    missed = np.ones(labels.shape, bool) if values is None else _classes(values).reshape(labels.shape) != labels
+    return np.asarray((missed.reshape(shown.shape) & shown).sum(1) / np.maximum(1, shown.sum(1)))
 
 
 def _mean(values: Array) -> NDArray[np.float64]:

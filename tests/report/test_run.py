@@ -90,9 +90,13 @@ def test_json_has_no_numbers_that_json_lacks() -> None:
         raise AssertionError(constant)
 
     found = json.loads(text, parse_constant=refuse)
-    assert found["verification"]["outputs"] == [
-        {"name": "y", "max_error": None, "relative_error": None, "agreement": None}
-    ]
+    (output,) = found["verification"]["outputs"]
+    assert {name: output[name] for name in ("name", "max_error", "relative_error", "agreement")} == {
+        "name": "y",
+        "max_error": None,
+        "relative_error": None,
+        "agreement": None,
+    }
 
 
 def test_text_names_everything() -> None:
@@ -149,6 +153,19 @@ def test_output_of_one_column_has_no_top_1() -> None:
     outputs = (OutputReport("y", 0.5, 0.25, None),)
     text = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs)))
     assert " output y: relative error 0.2500, largest difference 0.5" in text.splitlines()
+
+
+def test_outputs_of_other_shapes_and_of_whole_calls() -> None:
+    outputs = (
+        OutputReport("boxes", None, None, 0.5, values=8, reshaped=3, shapes=((4, 3), (2, 3)), is_whole=True),
+        OutputReport("rows", None, None, None, values=8, is_empty=True),
+    )
+    lines = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs))).splitlines()
+    assert (
+        " output boxes: as a whole in 8 calls, same value 50.00 %, ANOTHER SHAPE in 3 of 8 calls, such as [2, 3] "
+        "instead of [4, 3]"
+    ) in lines
+    assert " output rows: empty in all calls, so that nothing was compared" in lines
 
 
 def test_layers_trained_by_themselves_and_not_at_all() -> None:
