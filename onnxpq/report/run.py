@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnxpq.report.target import TargetReport
-from onnxpq.support.figures import Interval, left_alone, table
+from onnxpq.support.figures import Interval, LeftAlone, left_alone, table
 
 END_TO_END = "end to end"
 LAYER_WISE = "layer-wise"
@@ -53,11 +53,12 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class SkippedReport:
-    """A node that was left alone, and why."""
+    """A node that was left alone, why, and the bytes of its constants (0 where a node before it counts them)."""
 
     node: str
     op_type: str
     reason: str
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ class Report:
 
     def to_text(self) -> str:
         """The report as a person reads it."""
-        skipped = left_alone((entry.node, entry.op_type, entry.reason) for entry in self.skipped)
+        skipped = left_alone(LeftAlone(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in self.skipped)
         sections = [_layers(self.layers), skipped]
         if self.training is not None:
             sections.append(_training(self.training))
