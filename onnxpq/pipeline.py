@@ -138,7 +138,7 @@ def _prove(run: Run, whole: Subject, made: _Made) -> Report:
     own, trained = made.subject, made.trained
     return Report(
         layers=clustering.reports(own.forms.normal, own.layers, made.layouts, made.tensors, trained.ways),
-        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in whole.skipped),
+        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in whole.skipped),
         training=trained.training,
         verification=proof,
         layer_wise=tuple(trained.layer_wise),

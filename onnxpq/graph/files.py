@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxpq.errors import ModelError, OutputError
-from onnxpq.graph import external, mapped, private
+from onnxpq.graph import external, mapped, private, protobuf
 from onnxpq.graph.checking import check, objection, refused
 from onnxpq.graph.finite import check_finite
 from onnxpq.graph.mending import FIRST_IR_WITH_CONSTANTS, mend
@@ -280,7 +280,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def tensor_bytes(model: ir.Model) -> int:
     """Bytes of all constants, those of strings apart."""
-    return sum(tensor.nbytes for tensor in all_tensors(model) if tensor.dtype != ir.DataType.STRING)
+    return sum(map(protobuf.tensor_bytes, all_tensors(model)))
 
 
 def bytes_as_file(model: ir.Model) -> int:

@@ -168,9 +168,15 @@ def _names(proto: onnx.ModelProto) -> Iterator[str]:
         graph.name = _GRAPH_NAME
     if nameless:
         yield f"a graph without a name is called '{_GRAPH_NAME}' now"
-    shared = ordering.name_apart(proto)
+    shared: dict[str, None] = {}
+    for scope in (*graphs_of(proto), *proto.functions):
+        counts = Counter(node.name for node in scope.node if node.name)
+        for node in scope.node:
+            if counts[node.name] > 1:
+                shared[node.name] = None
+                node.name = ""
     if shared:
-        yield f"several nodes had the name {_quoted(shared)}; they have numbers now"
+        yield f"several nodes had the name {_quoted(shared)}; they have none now"
 
 
 def _initializers(proto: onnx.ModelProto) -> Iterator[str]:
