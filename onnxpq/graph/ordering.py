@@ -28,7 +28,10 @@ def sort(proto: onnx.ModelProto) -> list[str]:
 
 def _sort(scope: Scope) -> bool:
     nodes = list(scope.node)
-    makers = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    made = [(name, number) for number, node in enumerate(nodes) for name in node.output if name]
+    makers = dict(made)
+    if len(makers) < len(made):
+        return False  # two nodes compute one value: the checker says which
     needs = [{makers[name] for name in _read(node) if name in makers} for node in nodes]
     if all(maker < number for number, found in enumerate(needs) for maker in found):
         return False

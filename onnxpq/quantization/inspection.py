@@ -14,7 +14,7 @@ def describe(model: files.Source, config: Config) -> str:
         ModelError: the model cannot be read.
         ConfigError: a setting does not fit the model.
     """
-    loaded, notes = files.read(model, runtime.refusal)
+    loaded, notes, _ = files.read(model, runtime.refusal)
     layers, skipped = rewriting.find(
         loaded,
         min_weights=config.min_weights,
