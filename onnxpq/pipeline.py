@@ -96,7 +96,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         if run.config.target.is_set:
             made, report = targeting.seek(run, own, make, prove)
         else:
-            made = make(allocation.layouts(own.layers, run.config))
+            made = make(allocation.layouts(own.layers, run.config, has_data=own.train is not None))
             report = prove(made)
         return targeting.delivered(verification.above_floor(Result(made.model, report)))
 
@@ -138,7 +138,7 @@ def _prove(run: Run, whole: Subject, made: _Made) -> Report:
     own, trained = made.subject, made.trained
     return Report(
         layers=clustering.reports(own.forms.normal, own.layers, made.layouts, made.tensors, trained.ways),
-        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in whole.skipped),
+        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in whole.skipped),
         training=trained.training,
         verification=proof,
         layer_wise=tuple(trained.layer_wise),

@@ -32,12 +32,14 @@ class Evidence:
         dataset: the samples.
         description: what they are, for the report.
         held_out: they are real and none of them was trained on.
+        made_up: they are random numbers.
         numbers: which samples of the data they are, where they are a part of those.
     """
 
     dataset: Dataset
     description: str
     held_out: bool
+    made_up: bool = False
     numbers: NDArray[np.intp] | None = None
 
     def labels_as_given(self, train: Dataset) -> Array | None:
@@ -82,7 +84,7 @@ def prepare(
             "The result was compared with the original on random inputs only, which says nothing about its accuracy. "
             "Give data with --data."
         )
-        return None, Evidence(random, "random inputs, as no data was given", False), [_PLAIN, warning]
+        return None, Evidence(random, "random inputs, as no data was given", False, made_up=True), [_PLAIN, warning]
     train = load(data, inputs, label_key=labels, what="training data")
     notes = []
     if tested is not None and _same_samples(train, tested.dataset):
@@ -99,7 +101,7 @@ def prepare(
         raise DataError(f"The training data has {len(train)} samples: too few to set some aside. Give more, or --test.")
     kept, aside = split_rows(len(train), config.held_out, config.seed)
     share = f"{100 * config.held_out:g} % of the data, set aside and not trained on"
-    return train.take(kept), Evidence(train.take(aside), share, True, aside), notes
+    return train.take(kept), Evidence(train.take(aside), share, True, numbers=aside), notes
 
 
 def _one_call(inputs: list[InputSpec], data: Source | None, test: Source | None, labels: str | None) -> Evidence:

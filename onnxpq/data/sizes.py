@@ -62,19 +62,14 @@ ENTRIES: Final = 2**24
 """Of one trial's inputs: sizes that make more are not tried."""
 
 
-def known(model: ir.Model, sources: Iterable[Source | None]) -> list[InputSpec]:
-    """The inputs of a model; one that does not tell its rank has that of the data.
-
-    Raises:
-        ModelError: an input is no tensor, or its rank is not known from the data either.
-    """
-    ranks: dict[str, int] = {}
-    if unshaped(model):
-        # An iterable can be gone through once, which is left to those who read it.
-        for source in sources:
-            if isinstance(source, str | PathLike | Mapping):
-                ranks |= {name: np.ndim(array) for name, array in arrays_of(source, "data")[1].items()}
-    return input_specs(model, ranks)
+def ranks(model: ir.Model, sources: Iterable[Source | None]) -> dict[str, int]:
+    """The ranks, by name, that data have for inputs which do not tell theirs."""
+    names, found = unshaped(model), dict[str, int]()
+    # An iterable can be gone through once, which is left to those who read it.
+    for source in sources if names else ():
+        if isinstance(source, str | PathLike | Mapping):
+            found |= {name: np.ndim(array) for name, array in arrays_of(source, "data")[1].items() if name in names}
+    return found
 
 
 def unshaped(model: ir.Model) -> list[str]:

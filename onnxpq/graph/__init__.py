@@ -21,7 +21,8 @@ from onnxpq.graph.layers import Layer, Skipped, tables
 from onnxpq.graph.normalising import normalise
 from onnxpq.graph.opsets import opset
 from onnxpq.graph.preparing import prepare
-from onnxpq.graph.protobuf import structure
+from onnxpq.graph.private import is_private
+from onnxpq.graph.protobuf import structure, tensor_bytes
 from onnxpq.graph.walking import graphs_of, node_label, subgraphs_of, used_values
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "element_type",
     "files",
     "graphs_of",
+    "is_private",
     "is_standard",
     "matrix_base",
     "node_label",
@@ -47,6 +49,7 @@ __all__ = [
     "subgraphs",
     "subgraphs_of",
     "tables",
+    "tensor_bytes",
     "used_values",
     "values_of",
 ]

@@ -15,9 +15,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxpq.errors import ModelError, OutputError
-from onnxpq.graph import external, mapped, private
+from onnxpq.graph import external, mapped, private, protobuf
 from onnxpq.graph.checking import check, objection, refused
 from onnxpq.graph.finite import check_finite
+from onnxpq.graph.inlining import inline
 from onnxpq.graph.mending import FIRST_IR_WITH_CONSTANTS, mend
 from onnxpq.graph.opsets import FIRST_BROADCASTING_OPSET, MIN_OPSET, imported, raised
 from onnxpq.graph.protobuf import (
@@ -45,7 +46,12 @@ LARGE_BYTES: Final = 2**27
 mapped, not read (`onnxpq.graph.mapped`), and sessions that are not timed leave them there (`runtime.frugal`)."""
 
 OLDER_THAN_RUNTIMES: Final = (
-    "The model was mended: its operator set is older than those that onnxruntime runs, and was raised.",
+    "The model was mended: its operator set is older than those that onnxruntime runs, and was raised."
+)
+
+HELD_BY_FUNCTIONS: Final = (
+    "The model was mended: the functions {names} hold operators that onnxruntime has, and dies of in functions; they "
+    "were put in the place of their calls."
 )
 
 _EXTERNAL_KEY: Final = "onnxpq.external_data"
@@ -63,10 +69,12 @@ class Loaded(NamedTuple):
     Attributes:
         model: as `load` gives it.
         notes: sentences; none where the model was in order.
+        mended: whether it is another model than the source, or one that ONNX's checker refuses.
     """
 
     model: ir.Model
     notes: tuple[str, ...]
+    mended: bool
 
 
 def load(source: Source, judge: Judge | None = None) -> ir.Model:
@@ -102,17 +110,18 @@ def read(source: Source, judge: Judge | None = None) -> Loaded:
     else:
         proto, path, values = _read_proto(source, where)
         loaded, has_external = _of_proto(proto, path, values, where, judge)
-    model, notes = loaded
+    model, notes, mended = loaded
     open_negative_dimensions(model)
     if has_external:
         model.graph.meta[_EXTERNAL_KEY] = True
     version = imported(model)
     if version is not None and version < MIN_OPSET:
         model = raised(onnx.ModelProto.FromString(to_bytes(model)), version, where)
-        notes += OLDER_THAN_RUNTIMES if version < FIRST_BROADCASTING_OPSET else ()
+        if version < FIRST_BROADCASTING_OPSET:
+            notes, mended = (*notes, OLDER_THAN_RUNTIMES), True
     _free_initializers(model)
     check_finite(model)
-    return Loaded(model, notes)
+    return Loaded(model, notes, mended)
 
 
 def _of_model(source: ir.Model, where: str, judge: Judge | None) -> tuple[Loaded, bool]:
@@ -128,7 +137,7 @@ def _of_model(source: ir.Model, where: str, judge: Judge | None) -> tuple[Loaded
             raise
         return _of_proto(to_proto(source), None, {}, where, judge)
     external.relocate(model, _placed)
-    return Loaded(model, ()), bool(outside)
+    return Loaded(model, (), mended=False), bool(outside)
 
 
 def _placed(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
@@ -144,20 +153,27 @@ def _of_proto(
     check_tensors(proto, where)
     outside = external.find(proto, path)
     external.check(outside, where)
-    notes = mend(proto, where)
+    notes, changed = mend(proto, where)
     text = objection(proto, elsewhere=values)
     if text is not None and judge is None:
         raise refused(where, text)
-    model = from_proto(proto, where)
-    mapped.put_in(model, values)
-    external.relocate(model, lambda tensor: external.located(tensor, path))
-    _check_writable(model, where)
-    if judge is not None and (text is not None or private.in_functions(proto)):
-        notes += _judged(model, where, text, judge)
-    return Loaded(model, tuple(notes)), bool(outside)
+    try:
+        model = from_proto(proto, where)
+        mapped.put_in(model, values)
+        external.relocate(model, lambda tensor: external.located(tensor, path))
+        _check_writable(model, where)
+    except ModelError as error:
+        raise error if text is None else refused(where, text) from error
+    if functions := private.in_functions(proto):
+        inline(model, functions)
+        notes.append(HELD_BY_FUNCTIONS.format(names=", ".join(f"'{name}'" for _, name, _ in sorted(functions))))
+        changed = True
+    if text is not None and judge is not None:
+        notes.append(_judged(model, where, text, judge))
+    return Loaded(model, tuple(notes), changed or text is not None), bool(outside)
 
 
-def _judged(model: ir.Model, where: str, text: str | None, judge: Judge) -> list[str]:
+def _judged(model: ir.Model, where: str, text: str, judge: Judge) -> str:
     """What to tell of a model that onnxruntime loads, whatever the checker says against it.
 
     Raises:
@@ -166,11 +182,9 @@ def _judged(model: ir.Model, where: str, text: str | None, judge: Judge) -> list
     # What cannot be read makes onnxruntime fail in its own ways.
     check_finite(model)
     reason = judge(model)
-    if reason is None:
-        return [] if text is None else [f"ONNX's checker refuses the model, which onnxruntime runs: {text}"]
-    if text is None:
-        raise ModelError(f"{where} cannot be used: {reason}")
-    raise ModelError(f"{refused(where, text)} onnxruntime does not take it either: {reason}")
+    if reason is not None:
+        raise ModelError(f"{refused(where, text)} onnxruntime does not take it either: {reason}")
+    return f"ONNX's checker refuses the model, which onnxruntime runs: {text}"
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
@@ -280,7 +294,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def tensor_bytes(model: ir.Model) -> int:
     """Bytes of all constants, those of strings apart."""
-    return sum(tensor.nbytes for tensor in all_tensors(model) if tensor.dtype != ir.DataType.STRING)
+    return sum(map(protobuf.tensor_bytes, all_tensors(model)))
 
 
 def bytes_as_file(model: ir.Model) -> int:

@@ -55,8 +55,8 @@ class Forms:
         Raises:
             ModelError: see `files.load`, `prepare` and `normalise`.
         """
-        original, notes = files.read(source, judge)
-        file_runs = not notes or judge(source) is None
+        original, notes, mended = files.read(source, judge)
+        file_runs = not mended or judge(source) is None
         runnable = original if not has_bfloat16(original) or judge(original) is None else widened(original)
         if runnable is not original:
             notes = (*notes, WIDENED)

@@ -1,13 +1,13 @@
 """Models that onnxruntime runs and ONNX's tools do not take, brought into a form that both take.
 
 onnxruntime is the judge of what is a model; everything that is done with one here goes by ONNX's rules. What is mended
-is what has one meaning to onnxruntime. Each change is told in a sentence for the user.
+is what has one meaning to onnxruntime. Each change that matters to anybody is told in a sentence.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx
@@ -29,20 +29,30 @@ _MOST_VALUES: Final = 2**27
 """Of a sparse tensor that becomes a dense one."""
 
 
-def mend(proto: onnx.ModelProto, where: str) -> list[str]:
+class Mended(NamedTuple):
+    """What was done to a model.
+
+    Attributes:
+        notes: a sentence for each thing that makes a difference to somebody.
+        changed: whether it is another model than it was.
+    """
+
+    notes: list[str]
+    changed: bool
+
+
+def mend(proto: onnx.ModelProto, where: str) -> Mended:
     """Changes a model so that ONNX's tools take it as onnxruntime does.
 
     Args:
         proto: the model; external data may be missing.
         where: names it in messages.
 
-    Returns:
-        A sentence for each thing that was changed; none where the model was in order.
-
     Raises:
         ModelError: nodes form a cycle, there is no form that ONNX's tools take, or the model is damaged.
     """
     steps = (
+        _free_initializers,
         _domains,
         _own_domain,
         _imports,
@@ -56,27 +66,30 @@ def mend(proto: onnx.ModelProto, where: str) -> list[str]:
         _outputs,
     )
     try:
-        _free_initializers(proto)
-        return [f"The model was mended: {what}." for step in steps for what in step(proto)]
+        found = [what for step in steps for what in step(proto)]
     # Names that are no text come as bytes, which ONNX's and Python's functions refuse each in their own way.
     except (TypeError, ValueError) as error:
         raise ModelError(f"{where} is damaged: {error}. Export or copy it again.") from error
+    return Mended([f"The model was mended: {what}." for what in found if what], bool(found))
 
 
-def _free_initializers(proto: onnx.ModelProto) -> None:
-    """Before IR version 4 every initializer had to be an input as well: that did not make it one to be fed.
-
-    Some writers left the inputs out. The files are as good, and nothing is told of it.
-    """
+def _free_initializers(proto: onnx.ModelProto) -> Iterator[str]:
+    """Before IR version 4 every initializer had to be an input as well: that did not make it one to be fed."""
     if not 0 < proto.ir_version < FIRST_IR_WITH_CONSTANTS:
         return
-    proto.ir_version = FIRST_IR_WITH_CONSTANTS
+    found, proto.ir_version = proto.ir_version, FIRST_IR_WITH_CONSTANTS
+    lacking = set()
     for graph in graphs_of(proto):
         names = {tensor.name for tensor in graph.initializer}
+        lacking |= names - {info.name for info in graph.input}
         fed = [info for info in graph.input if info.name not in names]
-        if len(fed) < len(graph.input):
-            del graph.input[:]
-            graph.input.extend(fed)
+        del graph.input[:]
+        graph.input.extend(fed)
+    if lacking:
+        yield (
+            f"its initializers {_quoted(sorted(lacking))} are no inputs, which IR version {found} does not know; it is "
+            f"{FIRST_IR_WITH_CONSTANTS} now"
+        )
 
 
 def _domains(proto: onnx.ModelProto) -> Iterator[str]:
@@ -145,11 +158,12 @@ def _functions(proto: onnx.ModelProto) -> Iterator[str]:
             nodes = [node for node in used if node.domain == entry.domain]
             others = {node.op_type for node in nodes if _differs(node, entry.version, version)}
             found, entry.version = entry.version, version
-            if others:
-                yield (
-                    f"function '{function.name}' imports version {found} of '{entry.domain or 'ai.onnx'}' and the "
-                    f"model {version}, in which {_quoted(others)} may differ; the model's is taken, as by onnxruntime"
-                )
+            yield (
+                ""
+                if not others
+                else f"function '{function.name}' imports version {found} of '{entry.domain or 'ai.onnx'}' and the "
+                f"model {version}, in which {_quoted(others)} may differ; the model's is taken, as by onnxruntime"
+            )
 
 
 def _differs(node: onnx.NodeProto, one: int, other: int) -> bool:
@@ -168,9 +182,15 @@ def _names(proto: onnx.ModelProto) -> Iterator[str]:
         graph.name = _GRAPH_NAME
     if nameless:
         yield f"a graph without a name is called '{_GRAPH_NAME}' now"
-    shared = ordering.name_apart(proto)
+    shared: dict[str, None] = {}
+    for scope in (*graphs_of(proto), *proto.functions):
+        counts = Counter(node.name for node in scope.node if node.name)
+        for node in scope.node:
+            if counts[node.name] > 1:
+                shared[node.name] = None
+                node.name = ""
     if shared:
-        yield f"several nodes had the name {_quoted(shared)}; they have numbers now"
+        yield f"several nodes had the name {_quoted(shared)}; they have none now"
 
 
 def _initializers(proto: onnx.ModelProto) -> Iterator[str]:

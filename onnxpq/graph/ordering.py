@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import onnx
 
 from onnxpq.errors import ModelError
-from onnxpq.graph.protos import Scope, all_nodes, graphs_in, graphs_of
+from onnxpq.graph.protos import Scope, graphs_in, graphs_of
 
 
 def sort(proto: onnx.ModelProto) -> list[str]:
@@ -28,7 +28,10 @@ def sort(proto: onnx.ModelProto) -> list[str]:
 
 def _sort(scope: Scope) -> bool:
     nodes = list(scope.node)
-    makers = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    made = [(name, number) for number, node in enumerate(nodes) for name in node.output if name]
+    makers = dict(made)
+    if len(makers) < len(made):
+        return False  # two nodes compute one value: the checker says which
     needs = [{makers[name] for name in _read(node) if name in makers} for node in nodes]
     if all(maker < number for number, found in enumerate(needs) for maker in found):
         return False
@@ -85,25 +88,3 @@ def _read(node: onnx.NodeProto) -> Iterator[str]:
 
 def _label(node: onnx.NodeProto) -> str:
     return node.name or next((name for name in node.output if name), node.op_type)
-
-
-def name_apart(proto: onnx.ModelProto) -> list[str]:
-    """Changes a model: nodes of a graph that share a name get a number. Returns the names that were shared."""
-    shared: dict[str, None] = {}
-    taken = {node.name for node in all_nodes(proto)}
-    for scope in (*graphs_of(proto), *proto.functions):
-        seen: set[str] = set()
-        for node in scope.node:
-            if node.name in seen:
-                shared[node.name] = None
-                node.name = _free(node.name, taken)
-                taken.add(node.name)
-            seen.add(node.name) if node.name else None
-    return list(shared)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number = 1
-    while f"{name}_{number}" in taken:
-        number += 1
-    return f"{name}_{number}"

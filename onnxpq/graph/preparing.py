@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from onnxpq.errors import ModelError
 from onnxpq.graph import einsum
+from onnxpq.graph.inlining import inline
 from onnxpq.operators import DOMAIN
 
 _LAYER_OPERATORS: Final = frozenset({"Conv", "Einsum", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
@@ -50,23 +50,6 @@ def prepare(model: ir.Model) -> ir.Model:
     for node in [node for node in copy.graph.all_nodes() if einsum.is_layer(node)]:
         einsum.spell_as_matmul(node, names)
     return copy
-
-
-def inline(model: ir.Model, functions: set[ir.OperatorIdentifier] | None = None) -> None:
-    """Inlines local functions, in place.
-
-    Args:
-        model: the model.
-        functions: which ones; all by default.
-
-    Raises:
-        ModelError: they call each other in a circle, or import another opset than the model.
-    """
-    wanted = set(model.functions) if functions is None else functions
-    try:
-        common.InlinePass(lambda function: function.identifier() in wanted)(model)
-    except (ValueError, ir.passes.PassError) as error:
-        raise ModelError(f"The functions of the model cannot be inlined: {error.__cause__ or error}.") from error
 
 
 def has_bfloat16(model: ir.Model) -> bool:

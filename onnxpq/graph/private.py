@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import onnx
+import onnx_ir as ir
 
 from onnxpq.graph.protos import is_default, nodes_of, version_of
 
@@ -50,14 +51,13 @@ def private_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from (node for node in nodes if is_private(node.domain, node.op_type, version or 0))
 
 
-def in_functions(proto: onnx.ModelProto) -> list[str]:
-    """Names of the local functions with such operators in them: onnxruntime 1.32 dies of these."""
-    found = []
-    for function in proto.functions:
-        version = version_of(function, "") or 0
-        if any(is_private(node.domain, node.op_type, version) for node in nodes_of(function.node)):
-            found.append(function.name)
-    return found
+def in_functions(proto: onnx.ModelProto) -> set[ir.OperatorIdentifier]:
+    """The local functions with such operators in them: onnxruntime 1.32 dies of these."""
+    return {
+        (function.domain, function.name, function.overload)
+        for function in proto.functions
+        if any(is_private(node.domain, node.op_type, version_of(function, "") or 0) for node in nodes_of(function.node))
+    }
 
 
 def set_aside(proto: onnx.ModelProto) -> bool:

@@ -128,6 +128,11 @@ def read_array(tensor: ir.TensorProtocol, name: str) -> NDArray[Any]:
         raise ModelError(f"The tensor '{name}' cannot be read: {error}. Export or copy the model again.") from error
 
 
+def tensor_bytes(tensor: ir.TensorProtocol) -> int:
+    """Bytes of the values of a tensor; strings, whose length is not their type's, count as nothing."""
+    return 0 if tensor.dtype == ir.DataType.STRING else tensor.nbytes
+
+
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """All tensors of the model that lie in external data files."""
     return (tensor for tensor in all_tensors(model) if isinstance(tensor, ir.ExternalTensor))

@@ -201,11 +201,9 @@ def unreached(
     filtered = dependents(
         model.graph, [value for node in model.graph if node.op_type in _FILTERS for value in node.outputs]
     )
-    sources = {
-        layer.weight: [factor.name for factor in _inputs(model, layer.weight)]
-        for layer in layers
-        if layer.weight not in tables(layers)
-    }
+    looked_up = tables(layers)
+    factors = {layer.weight: _inputs(model, layer.weight) for layer in layers if layer.weight not in looked_up}
+    sources = {weight: [factor.name for factor in found] for weight, found in factors.items()}
     in_graph = {layer.weight for layer in layers if not layer.place}
     behind = {value.name for value in filtered}
     left = {

@@ -4,7 +4,7 @@ from onnxpq import rewriting, runtime
 from onnxpq.config import Config
 from onnxpq.graph import files, opset
 from onnxpq.quantization import allocation
-from onnxpq.support.figures import left_alone, table
+from onnxpq.support.figures import LeftAlone, left_alone, table
 
 
 def describe(model: files.Source, config: Config) -> str:
@@ -14,7 +14,7 @@ def describe(model: files.Source, config: Config) -> str:
         ModelError: the model cannot be read.
         ConfigError: a setting does not fit the model.
     """
-    loaded, notes = files.read(model, runtime.refusal)
+    loaded, notes, _ = files.read(model, runtime.refusal)
     layers, skipped = rewriting.find(
         loaded,
         min_weights=config.min_weights,
@@ -46,5 +46,5 @@ def describe(model: files.Source, config: Config) -> str:
         lines.append("No layer can be compressed.")
     lines += ["", *(f"Note: {note}" for note in notes)] if notes else []
     if skipped:
-        lines += ["", left_alone((entry.node, entry.op_type, entry.reason) for entry in skipped)]
+        lines += ["", left_alone(LeftAlone(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in skipped)]
     return "\n".join(lines)

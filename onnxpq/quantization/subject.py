@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, sampling, sizes
+from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, input_specs, sampling, sizes
 from onnxpq.errors import NothingToCompressError
 from onnxpq.graph import Forms, Layer, Skipped, check_weights, files, tables
 from onnxpq.quantization import allocation, calibration, lookups
@@ -126,7 +126,7 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     if data is None and test is None:
         inputs, made_up = sizes.found(forms.original, partial(runtime.run, session, quiet=True), run.config.seed)
     else:
-        inputs, made_up = sizes.known(forms.original, (data, test)), []
+        inputs, made_up = input_specs(forms.original, sizes.ranks(forms.original, (data, test))), []
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
     run.notes.extend((*notes, *made_up))
     made_from = manifest.describe(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from onnxpq.report.floor import FloorReport
 from onnxpq.report.target import TargetReport
-from onnxpq.support.figures import Interval, left_alone, table
+from onnxpq.support.figures import Interval, LeftAlone, left_alone, table
 
 END_TO_END = "end to end"
 LAYER_WISE = "layer-wise"
@@ -57,11 +57,12 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class SkippedReport:
-    """A node that was left alone, and why."""
+    """A node that was left alone, why, and the bytes of its constants (0 where a node before it counts them)."""
 
     node: str
     op_type: str
     reason: str
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,7 @@ class Report:
 
     def to_text(self) -> str:
         """The report as a person reads it."""
-        skipped = left_alone((entry.node, entry.op_type, entry.reason) for entry in self.skipped)
+        skipped = left_alone(LeftAlone(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in self.skipped)
         sections = [] if self.verification.held_out else [f"{NOT_PROVEN}: {self.verification.data}."]
         sections += [_layers(self.layers), skipped]
         if self.training is not None:

@@ -47,7 +47,7 @@ def refusal(model: Model, *, custom_ops_libraries: Libraries = ()) -> str | None
         except subprocess.TimeoutExpired:
             return f"onnxruntime does not load it within {_SECONDS} seconds."
     if answer.returncode == _REFUSED:
-        return answer.stdout.strip().replace(str(scratch), "")
+        return answer.stdout.strip().replace(f"{scratch}{os.sep}", "")
     if answer.returncode:
         return f"the process in which onnxruntime loads it dies ({_last_line(answer.stderr, answer.returncode)})."
     return None

@@ -125,6 +125,7 @@ def prove(  # noqa: PLR0913 -- as for `verify`
             kinds=kinds,
             output=output,
             floor=_floor(run.config),
+            made_up=evidence.made_up,
             aligned=aligned,
             description=evidence.description,
             held_out=evidence.held_out,
@@ -166,6 +167,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     floor: float | None = None,
     description: str,
     held_out: bool,
+    made_up: bool = False,
     file_bytes: tuple[int, int],
     library_budget: float = LIBRARY_BUDGET,
     is_timed: bool = True,
@@ -189,6 +191,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         aligned: where the samples lie in the original's outputs (`onnxpq.runtime.alignment`).
         description: what the samples are, for the report.
         held_out: whether none of them was used for training.
+        made_up: whether they are random numbers.
         file_bytes: of the original and of the compressed file.
         library_budget: largest relative L2 difference of an output between native operator and function body.
         is_timed: False leaves `latency` empty.
@@ -238,7 +241,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         accuracy=accuracy,
         squared_error=_squared_error(sums, output),
         latency=tuple(_latency(sessions, dataset, size) for size in _batch_sizes(dataset, fixed) if is_timed),
-        floor=judge(sums.losses, output, drop, floor=floor, held_out=held_out),
+        floor=judge(sums.losses, output, drop, floor=floor, made_up=made_up),
     )
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     LayerReport("fc1_again", "W1", (96, 64), 8, 16, 2, 0, 0, 0.512345),
     LayerReport("fc2", "W2", (10, 96), 8, 16, 1, 3840, 488, 0.25),
 )
-SKIPPED = (SkippedReport("conv", "Conv", "its constant 'K' is a convolution kernel."),)
+SKIPPED = (SkippedReport("conv", "Conv", "its constant 'K' is a convolution kernel.", 2304),)
 TRAINING = Training(
     loss="cross-entropy",
     samples=900,
@@ -73,7 +73,12 @@ def test_json_holds_everything() -> None:
     assert found["layers"][0]["shape"] == [96, 64]
     assert found["layers"][2]["bytes_after"] == 488
     assert found["skipped"] == [
-        {"node": "conv", "op_type": "Conv", "reason": "its constant 'K' is a convolution kernel."}
+        {
+            "node": "conv",
+            "op_type": "Conv",
+            "reason": "its constant 'K' is a convolution kernel.",
+            "nbytes": 2304,
+        }
     ]
     assert found["training"]["epochs"][1] == {"phase": "tuned", "loss": 1.0, "validation": 1.0, "alpha": 0.0}
     assert found["verification"]["accuracy"]["drop"] == {"value": 0.015, "low": -0.01, "high": 0.04}
@@ -106,7 +111,7 @@ def test_text_names_everything() -> None:
         " fc1 W1 96 x 64 8 16 2 24576 1280 19.2 0.512",
         " fc1_again W1 96 x 64 8 16 2 0 0 - 0.512",
         " fc2 W2 10 x 96 8 16 1 3840 488 7.9 0.250",
-        " conv (Conv): its constant 'K' is a convolution kernel.",
+        " 2,304 bytes in 1 Conv (conv): its constant 'K' is a convolution kernel.",
         "Fine-tuned on 900 samples by cross-entropy, in 84 steps of 32 samples (--steps 84 --batch-size 32); "
         "validations: 1 regularized, 2 tuned",
         " torch against onnxruntime before training: relative difference 1.5e-07 (node fc1); "
