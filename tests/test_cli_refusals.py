@@ -159,7 +159,7 @@ def test_file_that_is_no_data(folder: Path, refuse: Refuse) -> None:
         (
             classes().astype(np.float32),
             ("--loss", "cross-entropy"),
-            "Cross-entropy needs integer class labels; found float32. Use --loss mse for numbers.",
+            "Cross-entropy needs integer class labels; found float32[60]: use --loss mse.",
         ),
         (classes()[:9], (), "training data 'bad.npz': all arrays must have the same number of samples along axis 0;"),
         (np.full(60, np.nan), (), "training data 'bad.npz': labels 'y' holds 60 NaN or infinite values, the first in"),
