@@ -98,7 +98,7 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
         return first, []
     started, failure = time.monotonic(), ""
     tried: list[int] = []
-    for specs in _candidates(model, names):
+    for size, specs in _candidates(model, names):
         try:
             outputs = run(random_inputs(specs, 1, seed).inputs)
         except OnnxpqError as error:
@@ -108,7 +108,7 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
                 made = ", ".join(f"'{spec.name}' {spec.describe()}" for spec in specs)
                 return specs, [f"Sizes that the model leaves open were made up: {made}. --test gives it true inputs."]
             failure = failure or "an output is empty."
-        tried.append(max(size or 1 for spec in specs for size in spec.shape[1:] or (1,)))
+        tried.append(size)
         if time.monotonic() - started > SECONDS:
             break
     wanted = ", ".join(f"'{spec.name}' {spec.describe() if spec.name not in names else spec.dtype}" for spec in first)
@@ -119,7 +119,7 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
     )
 
 
-def _candidates(model: ir.Model, unknown: list[str]) -> Iterator[list[InputSpec]]:
+def _candidates(model: ir.Model, unknown: list[str]) -> Iterator[tuple[int, list[InputSpec]]]:
     """Inputs with all open sizes the same: 1, those that images have, those of constants of the model, and others."""
     constants = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     own = sorted({size for tensor in constants if tensor is not None for size in tensor.shape.numpy() if size > 1})
@@ -130,4 +130,4 @@ def _candidates(model: ir.Model, unknown: list[str]) -> Iterator[list[InputSpec]
                 for spec in input_specs(model, dict.fromkeys(unknown, rank))
             ]
             if all(math.prod(dim or 1 for dim in spec.shape) <= ENTRIES for spec in specs):
-                yield specs
+                yield size, specs
