@@ -153,6 +153,7 @@ def test_every_flag_reaches_its_setting() -> None:
         "--learning-rate": 0.25,
         "--batch-size": 8,
         "--min-weights": 9,
+        "--floor": 0.25,
         "--output-name": "y",
         "--seed": 11,
     }

@@ -15,11 +15,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.data import Dataset
+from onnxpq.data import Alignment, Dataset
 from onnxpq.errors import DataError, ModelError
 from onnxpq.graph import Layer, is_standard, subgraphs, tables
+from onnxpq.network import dependents
 from onnxpq.pq import InputStatistics
-from onnxpq.runtime import activations
+from onnxpq.runtime import activations, alignment
 from onnxpq.support import memory
 
 Array: TypeAlias = NDArray[Any]
@@ -78,6 +79,9 @@ UNREACHED: Final = (
     "No sample of the data reaches the layers with weight '{weight}', which lie in a branch or loop that is not run: "
     + _FOR_THE_WEIGHT
 )
+
+_FILTERS: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+"""What decides by the values how many rows are left."""
 
 _VIEWS: Final = frozenset({"Identity", "Transpose", "Cast"})
 _FUSED: Final = frozenset({("com.microsoft", "FusedMatMul"), ("com.microsoft", "FusedGemm")})
@@ -177,6 +181,49 @@ def collect(
     for weight in sources:
         if weight not in skip:
             yield weight, UNSEEN.format(weight=weight)
+
+
+def unreached(
+    model: ir.Model, layers: Sequence[Layer], data: Dataset, *, seed: int, libraries: runtime.Libraries = ()
+) -> set[str]:
+    """The weights that no sample is multiplied with.
+
+    Their layers lie in a branch that is not taken or a loop that is not run, or all rows are filtered out before them.
+
+    Args:
+        model: the normalised model.
+        layers: its layers. Tables that are only looked up, and layers whose inputs a run does not give out, are not
+            found.
+        data: the samples, in batches of which one is mostly enough.
+        seed: of their order.
+        libraries: custom-operator libraries that the model needs.
+    """
+    filtered = dependents(
+        model.graph, [value for node in model.graph if node.op_type in _FILTERS for value in node.outputs]
+    )
+    looked_up = tables(layers)
+    factors = {layer.weight: _inputs(model, layer.weight) for layer in layers if layer.weight not in looked_up}
+    sources = {weight: [factor.name for factor in found] for weight, found in factors.items()}
+    in_graph = {layer.weight for layer in layers if not layer.place}
+    behind = {value.name for value in filtered}
+    left = {
+        weight: names
+        for weight, names in sources.items()
+        if names and (weight not in in_graph or behind.issuperset(names))
+    }
+    if not left:
+        return set()
+    exposed = subgraphs.expose(model, [name for names in left.values() for name in names])
+    wanted = {name for names in left.values() for name in names}
+    try:
+        for values in _values(exposed, wanted, data, np.random.default_rng(seed), libraries):
+            left = {weight: names for weight, names in left.items() if not any(values[name].size for name in names)}
+            if not left:
+                break
+    except ModelError:
+        # A loop whose values change their shape from iteration to iteration cannot give them out, so it is run.
+        return set()
+    return set(left)
 
 
 def lookups(
@@ -308,22 +355,26 @@ def _values(
     part = activations.extract(model, given, computed) if computed else None
     session = None if part is None else runtime.frugal(part, custom_ops_libraries=libraries)
     needed = [value.name or "" for value in part.graph.inputs] if part is not None else []
-    fixed = activations.fixed_batch(model)
+    fixed = None if data.whole else activations.fixed_batch(model, data.places)
     order = random.permutation(len(data))
 
-    def compute(index: NDArray[np.intp]) -> dict[str, Array]:
-        values = dict(data.take(index).inputs)
+    def compute(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        values = dict(feeds)
         return values if session is None else values | runtime.run(session, {name: values[name] for name in needed})
 
     is_large = part is not None and runtime.is_large(part)
-    size = fixed or _batch_size([value for name, value in compute(order[:1]).items() if name in wanted], is_large)
+    if data.whole or fixed is not None:
+        size = fixed or 1
+    else:
+        one = compute(data.take(order[:1]).feeds)
+        size = _batch_size([value for name, value in one.items() if name in wanted], is_large)
+    is_filled_up = fixed is not None and len(order) % size > 0
+    aligned = alignment.measure(compute, data, fixed)[0] if is_filled_up else Alignment()
     for start in range(0, len(order), size):
         index = order[start : start + size]
-        values = compute(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
-        # What fills up a fixed batch does not count, where a value tells its samples apart.
-        yield {
-            name: values[name][: len(index)] if values[name].shape[:1] == (fixed,) else values[name] for name in wanted
-        }
+        padded = np.pad(index, (0, size - len(index)), mode="edge") if fixed else index
+        values = compute(data.take(padded).feeds)
+        yield {name: aligned.counted(name, values[name], len(padded), len(index)) for name in wanted}
 
 
 def _batch_size(one: Iterable[Array], is_large: bool) -> int:

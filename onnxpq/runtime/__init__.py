@@ -24,6 +24,7 @@ __all__ = [
     "Libraries",
     "Model",
     "activations",
+    "alignment",
     "extract",
     "frugal",
     "is_large",

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import onnxpq
+from onnxpq.data import of_objects
 from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
 from onnxpq.graph import files
 from onnxpq.support import memory
@@ -201,11 +202,12 @@ def run(
 
     Returns:
         Output name -> array. A list of maps (ZipMap of skl2onnx: for each of N samples a score for each of C
-        classes) becomes [N, C] with the classes in ascending order.
+        classes) becomes [N, C] with the classes in ascending order. Any other sequence becomes an array of objects,
+        which are arrays; any other map one of two, its keys in ascending order and their values.
 
     Raises:
         DataError: the inputs do not fit the model.
-        ModelError: the model fails while it runs, or an output is neither tensor nor list of maps.
+        ModelError: the model fails while it runs, or an output is of another type.
     """
     expected = [i.name for i in session.get_inputs()]
     if set(inputs) != set(expected):
@@ -348,9 +350,16 @@ def _as_array(name: str, value: object) -> NDArray[Any]:
         keys = sorted({key for row in value for key in row})
         if all(len(row) == len(keys) for row in value):
             return np.array([[row[key] for key in keys] for row in value], np.float32).reshape(len(value), len(keys))
+    if isinstance(value, dict):
+        keys = sorted(value)
+        return of_objects([np.array(keys), np.array([value[key] for key in keys])])
+    if isinstance(value, list | tuple):
+        return of_objects([_as_array(name, entry) for entry in value])
+    if value is None or isinstance(value, bool | int | float | str | bytes | np.generic):
+        return np.asarray(value, None if isinstance(value, bool | int | float | np.generic) else object)
     raise ModelError(
-        f"Output '{name}' is a {type(value).__name__}; expected a tensor, or a list of maps that all have the same keys"
-        " (as ZipMap gives them). Make the model output tensors."
+        f"Output '{name}' is a {type(value).__name__}; expected a tensor, or sequences and maps of them. Make the "
+        "model output tensors."
     )
 
 

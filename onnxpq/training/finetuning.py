@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxpq.config import TrainingConfig
+from onnxpq.data import Place
 from onnxpq.errors import TrainingError
 from onnxpq.graph import Layer
 from onnxpq.network import Network
@@ -68,7 +69,7 @@ class Batch(NamedTuple):
     """Some samples, where torch computes.
 
     Attributes:
-        inputs: of the network.
+        inputs: of the network, samples first.
         taught: what the original gets in their place.
         teacher: what the original makes of it.
         labels: if there are any.
@@ -90,6 +91,7 @@ class Problem:
         output: the network's output that the loss looks at.
         vectors: names of initializers that are trained along: biases, scales and shifts of normalizations.
         fixed_batch: the number of samples that the network takes at a time; None for any.
+        places: where the samples lie in the network's inputs and in the output; along axis 0 in what is not named.
         objective: the loss; None for what the settings and the labels ask for.
         originals: initializers of the network that have other values in the original, by name, and those values.
     """
@@ -99,8 +101,19 @@ class Problem:
     output: str
     vectors: Sequence[str] = ()
     fixed_batch: int | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
     objective: Objective | None = None
     originals: Mapping[str, Array] = field(default_factory=dict)
+
+    def run(self, inputs: Inputs, weights: Mapping[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
+        """What the network gives: inputs and `output` have the samples first, values to `keep` are as they are."""
+        given = {name: self._place(name).to_model(value) for name, value in inputs.items()}
+        found: dict[str, Tensor] = dict(self.network(given, weights=weights, keep=keep))
+        found[self.output] = self._place(self.output).to_front(found[self.output])
+        return found
+
+    def _place(self, name: str) -> Place:
+        return self.places.get(name, Place())
 
 
 @dataclass(frozen=True, eq=False)
@@ -397,7 +410,7 @@ class _Trainer:
         mixture = self._mixture(batch, self.random)
         original = self._original(mixture, kept) if mixture.is_mixed or kept else {}
         teacher = original.get(self.problem.output, batch.teacher)
-        found = self.problem.network(mixture.batch.inputs, weights=self.student.weights(phase), keep=kept)
+        found = self.problem.run(mixture.batch.inputs, self.student.weights(phase), kept)
         loss = mixture.loss(self.objective, found[self.problem.output], teacher)
         value = loss.detach()
         for name in kept:
@@ -426,8 +439,7 @@ class _Trainer:
     @torch.no_grad()
     def _original(self, mixture: "_Mixture", kept: Collection[str] = ()) -> dict[str, Tensor]:
         """What the original makes of samples, with the values `kept`."""
-        found: dict[str, Tensor] = self.problem.network(mixture.batch.taught, weights=self.originals, keep=kept)
-        return found
+        return self.problem.run(mixture.batch.taught, self.originals, kept)
 
     @torch.no_grad()
     def validate(self, samples: Samples, *, original: bool = False) -> float:
@@ -450,7 +462,7 @@ class _Trainer:
             mixture = self._mixture(batch, np.random.default_rng(start)) if mixes else _Mixture(batch)
             teacher = self._original(mixture)[self.problem.output] if mixture.is_mixed else batch.teacher
             inputs = mixture.batch.taught if original else mixture.batch.inputs
-            scores = self.problem.network(inputs, weights=weights)[self.problem.output]
+            scores = self.problem.run(inputs, weights)[self.problem.output]
             total += count * float(mixture.loss(self.objective, scores, teacher, count))
         return total / len(samples)
 

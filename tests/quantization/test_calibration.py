@@ -22,7 +22,10 @@ from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
 from onnxpq.graph.normalising import normalise
 from onnxpq.pq.statistics import InputStatistics
-from onnxpq.quantization import calibration
+from onnxpq.quantization import calibration, subject
+from onnxpq.runtime import sessions
+
+pytestmark = pytest.mark.rounding
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -257,8 +260,8 @@ def test_several_passes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x = tiny.samples(100)
     once = collect(tiny.mlp(), x)
     loaded: list[object] = []
-    real = runtime.session
-    monkeypatch.setattr(runtime, "session", lambda *a, **k: loaded.append(a) or real(*a, **k))
+    real = sessions.session
+    monkeypatch.setattr(sessions, "session", lambda *a, **k: loaded.append(a) or real(*a, **k))
     monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)
     again = collect(tiny.mlp(), x)
     assert len(loaded) == 1, "the first layer's inputs are the data themselves"
@@ -414,3 +417,51 @@ def test_a_large_model_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     large = collect(tiny.mlp(), x)
     for name in ("W1", "W2"):
         np.testing.assert_allclose(second_moment(large[name]), second_moment(small[name]), rtol=1e-4, atol=1e-6)
+
+
+# What no sample reaches
+
+
+def filtered(limit: float, size: int = 6) -> onnx.ModelProto:
+    """``x [N, size]`` -> V for all rows; and W for those that have a number above a limit."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["m"], axes=[1], keepdims=0),
+        helper.make_node("Greater", ["m", "limit"], ["g"]),
+        helper.make_node("Compress", ["x", "g"], ["c"], axis=0),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("MatMul", ["r", "W"], ["y"]),
+        helper.make_node("MatMul", ["x", "V"], ["z"]),
+    ]
+    weights = [tiny.initializer(name, size, 64, seed=1) for name in ("W", "V")]
+    weights.append(onnx.numpy_helper.from_array(np.float32(limit), "limit"))
+    return tiny.build(nodes, {"x": ["N", size]}, {"y": ["K", 64], "z": ["N", 64]}, weights)
+
+
+def test_layers_that_no_sample_reaches() -> None:
+    x = tiny.samples(200)[:, :6]
+    x[-1, 0] = 50
+    for limit, expected in ((60.0, {"W"}), (40.0, set())):
+        model, layers = prepare(filtered(limit))
+        assert calibration.unreached(model, layers, Dataset({"x": x}), seed=0) == expected
+    model, layers = prepare(branches())
+    for taken in (True, False):
+        data = Dataset({"x": x, "c": np.full(200, taken)})
+        # That the other branch multiplies a value of the main graph does not tell whether it is run.
+        assert calibration.unreached(model, layers, data, seed=0) == (set() if taken else {"W"})
+
+
+def test_they_are_left_alone() -> None:
+    config = Config(min_weights=1, training=TrainingConfig(epochs=0))
+    report = onnxpq.compress(filtered(60.0, 64), {"x": tiny.samples(200)}, config=config).report
+    assert [layer.weight for layer in report.layers] == ["V"]
+    assert [entry.reason for entry in report.skipped if entry.op_type == "MatMul"] == [subject.UNREACHED]
+    assert [output.is_empty for output in report.verification.outputs] == [True, False]
+
+
+def test_a_fixed_batch_counts_each_sample_once_wherever_it_is() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["t", "W"], ["y"]),
+    ]
+    x = np.random.default_rng(0).standard_normal((10, 5, 6)).astype(np.float32)
+    assert_moment(collect(one_node(nodes, 4, 5, 6), x)["W"], x)

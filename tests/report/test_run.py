@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from onnxpq.report.floor import FloorReport
 from onnxpq.report.run import (
     Accuracy,
     Epoch,
@@ -50,6 +51,7 @@ VERIFICATION = Verification(
     accuracy=Accuracy("logits", Interval(0.98, 0.97, 0.99), Interval(0.965, 0.95, 0.97), Interval(0.015, -0.01, 0.04)),
     squared_error=None,
     latency=(Latency(1, 0.5, 0.0625, 0.25), Latency(64, 8.0, None, 4.0)),
+    floor=FloorReport("logits", "loss of accuracy", 0.015, 0.05, resolution=0.018),
 )
 REPORT = Report(LAYERS, SKIPPED, TRAINING, VERIFICATION, ("Read me.",), {"seed": 0}, {"training": 1.5})
 
@@ -93,9 +95,13 @@ def test_json_has_no_numbers_that_json_lacks() -> None:
         raise AssertionError(constant)
 
     found = json.loads(text, parse_constant=refuse)
-    assert found["verification"]["outputs"] == [
-        {"name": "y", "max_error": None, "relative_error": None, "agreement": None}
-    ]
+    (output,) = found["verification"]["outputs"]
+    assert {name: output[name] for name in ("name", "max_error", "relative_error", "agreement")} == {
+        "name": "y",
+        "max_error": None,
+        "relative_error": None,
+        "agreement": None,
+    }
 
 
 def test_text_names_everything() -> None:
@@ -127,7 +133,12 @@ def test_text_names_everything() -> None:
 
 def test_text_leaves_out_what_is_not_there() -> None:
     verification = replace(
-        VERIFICATION, library_agreement=None, accuracy=None, latency=(), squared_error=SquaredError("y", 0.25, 0.5)
+        VERIFICATION,
+        library_agreement=None,
+        accuracy=None,
+        latency=(),
+        squared_error=SquaredError("y", 0.25, 0.5),
+        floor=FloorReport("y", "relative error", 0.1, 0.3),
     )
     text = squeezed(Report(LAYERS, (), None, verification))
     assert " squared error 0.25 -> 0.5 (y)" in text.splitlines()
@@ -149,6 +160,19 @@ def test_output_of_one_column_has_no_top_1() -> None:
     assert " output y: relative error 0.2500, largest difference 0.5" in text.splitlines()
 
 
+def test_outputs_of_other_shapes_and_of_whole_calls() -> None:
+    outputs = (
+        OutputReport("boxes", None, None, 0.5, values=8, reshaped=3, shapes=((4, 3), (2, 3)), is_whole=True),
+        OutputReport("rows", None, None, None, values=8, is_empty=True),
+    )
+    lines = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs))).splitlines()
+    assert (
+        " output boxes: as a whole in 8 calls, same value 50.00 %, ANOTHER SHAPE in 3 of 8 calls, such as [2, 3] "
+        "instead of [4, 3]"
+    ) in lines
+    assert " output rows: empty in all calls, so that nothing was compared" in lines
+
+
 def test_layers_trained_by_themselves_and_not_at_all() -> None:
     epochs = tuple(Epoch("tuned", 0.5, 0.25, 0.0) for _ in range(3))
     alone = LayerTraining("fc1", "operator my::Op version 1 at node 'odd' has no rule", 900, 100, 0.5, 0.125, epochs)
@@ -166,3 +190,15 @@ def test_layers_trained_by_themselves_and_not_at_all() -> None:
     assert stored["layer_wise"][0]["best"] == 0.125
     assert [layer["training"] for layer in stored["layers"]] == list(ways)
     assert "layer by layer" not in squeezed(REPORT)
+
+
+def test_the_floor_is_told() -> None:
+    told = "Floor kept: loss of accuracy of output 'logits' 1.5 %, at most 5 %; so many samples tell it to 1.8 %"
+    assert told in REPORT.to_text()
+
+
+def test_a_report_without_proof_says_so_first() -> None:
+    verification = replace(VERIFICATION, held_out=False, data="random inputs, as no data was given")
+    first = replace(REPORT, verification=verification).to_text().splitlines()[0]
+    assert first == "Nothing was proven: random inputs, as no data was given."
+    assert "Nothing was proven" not in REPORT.to_text()
