@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.data.datasets import InputSpec, Source, arrays_of, input_specs, random_inputs
+from onnxpq.data.datasets import InputSpec, Source, arrays_of, has_samples, input_specs, random_inputs
 from onnxpq.errors import DataError, OnnxpqError
 
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.generic]]], Mapping[str, NDArray[np.generic]]]
@@ -89,18 +89,20 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
         The inputs, of which only the batch is open, and a note that says what was made up.
 
     Raises:
-        DataError: it runs with none of the sizes.
+        DataError: it runs with none of the sizes, or nobody can make up what its inputs hold.
         ModelError: an input is no tensor.
     """
     names = unshaped(model)
     first = input_specs(model, dict.fromkeys(names, RANKS[0]))
-    if not names and not any(None in spec.shape[1:] for spec in first):
+    is_known = not names and not any(None in spec.shape[1:] for spec in first)
+    if is_known or not has_samples(first):
         return first, []
     started, failure = time.monotonic(), ""
     tried: list[int] = []
     for size, specs in _candidates(model, names):
+        inputs = random_inputs(specs, 1, seed).inputs
         try:
-            outputs = run(random_inputs(specs, 1, seed).inputs)
+            outputs = run(inputs)
         except OnnxpqError as error:
             failure = failure or str(error)
         else:
