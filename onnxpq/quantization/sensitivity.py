@@ -25,6 +25,7 @@ from onnxpq.network import partition
 from onnxpq.pq import InputStatistics, Layout, calibrated, codec
 from onnxpq.pq.matrix import from_matrix
 from onnxpq.runtime import activations
+from onnxpq.verification import flattened
 
 Array: TypeAlias = NDArray[Any]
 
@@ -214,8 +215,13 @@ class Influence:
         for values in self._feeds:
             known = {**self._weights, **values, **weights}
             outputs = runtime.run(self._session, {name: known[name] for name in self._needed})
-            found.append(outputs[self._output].astype(np.float64))
+            found.append(_numbers(flattened(outputs[self._output])))
         return found
+
+
+def _numbers(values: Array) -> NDArray[np.float64]:
+    """The output as numbers; text as whether it is there."""
+    return values.astype(np.float64) if values.dtype.kind in "biuf" else np.ones(values.shape)
 
 
 def _missed(found: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
