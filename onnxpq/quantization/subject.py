@@ -23,6 +23,7 @@ from onnxpq.verification import (
     Kind,
     check_labels,
     choose_output,
+    flattened,
     is_one_hot,
     is_scores,
     kind_of,
@@ -188,7 +189,7 @@ def _choose_output(
 def _kinds(forms: Forms, found: Mapping[str, NDArray[Any]], numbers: Mapping[str, str]) -> dict[str, Kind]:
     graph = forms.normal.graph
     return {
-        name: kind_of(values, scores=name not in numbers, sigmoid=outputs.is_sigmoid(graph, name))
+        name: kind_of(flattened(values), scores=name not in numbers, sigmoid=outputs.is_sigmoid(graph, name))
         for name, values in found.items()
     }
 

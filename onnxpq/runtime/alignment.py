@@ -93,6 +93,8 @@ def _compared(found: Sequence[Values], count: int, fixed: int | None) -> Alignme
 def _candidates(values: Sequence[Array], count: int, fixed: int | None) -> Iterator[Place]:
     """The places that the shapes allow."""
     shapes = [value.shape for value in values]
+    if any(isinstance(entry, np.ndarray) for value in values if value.dtype.hasobject for entry in value.flat):
+        return  # a sequence is one thing
     if fixed is not None:
         if len(set(shapes)) == 1:
             yield from _in_fixed(shapes[0], fixed)

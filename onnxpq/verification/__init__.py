@@ -11,6 +11,7 @@ from onnxpq.verification.metrics import (
     check_classes,
     check_numbers,
     choose_output,
+    flattened,
     is_one_hot,
     is_scores,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "check_labels",
     "check_numbers",
     "choose_output",
+    "flattened",
     "is_one_hot",
     "is_scores",
     "kind_of",

@@ -8,6 +8,7 @@ All are tested on numbers worked by hand; memory does not grow with the number o
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,16 @@ def is_scores(array: NDArray[np.generic]) -> bool:
 def is_sequence(array: NDArray[np.generic]) -> bool:
     """Whether an output is a sequence of arrays, or a map (`onnxpq.runtime.run`)."""
     return array.dtype.hasobject and any(isinstance(entry, np.ndarray) for entry in array.flat)
+
+
+def flattened(array: NDArray[Any]) -> NDArray[Any]:
+    """A sequence as one array of all entries of its arrays, [entries]; any other output as it is."""
+    if not is_sequence(array):
+        return array
+    parts = [flattened(np.asarray(entry)).ravel() for entry in array.flat]
+    if all(np.issubdtype(part.dtype, np.floating) for part in parts):
+        return np.concatenate(parts)
+    return np.concatenate([part.astype(object) for part in parts])
 
 
 def rows_of(array: NDArray[np.generic]) -> int:
@@ -68,13 +79,13 @@ def choose_output(
         outputs: the original model's outputs on some samples.
         wanted: the user's choice, or None: the first that holds scores of classes, else the first with several
             columns, else the first of floats, else the first of integers (a model that gives labels alone; no gradient
-            comes from them).
+            comes from them), else the first of all.
         numbers: outputs that look like scores and are not (`onnxpq.verification.outputs.not_scores`).
         pooled: those of them that others with several columns are made of (`onnxpq.verification.outputs.pooled`),
             which go before.
 
     Raises:
-        ConfigError: there is no such output, or it holds no floats; or no output holds numbers.
+        ConfigError: there is no such output, or it holds no floats.
     """
     floats = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.floating)]
     if wanted is not None:
@@ -87,11 +98,9 @@ def choose_output(
             )
         return wanted
     integers = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.integer)]
-    if not floats and not integers:
-        raise ConfigError("No output of the model holds numbers: there is nothing to compare or to train.")
     columns = [name for name in floats if is_scores(outputs[name])]
     scores = [name for name in columns if name not in numbers]
-    return (scores + [name for name in columns if name not in pooled] + floats + integers)[0]
+    return (scores + [name for name in columns if name not in pooled] + floats + integers + list(outputs))[0]
 
 
 def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bool:

@@ -25,7 +25,7 @@ from onnxpq import runtime
 from onnxpq.data import Alignment, Dataset, batches, of_objects
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.support.figures import Interval
-from onnxpq.verification.metrics import Z95, counted, is_scores, name_classes
+from onnxpq.verification.metrics import Z95, counted, flattened, is_scores, name_classes
 
 Array: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = Mapping[str, Array]
@@ -93,8 +93,9 @@ def choose(wanted: str, output: str, values: Array, labels: Array | None, *, num
     Raises:
         ConfigError: the metric does not fit the output or needs labels; or the function cannot be imported.
     """
+    values = flattened(values)
     classes = labels is not None and name_classes(labels, values)
-    countable = is_scores(values) or np.issubdtype(values.dtype, np.integer)
+    countable = is_scores(values) or not np.issubdtype(values.dtype, np.floating)
     squared = Metric("relative mse" if labels is None or classes else "mse", output)
     if ":" in wanted:
         return Metric(wanted, output, _imported(wanted))
@@ -207,7 +208,8 @@ def _runs(
 def _by_samples(outputs: Outputs, aligned: Alignment, samples: int, count: int) -> dict[str, Array]:
     """The outputs of the first `count` samples, [count, ...]; those that are of the call as a whole, [1, ...]."""
     found = {name: aligned.samples(name, samples, value) for name, value in outputs.items()}
-    return {name: outputs[name][None] if front is None else front[0][:count] for name, front in found.items()}
+    whole = {name: flattened(value)[None] for name, value in outputs.items() if found[name] is None}
+    return {name: whole[name] if front is None else front[0][:count] for name, front in found.items()}
 
 
 def _losses(metric: str, exact: Array, found: Array, labels: Array | None) -> NDArray[np.float64]:

@@ -230,7 +230,6 @@ def test_probabilities(scores: np.ndarray, expected: bool) -> None:
             "label",
             "Output 'label' holds int64, which has no gradient. Choose one of: none.",
         ),
-        ({"text": np.array(["a"])}, None, "No output of the model holds numbers: there is nothing to"),
     ],
 )
 def test_output_that_cannot_be_used(outputs: dict[str, np.ndarray], wanted: str | None, message: str) -> None:
@@ -341,6 +340,21 @@ def test_what_is_ignored_is_counted_nowhere() -> None:
 def test_an_integer_for_each_class(labels: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         metrics.check_classes(labels, np.zeros((8, 3), np.float32))
+
+
+def test_where_nothing_holds_numbers_the_first_output_counts() -> None:
+    text, flags = np.array(["a"], object), np.array([True])
+    assert metrics.choose_output({"text": text, "flags": flags}, None) == "text"
+    assert metrics.choose_output({"text": text, "number": np.array([1])}, None) == "number"
+
+
+def test_a_sequence_as_one_array() -> None:
+    one = np.array([1.0, 2.0])
+    np.testing.assert_array_equal(metrics.flattened(of_objects([one, one[:1]])), [1, 2, 1])
+    assert metrics.flattened(of_objects([np.array(["a"]), one])).tolist() == ["a", 1.0, 2.0]
+    assert metrics.flattened(one) is one
+    words = np.array(["a", "b"], object)
+    assert metrics.flattened(words) is words
 
 
 def test_one_hot() -> None:

@@ -468,6 +468,22 @@ def test_rounding_near_zero_is_no_defect(
             verify(*both, Dataset({"x": samples()}))
 
 
+def test_a_sum_that_is_small_beside_its_terms_may_differ_more(
+    verify: Verify, library_gives: Callable[[onnx.ModelProto], None]
+) -> None:
+    data = Dataset({"x": steps_samples(14)})
+    # The last step is one of five: 2 % of it are more of what is left of the sum.
+    for last, fits in ((1.02, True), (3.0, False)):
+        library_gives(steps_model("sum", last=last))
+        if fits:
+            found = verify(steps_model("sum"), steps_model("sum"), data, output="y").library_agreement
+            assert found is not None
+            assert 0 < found < proof.FEW_NUMBERS_FACTOR * proof.LIBRARY_BUDGET
+        else:
+            with pytest.raises(VerificationError, match=r"^Output 'y': native operator and function body differ by"):
+                verify(steps_model("sum"), steps_model("sum"), data, output="y")
+
+
 def test_body_alone_that_is_not_finite(verify: Verify, library_gives: Callable[[onnx.ModelProto], None]) -> None:
     library_gives(mlp())
     with pytest.raises(VerificationError, match=r"^Output 'logits': native operator and function body differ by nan"):

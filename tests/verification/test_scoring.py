@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 from tiny_models import build
 
-from onnxpq.data import Alignment, Place
+from onnxpq.data import Alignment, Place, of_objects
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.support.figures import Interval
@@ -260,6 +260,36 @@ def test_what_has_another_shape_is_lost() -> None:
         )
         assert found.drop.value == pytest.approx(1 / 30)
         assert found.relative_error == pytest.approx(np.sqrt(1 / 30))
+
+
+def test_sequences_and_text() -> None:
+    data = Dataset({"x": np.array([[1, 2], [3, 4]], np.float32)})
+
+    def models(*nodes: Any, kind: Any) -> tuple[bytes, bytes]:
+        found = []
+        for factor in (1.0, 1.5):
+            first = helper.make_node("Mul", ["x", "F"], ["z"], name="mul")
+            weight = helper.make_tensor("F", 1, [2], [1.0, factor])
+            model = build([first, *nodes], {"x": ["N", 2]}, {}, [weight])
+            model.graph.output.append(kind)
+            found.append(model.SerializeToString())
+        return found[0], found[1]
+
+    split = models(
+        helper.make_node("SplitToSequence", ["z"], ["y"], name="split", axis=1),
+        kind=helper.make_tensor_sequence_value_info("y", 1, None),
+    )
+    metric = scoring.choose("auto", "y", of_objects([np.ones(2), np.ones(2)]), None)
+    found = scoring.measure(metric, split, data, aligned=Alignment(), fixed_batch=None)
+    assert (metric.name, found.drop.value) == ("relative mse", pytest.approx((1 + 4) / 30))
+    text = models(
+        helper.make_node("Cast", ["z"], ["i"], name="i", to=7),
+        helper.make_node("Cast", ["i"], ["y"], name="text", to=8),
+        kind=helper.make_tensor_value_info("y", 8, ["N", 2]),
+    )
+    metric = scoring.choose("auto", "y", np.array([["1", "2"]], object), None)
+    found = scoring.measure(metric, text, data, aligned=FIRST, fixed_batch=None)
+    assert (metric.name, found.drop.value) == ("agreement", 0.5)
 
 
 def test_nothing_on_both_sides_agrees() -> None:
