@@ -35,8 +35,6 @@ from onnxpq.pq.packing import unpack_codes
 from onnxpq.pq.reference import decode
 from onnxpq.workspace import opened
 
-pytestmark = pytest.mark.rounding
-
 WORDS, LENGTH, SAMPLES = 600, 5, 200
 QUICK = TrainingConfig(steps=60, batch_size=32)
 PLAIN = TrainingConfig(steps=0)
@@ -114,6 +112,7 @@ def test_what_is_looked_up_is_compressed_and_the_layers_are_trained_beside_it() 
     assert not report.notes, "that a table has no inputs to look at is not worth a note"
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("by_length", [False, True], ids=["before the layers", "between them too"])
 def test_the_layers_learn_to_do_with_what_is_left_of_the_table(by_length: bool) -> None:
     # Where what is looked up does not depend on the samples, the lookup is part of what is trained.
@@ -202,6 +201,7 @@ def test_statistics_are_those_of_what_is_multiplied() -> None:
         assert not any(isinstance(entry, str) for entry in found.values())
 
 
+@pytest.mark.rounding
 def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
     model = modelio.load(text_model())
     normal = importing.normalise(model)
@@ -280,6 +280,7 @@ LOST_BY_USE = 1.25
 """By what the mean error of all rows may grow where those in use count for more; 1.15 to 1.17 with eight seeds."""
 
 
+@pytest.mark.rounding
 def test_rows_in_use_are_stored_more_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only counts are known, against the same without data; the mean of all rows loses little by it."""
     no_gradients(monkeypatch)
@@ -346,6 +347,7 @@ def gradients_by_hand(
     return second / rows, power
 
 
+@pytest.mark.rounding
 def test_gradients_are_those_of_the_output_by_the_rows() -> None:
     model, ids = linear_model(), np.random.default_rng(0).integers(0, 30, (100, LENGTH))
     use = observed(model, ids)["words"]
@@ -360,6 +362,7 @@ def test_gradients_are_those_of_the_output_by_the_rows() -> None:
     assert set(use.importance[30:]) == {lookups.LEAST_IMPORTANT}
 
 
+@pytest.mark.rounding
 def test_their_mean_is_what_errors_cost() -> None:
     """Without random directions: in a linear model an error e of a row costs ``|e W|^2``."""
     model, ids = linear_model(), np.random.default_rng(0).integers(0, 40, (2000, LENGTH))
@@ -398,6 +401,7 @@ def test_the_work_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(np.unique(seen), np.flatnonzero(use.importance > lookups.LEAST_IMPORTANT))
 
 
+@pytest.mark.rounding
 def test_the_output_is_nearer_than_by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gradients = stored_table(texts(1000))[1]
     no_gradients(monkeypatch)
