@@ -48,7 +48,8 @@ USUAL: Final = (
 )
 """Heights and widths of images, those of the most networks first."""
 
-MULTIPLES: Final = range(8, 1025, 8)
+MULTIPLES: Final = (*range(8, 1025, 8), 2048, 3000, 4096, 8000, 16000)
+"""The last ones are those of sounds: frames, and a second of samples."""
 
 SMALL: Final = range(2, 129)
 

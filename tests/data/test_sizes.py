@@ -72,6 +72,16 @@ def test_a_size_of_a_constant_is_tried_early() -> None:
     assert sizes.found(loaded(model), only(1531), 0)[0][0].shape == (None, 1531)
 
 
+def test_a_second_of_sound_is_tried_though_no_image_is_as_large() -> None:
+    kernel = tiny.initializer("K", 4, 1, 3, seed=0)
+    model = tiny.build(
+        [helper.make_node("Conv", ["x", "K"], ["y"])], {"x": ["N", 1, "T"]}, {"y": ["N", 4, "S"]}, [kernel]
+    )
+    assert sizes.found(loaded(model), only(1, 16000), 0)[0][0].shape == (None, 1, 16000)
+    with pytest.raises(DataError, match="from 1 to 2048"):
+        sizes.found(loaded(open_images(1)), only(3, 16000, 16000), 0)
+
+
 def test_a_rank_that_is_not_told_is_tried_too() -> None:
     specs, _ = sizes.found(loaded(unshaped(open_images(64))), only(64, 64, 64), 0)
     assert [spec.shape for spec in specs] == [(None, 64, 64, 64)]
@@ -98,7 +108,7 @@ def test_where_no_size_runs_the_error_says_what_was_tried_and_what_to_do() -> No
     with pytest.raises(DataError) as error:
         sizes.found(loaded(open_images(5)), only(3, 5, 6), 0)
     assert str(error.value) == (
-        "The model leaves sizes of its inputs open ('x' float32 [N, 3, ?, ?]), and with made-up ones from 1 to 1024 it "
+        "The model leaves sizes of its inputs open ('x' float32 [N, 3, ?, ?]), and with made-up ones from 1 to 2048 it "
         "does not run. Give inputs that it takes with --test, or with --data. The first failure: found [1, 3, 1, 1]"
     )
 
