@@ -26,7 +26,15 @@ class DataError(OnnxpqError):
 
 
 class UnalignedError(DataError):
-    """A value of the graph has no row per sample, or rows of several shapes: it cannot be kept for a data set."""
+    """A value of the graph has no entry per sample, or entries of several shapes: it cannot be kept for a data set.
+
+    Attributes:
+        value: its name.
+    """
+
+    def __init__(self, message: str, *, value: str) -> None:
+        super().__init__(message)
+        self.value = value
 
 
 class ConfigError(OnnxpqError):
@@ -61,17 +69,25 @@ class VerificationError(OnnxpqError):
     """The compressed model does not load, is not finite, or is no smaller than the original."""
 
 
-class TargetError(OnnxpqError):
-    """A target is out of reach, or was missed in the end.
+class MissedError(OnnxpqError):
+    """The result is not what it has to be.
 
     Attributes:
-        result: what was reached instead, an `onnxpq.Result` whose model can be saved all the same; None where the
-            target was seen to be impossible before the work.
+        result: what was reached instead, an `onnxpq.Result` whose model can be saved all the same; None where that was
+            seen to be impossible before the work.
     """
 
     def __init__(self, message: str, *, result: object = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class TargetError(MissedError):
+    """A target is out of reach, or was missed in the end."""
+
+
+class FloorError(MissedError):
+    """The result has lost more of the original than what may be written (`onnxpq.verification.floor`)."""
 
 
 class RuntimeLibraryError(OnnxpqError):

@@ -77,6 +77,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         The compressed model, and the report.
 
     Raises:
+        FloorError: the result lost too much of the original; the error has the result.
         TargetError: the target is out of reach, or was missed; in the latter case the error has the result.
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
@@ -87,7 +88,8 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         run = Run(config or Config(), custom_ops_libraries, progress, kept, layers=kept)
         own = subject.read(run, model, data, test, labels)
         targeting.check(run, own)
-        own = arranging.orderable(run, subject.looked_up(run, own))
+        own = subject.looked_up(run, subject.reached(run, own))
+        own = arranging.orderable(run, own)
         if kept.folder is None and run.config.target.is_set:
             run.layers = workspace.temporary(Path(scratch))
         trainer = Trainer(run, Path(cache_dir or kept.activations or scratch), own.train, own.output)
@@ -95,9 +97,9 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         if run.config.target.is_set:
             made, report = targeting.seek(run, own, make, prove)
         else:
-            made = make(allocation.layouts(own.layers, run.config))
+            made = make(allocation.layouts(own.layers, run.config, has_data=own.train is not None))
             report = prove(made)
-        return targeting.delivered(Result(made.model, report))
+        return targeting.delivered(verification.above_floor(Result(made.model, report)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +126,20 @@ def _make(run: Run, whole: Subject, trainer: Trainer, layouts: Mapping[str, Layo
 def _prove(run: Run, whole: Subject, made: _Made) -> Report:
     """Verify a compressed model, and tell all that is known of it."""
     proof = verification.prove(
-        run, whole.forms, made.model, whole.evidence, whole.inputs, output=whole.output, layers=len(whole.layers)
+        run,
+        whole.forms,
+        made.model,
+        whole.evidence,
+        whole.inputs,
+        kinds=whole.kinds,
+        output=whole.output,
+        layers=len(whole.layers),
+        aligned=whole.aligned,
     )
     own, trained = made.subject, made.trained
     return Report(
         layers=clustering.reports(own.forms.normal, own.layers, made.layouts, made.tensors, trained.ways),
-        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in whole.skipped),
+        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in whole.skipped),
         training=trained.training,
         verification=proof,
         layer_wise=tuple(trained.layer_wise),

@@ -27,13 +27,21 @@ CODEBOOKS: Final = ("auto", "layer", "position")
 TARGET_CHOOSES: Final = ("sub_vector", "codewords", "codebooks")
 """What a target chooses for each layer: these settings of `PQConfig` cannot be given beside one."""
 
+SUB_VECTOR: Final = 8
+"""d where the settings name none."""
+
+GENTLE_SUB_VECTOR: Final = 1
+"""The same without data. Nothing repairs then what is lost: 4 bits a weight lose at most a tenth of a point on seven
+classifiers, 2 bits up to 15 points (`python -m benchmarks plain`)."""
+
 
 @dataclass(frozen=True)
 class PQConfig:
     """How weights are cut and how many codewords they get.
 
     Attributes:
-        sub_vector: d, how many neighbouring weights of a row share one code.
+        sub_vector: d, how many neighbouring weights of a row share one code; None for `SUB_VECTOR`, or, where no data
+            are given, for `GENTLE_SUB_VECTOR`.
         codewords: K; up to 16 a code takes half a byte and the kernel is several times faster, up to 256 a byte.
         codebooks: G per layer. "position": one codebook per sub-vector position; "layer": one for the whole layer;
             a number: that many; "auto": "position" unless its codebooks would take more bytes than half the codes, and
@@ -45,14 +53,15 @@ class PQConfig:
             gains.
     """
 
-    sub_vector: int = 8
+    sub_vector: int | None = None
     codewords: int = 16
     codebooks: str | int = "auto"
     fast: bool = False
     reorder: bool = False
 
     def __post_init__(self) -> None:
-        _integer(self, "sub_vector", 1, 64)
+        if self.sub_vector is not None:
+            _integer(self, "sub_vector", 1, 64)
         _integer(self, "codewords", 2, 256)
         for name in ("fast", "reorder"):
             if not isinstance(getattr(self, name), bool):
@@ -198,6 +207,8 @@ class Config:
             of them.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
+        floor: how much of that output may be lost, at most, for the result to be written; None takes what suits what
+            it is (`onnxpq.verification.floor`): 0.05 of accuracy or of the answers, 0.1 of cosine, 0.3 of numbers.
         seed: of every random choice; the same seed gives the same result on the same machine.
     """
 
@@ -212,6 +223,7 @@ class Config:
     tables: bool | None = None
     held_out: float = 0.1
     output: str | None = None
+    floor: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -226,6 +238,8 @@ class Config:
         if self.tables is not None and not isinstance(self.tables, bool):
             raise ConfigError(_sentence(self, "tables", "True, False or None", self.tables))
         _real(self, "held_out", 0.001, 0.9)
+        if self.floor is not None:
+            _real(self, "floor", 0, 1e6)
         _integer(self, "seed", 0, 2**32 - 1)
         for name in ("include", "exclude"):
             value = getattr(self, name)
@@ -246,7 +260,7 @@ class Config:
         Raises:
             ConfigError: an unknown name, or a value that a setting cannot have.
         """
-        values = dict(_table("Config", settings))
+        values = _with_units(_table("Config", settings))
         for name, kind in _TABLES.items():
             if name in values:
                 values[name] = _build(kind, _with_units(_table(kind.__name__, values[name])))
@@ -293,7 +307,7 @@ _TABLES: Final[dict[str, type[Any]]] = {
     "training": TrainingConfig,
     "target": TargetConfig,
 }
-_UNITS: Final = {"size": parse_size, "max_drop": parse_share}
+_UNITS: Final = {"size": parse_size, "max_drop": parse_share, "floor": parse_share}
 
 
 def _with_units(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Which layout each layer gets by the settings, and which it could have."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Final
 
-from onnxpq.config import Config, LayerConfig, PQConfig
+from onnxpq.config import GENTLE_SUB_VECTOR, SUB_VECTOR, Config, LayerConfig, PQConfig
 from onnxpq.errors import ConfigError
 from onnxpq.graph import Layer
 from onnxpq.pq import CODEBOOK_BYTES, Layout, packed_bytes
@@ -23,12 +24,19 @@ TELLING: Final = 0.01
 """Layouts of fewer than 256 codewords a byte save at least this share of the bytes."""
 
 
-def layouts(layers: Sequence[Layer], config: Config) -> dict[str, Layout]:
+def layouts(layers: Sequence[Layer], config: Config, *, has_data: bool = True) -> dict[str, Layout]:
     """How each weight is cut where no target chooses, by weight name.
+
+    Args:
+        layers: of the model.
+        config: the settings.
+        has_data: whether samples tell what an error costs; without any, what the settings leave open is cut gently.
 
     Raises:
         ConfigError: see `pinned`.
     """
+    if not has_data and config.pq.sub_vector is None:
+        config = replace(config, pq=replace(config.pq, sub_vector=GENTLE_SUB_VECTOR))
     chosen = pinned(layers, config)
     return {layer.weight: chosen.get(layer.weight) or layout_of(layer, config.pq) for layer in layers}
 
@@ -99,7 +107,7 @@ def layout_of(layer: Layer, settings: PQConfig) -> Layout:
     Raises:
         ConfigError: more codebooks are asked for than the layer has sub-vectors.
     """
-    d = min(settings.sub_vector, layer.in_features)
+    d = min(settings.sub_vector or SUB_VECTOR, layer.in_features)
     sub_vectors = -(-layer.in_features // d)
     if isinstance(settings.codebooks, int):
         if settings.codebooks > sub_vectors:

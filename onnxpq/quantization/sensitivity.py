@@ -27,6 +27,7 @@ from onnxpq.pq import Layout, PQTensor, decode
 from onnxpq.pq.matrix import from_matrix
 from onnxpq.quantization.curves import TINY, Weight
 from onnxpq.runtime import activations
+from onnxpq.verification import flattened
 
 Array: TypeAlias = NDArray[Any]
 
@@ -127,9 +128,9 @@ class Influence:
         before = activations.extract(model, given, computed) if computed else None
         session = None if before is None else open_session(before)
         self._feeds: list[dict[str, Array]] = []
-        fixed = activations.fixed_batch(model)
+        fixed = None if samples.whole else activations.fixed_batch(model, samples.places)
         for part, _ in batches(samples, fixed or len(samples), exact=fixed is not None):
-            values = dict(part.inputs)
+            values = part.feeds
             if before is not None and session is not None:
                 names = [value.name or "" for value in before.graph.inputs]
                 values |= runtime.run(session, {name: values[name] for name in names})
@@ -147,7 +148,7 @@ class Influence:
         exact = self._weights[layer.weight]
         replaced = from_matrix(matrix, exact.shape, is_in_out=layer.weight_is_in_out)
         found = self._run({layer.weight: np.ascontiguousarray(replaced.numpy().astype(exact.dtype))})
-        missed = sum(float(np.square(a - b).sum()) for a, b in zip(found, self._exact, strict=True))
+        missed = sum(_missed(a, b) for a, b in zip(found, self._exact, strict=True))
         whole = sum(float(np.square(b).sum()) for b in self._exact)
         return missed / whole if whole > 0 else 0.0
 
@@ -164,8 +165,18 @@ class Influence:
         for values in self._feeds:
             known = {**self._weights, **values, **weights}
             outputs = runtime.run(self._session, {name: known[name] for name in self._needed})
-            found.append(outputs[self._output].astype(np.float64))
+            found.append(_numbers(flattened(outputs[self._output])))
         return found
+
+
+def _numbers(values: Array) -> NDArray[np.float64]:
+    """The output as numbers; text as whether it is there."""
+    return values.astype(np.float64) if values.dtype.kind in "biuf" else np.ones(values.shape)
+
+
+def _missed(found: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
+    """Squared error; what has another shape is as far off as if nothing were there."""
+    return float(np.square(found - exact if found.shape == exact.shape else exact).sum())
 
 
 def influences(

@@ -221,7 +221,12 @@ def _drop(case: Case, aim: Aim, model: ir.Model, samples: Dataset) -> Drop:
         raise AssertionError("a metric is chosen where there are samples")
     models = (case.subject.forms.runnable, model)
     return scoring.measure(
-        aim.metric, models, samples, fixed_batch=fixed_batch(case.subject.inputs), libraries=case.run.libraries
+        aim.metric,
+        models,
+        samples,
+        aligned=case.subject.aligned,
+        fixed_batch=fixed_batch(case.subject.inputs),
+        libraries=case.run.libraries,
     )
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from onnxpq.report.floor import FloorReport
 from onnxpq.report.run import (
     Accuracy,
     Epoch,
@@ -24,7 +25,7 @@ LAYERS = (
     LayerReport("fc1_again", "W1", (96, 64), 8, 16, 2, 0, 0, 0.512345),
     LayerReport("fc2", "W2", (10, 96), 8, 16, 1, 3840, 488, 0.25),
 )
-SKIPPED = (SkippedReport("conv", "Conv", "its constant 'K' is a convolution kernel."),)
+SKIPPED = (SkippedReport("conv", "Conv", "its constant 'K' is a convolution kernel.", 2304),)
 TRAINING = Training(
     loss="cross-entropy",
     samples=900,
@@ -50,6 +51,7 @@ VERIFICATION = Verification(
     accuracy=Accuracy("logits", Interval(0.98, 0.97, 0.99), Interval(0.965, 0.95, 0.97), Interval(0.015, -0.01, 0.04)),
     squared_error=None,
     latency=(Latency(1, 0.5, 0.0625, 0.25), Latency(64, 8.0, None, 4.0)),
+    floor=FloorReport("logits", "loss of accuracy", 0.015, 0.05, resolution=0.018),
 )
 REPORT = Report(LAYERS, SKIPPED, TRAINING, VERIFICATION, ("Read me.",), {"seed": 0}, {"training": 1.5})
 
@@ -71,7 +73,12 @@ def test_json_holds_everything() -> None:
     assert found["layers"][0]["shape"] == [96, 64]
     assert found["layers"][2]["bytes_after"] == 488
     assert found["skipped"] == [
-        {"node": "conv", "op_type": "Conv", "reason": "its constant 'K' is a convolution kernel."}
+        {
+            "node": "conv",
+            "op_type": "Conv",
+            "reason": "its constant 'K' is a convolution kernel.",
+            "nbytes": 2304,
+        }
     ]
     assert found["training"]["epochs"][1] == {"phase": "tuned", "loss": 1.0, "validation": 1.0, "alpha": 0.0}
     assert found["verification"]["accuracy"]["drop"] == {"value": 0.015, "low": -0.01, "high": 0.04}
@@ -88,9 +95,13 @@ def test_json_has_no_numbers_that_json_lacks() -> None:
         raise AssertionError(constant)
 
     found = json.loads(text, parse_constant=refuse)
-    assert found["verification"]["outputs"] == [
-        {"name": "y", "max_error": None, "relative_error": None, "agreement": None}
-    ]
+    (output,) = found["verification"]["outputs"]
+    assert {name: output[name] for name in ("name", "max_error", "relative_error", "agreement")} == {
+        "name": "y",
+        "max_error": None,
+        "relative_error": None,
+        "agreement": None,
+    }
 
 
 def test_text_names_everything() -> None:
@@ -100,7 +111,7 @@ def test_text_names_everything() -> None:
         " fc1 W1 96 x 64 8 16 2 24576 1280 19.2 0.512",
         " fc1_again W1 96 x 64 8 16 2 0 0 - 0.512",
         " fc2 W2 10 x 96 8 16 1 3840 488 7.9 0.250",
-        " conv (Conv): its constant 'K' is a convolution kernel.",
+        " 2,304 bytes in 1 Conv (conv): its constant 'K' is a convolution kernel.",
         "Fine-tuned on 900 samples by cross-entropy, in 84 steps of 32 samples (--steps 84 --batch-size 32); "
         "validations: 1 regularized, 2 tuned",
         " torch against onnxruntime before training: relative difference 1.5e-07 (node fc1); "
@@ -122,7 +133,12 @@ def test_text_names_everything() -> None:
 
 def test_text_leaves_out_what_is_not_there() -> None:
     verification = replace(
-        VERIFICATION, library_agreement=None, accuracy=None, latency=(), squared_error=SquaredError("y", 0.25, 0.5)
+        VERIFICATION,
+        library_agreement=None,
+        accuracy=None,
+        latency=(),
+        squared_error=SquaredError("y", 0.25, 0.5),
+        floor=FloorReport("y", "relative error", 0.1, 0.3),
     )
     text = squeezed(Report(LAYERS, (), None, verification))
     assert " squared error 0.25 -> 0.5 (y)" in text.splitlines()
@@ -144,6 +160,19 @@ def test_output_of_one_column_has_no_top_1() -> None:
     assert " output y: relative error 0.2500, largest difference 0.5" in text.splitlines()
 
 
+def test_outputs_of_other_shapes_and_of_whole_calls() -> None:
+    outputs = (
+        OutputReport("boxes", None, None, 0.5, values=8, reshaped=3, shapes=((4, 3), (2, 3)), is_whole=True),
+        OutputReport("rows", None, None, None, values=8, is_empty=True),
+    )
+    lines = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs))).splitlines()
+    assert (
+        " output boxes: as a whole in 8 calls, same value 50.00 %, ANOTHER SHAPE in 3 of 8 calls, such as [2, 3] "
+        "instead of [4, 3]"
+    ) in lines
+    assert " output rows: empty in all calls, so that nothing was compared" in lines
+
+
 def test_layers_trained_by_themselves_and_not_at_all() -> None:
     epochs = tuple(Epoch("tuned", 0.5, 0.25, 0.0) for _ in range(3))
     alone = LayerTraining("fc1", "operator my::Op version 1 at node 'odd' has no rule", 900, 100, 0.5, 0.125, epochs)
@@ -161,3 +190,15 @@ def test_layers_trained_by_themselves_and_not_at_all() -> None:
     assert stored["layer_wise"][0]["best"] == 0.125
     assert [layer["training"] for layer in stored["layers"]] == list(ways)
     assert "layer by layer" not in squeezed(REPORT)
+
+
+def test_the_floor_is_told() -> None:
+    told = "Floor kept: loss of accuracy of output 'logits' 1.5 %, at most 5 %; so many samples tell it to 1.8 %"
+    assert told in REPORT.to_text()
+
+
+def test_a_report_without_proof_says_so_first() -> None:
+    verification = replace(VERIFICATION, held_out=False, data="random inputs, as no data was given")
+    first = replace(REPORT, verification=verification).to_text().splitlines()[0]
+    assert first == "Nothing was proven: random inputs, as no data was given."
+    assert "Nothing was proven" not in REPORT.to_text()

@@ -1,6 +1,7 @@
 """Fine-tuning on a small problem whose answer is known: a network that must be told classes apart."""
 
 import copy
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,8 @@ from onnxpq.training.finetuning import Problem, Samples
 from onnxpq.training.schedule import Schedule
 from onnxpq.training.student import Student
 from onnxpq.workspace.pieces import Piece
+
+pytestmark = pytest.mark.rounding
 
 
 def tune(network: Network, data: tuple[Samples, Samples], seed: int = 0, **settings: object) -> finetuning.Finetuned:
@@ -105,8 +108,13 @@ def test_stops_early_without_progress(network: Network, data: tuple[Samples, Sam
 def test_divergence_is_an_error(network: Network, data: tuple[Samples, Samples]) -> None:
     train, validation = data
     broken = Samples(train.inputs, np.full_like(train.teacher, np.inf), train.labels, train.rows)
-    with pytest.raises(TrainingError, match=r"training loss became (nan|inf).*Lower --learning-rate"):
+    with pytest.raises(TrainingError, match=r"^The original model's value 'scores' holds NaN or infinite numbers"):
         tune(network, (broken, validation), mixup=0.0)
+
+
+def test_weights_that_run_away_are_not_blamed_on_the_original() -> None:
+    error = finetuning._diverged(math.inf, torch.ones(3), "scores", TrainingConfig(learning_rate=2.0))
+    assert str(error).startswith("The training loss became inf: the weights ran away. Lower --learning-rate (2)")
 
 
 def test_labels_out_of_range(network: Network, data: tuple[Samples, Samples]) -> None:
@@ -135,6 +143,10 @@ def test_a_fixed_batch_is_kept(network: Network, data: tuple[Samples, Samples]) 
     assert sizes == {7}
 
 
+LEARNED_LABELS = 0.65
+"""Of the original's loss on labels that contradict it, what training on them leaves; .587 to .595 with six seeds."""
+
+
 def relabelled(data: tuple[Samples, Samples]) -> tuple[Samples, ...]:
     """The same samples with labels that the teacher contradicts."""
     shifted = (np.asarray(data[0].labels) + 1) % CLASSES
@@ -145,7 +157,7 @@ def test_labels_of_mixtures_are_trained_on(network: Network, data: tuple[Samples
     """With labels alone (no teacher), wrong ones must show: the network learns them, mixed samples or not."""
     wrong = relabelled(data)
     tuned = tune(network, wrong, distillation=0.0, learning_rate=1e-2)
-    assert tuned.best < 0.6 * tuned.before
+    assert tuned.best < LEARNED_LABELS * tuned.before
 
 
 def test_where_the_labels_want_more_than_the_original_gives_fine_codes_learn_it(
