@@ -86,7 +86,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     ):
         run = Run(config or Config(), custom_ops_libraries, progress, kept, layers=kept)
         own = subject.looked_up(run, subject.read(run, model, data, test, labels))
-        own = arranging.orderable(run, own)
+        own = arranging.orderable(run, arranging.scaled(run, own))
         if kept.folder is None and run.config.target.max_drop is not None:
             run.layers = workspace.temporary(Path(scratch))
         trainer = Trainer(run, Path(cache_dir or kept.activations or scratch), own.train, own.output)

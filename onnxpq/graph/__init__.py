@@ -20,7 +20,7 @@ from onnxpq.graph.layers import Layer, Skipped, tables
 from onnxpq.graph.normalising import normalise
 from onnxpq.graph.preparing import prepare
 from onnxpq.graph.protobuf import check, structure
-from onnxpq.graph.walking import graphs_of, node_label, subgraphs_of, used_values
+from onnxpq.graph.walking import graph_of, graphs_of, node_label, subgraphs_of, used_values
 
 __all__ = [
     "FLOATS",
@@ -31,6 +31,7 @@ __all__ = [
     "constant",
     "element_type",
     "files",
+    "graph_of",
     "graphs_of",
     "is_standard",
     "matrix_base",

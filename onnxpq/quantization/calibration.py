@@ -185,7 +185,7 @@ def lookups(
     wanted = {name for weight in found for name in sources[weight]}
     if not found:
         return {}
-    for values in _values(model, wanted, data, np.random.default_rng(seed), libraries):
+    for values in sampled(model, wanted, data, np.random.default_rng(seed), libraries):
         for weight, size in sizes.items():
             for name in sources[weight]:
                 rows = values[name].reshape(-1).astype(np.int64)
@@ -265,7 +265,7 @@ def _one_pass(
     found = {names: InputStatistics(size) for names, size in features.items()}
     wanted = {name for names in features for name in names}
     random = np.random.default_rng(seed)
-    for values in _values(model, wanted, data, random, libraries):
+    for values in sampled(model, wanted, data, random, libraries):
         for (names, size), statistics in zip(features.items(), found.values(), strict=True):
             for name in names:
                 rows = _rows(values[name], name, size)
@@ -279,10 +279,10 @@ def _one_pass(
     return found
 
 
-def _values(
+def sampled(
     model: ir.Model, wanted: set[str], data: Dataset, random: np.random.Generator, libraries: runtime.Libraries
 ) -> Iterator[dict[str, Array]]:
-    """The wanted values of the graph, for samples in random order, batch by batch."""
+    """Values of the graph by name, for samples in random order, batch by batch."""
     given = [value.name or "" for value in model.graph.inputs]
     computed = sorted(wanted - set(given))
     part = activations.extract(model, given, computed) if computed else None
