@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from onnxpq.config import CODEBOOKS, LOSSES, METRICS, REGULARIZERS, TARGET_CHOOSES, Config, TargetConfig
-from onnxpq.errors import ConfigError, OnnxpqError, OutputError, TargetError
+from onnxpq.errors import ConfigError, MissedError, OnnxpqError, OutputError
 from onnxpq.support.units import parse_share, parse_size
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ("--batch-size", "training.batch_size", int, "samples per training step; by default chosen with the steps"),
     ("--min-weights", "min_weights", int, "leave layers with fewer weights alone"),
     ("--output-name", "output", str, "the model's output that loss and accuracy look at"),
+    (
+        "--floor",
+        "floor",
+        parse_share,
+        "largest loss that is written; default: 5% of accuracy, answers or decisions, 10% of cosine, 30% of numbers",
+    ),
     ("--seed", "seed", int, "seed of every random choice"),
 )
 """Flag, setting, type, help; the rest of the settings is reached through --config."""
@@ -158,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(compress)
     group = compress.add_argument_group("target", "sizes of the layers' codes are then chosen by measurement")
     _add_flags(group, _TARGETS)
-    group.add_argument("--force", action="store_true", help="write the model even if it misses the target")
+    group.add_argument("--force", action="store_true", help="write the model even if it misses target or floor")
     compress.set_defaults(run=_compress)
 
     inspect = commands.add_parser("inspect", help="list what can be compressed, and what cannot and why")
@@ -231,7 +237,7 @@ def _compress(options: argparse.Namespace) -> int:
     files.check_output_path(options.target, options.model)
     if options.report is not None:
         files.check_output_path(options.report, options.model)
-    missed: TargetError | None = None
+    missed: MissedError | None = None
     try:
         with _progress() as progress:
             result = pipeline.compress(
@@ -246,15 +252,15 @@ def _compress(options: argparse.Namespace) -> int:
                 custom_ops_libraries=options.custom_ops_library,
                 progress=progress,
             )
-    except TargetError as error:
+    except MissedError as error:
         if not isinstance(error.result, pipeline.Result):
             raise
         missed, result = error, error.result
     return _deliver(options, result, missed)
 
 
-def _deliver(options: argparse.Namespace, result: "Result", missed: TargetError | None) -> int:
-    """Write what there is to be written, print the report, and pass on that the target was missed."""
+def _deliver(options: argparse.Namespace, result: "Result", missed: MissedError | None) -> int:
+    """Write what there is to be written, print the report, and pass on that it is not what it has to be."""
     from onnxpq.graph import files  # noqa: PLC0415 -- as above
 
     is_written = missed is None or options.force

@@ -61,17 +61,25 @@ class VerificationError(OnnxpqError):
     """The compressed model does not load, is not finite, or is no smaller than the original."""
 
 
-class TargetError(OnnxpqError):
-    """A target is out of reach, or was missed in the end.
+class MissedError(OnnxpqError):
+    """The result is not what it has to be.
 
     Attributes:
-        result: what was reached instead, an `onnxpq.Result` whose model can be saved all the same; None where the
-            target was seen to be impossible before the work.
+        result: what was reached instead, an `onnxpq.Result` whose model can be saved all the same; None where that was
+            seen to be impossible before the work.
     """
 
     def __init__(self, message: str, *, result: object = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class TargetError(MissedError):
+    """A target is out of reach, or was missed in the end."""
+
+
+class FloorError(MissedError):
+    """The result has lost more of the original than what may be written (`onnxpq.verification.floor`)."""
 
 
 class RuntimeLibraryError(OnnxpqError):

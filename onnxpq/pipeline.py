@@ -77,6 +77,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         The compressed model, and the report.
 
     Raises:
+        FloorError: the result lost too much of the original; the error has the result.
         TargetError: the target is out of reach, or was missed; in the latter case the error has the result.
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
@@ -96,7 +97,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         else:
             made = make(allocation.layouts(own.layers, run.config))
             report = prove(made)
-        return targeting.delivered(Result(made.model, report))
+        return targeting.delivered(verification.above_floor(Result(made.model, report)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,14 @@ def _make(run: Run, whole: Subject, trainer: Trainer, layouts: Mapping[str, Layo
 def _prove(run: Run, whole: Subject, made: _Made) -> Report:
     """Verify a compressed model, and tell all that is known of it."""
     proof = verification.prove(
-        run, whole.forms, made.model, whole.evidence, whole.inputs, output=whole.output, layers=len(whole.layers)
+        run,
+        whole.forms,
+        made.model,
+        whole.evidence,
+        whole.inputs,
+        kinds=whole.kinds,
+        output=whole.output,
+        layers=len(whole.layers),
     )
     own, trained = made.subject, made.trained
     return Report(

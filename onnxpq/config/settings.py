@@ -198,6 +198,8 @@ class Config:
             of them.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
+        floor: how much of that output may be lost, at most, for the result to be written; None takes what suits what
+            it is (`onnxpq.verification.floor`): 0.05 of accuracy or of the answers, 0.1 of cosine, 0.3 of numbers.
         seed: of every random choice; the same seed gives the same result on the same machine.
     """
 
@@ -212,6 +214,7 @@ class Config:
     tables: bool | None = None
     held_out: float = 0.1
     output: str | None = None
+    floor: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -226,6 +229,8 @@ class Config:
         if self.tables is not None and not isinstance(self.tables, bool):
             raise ConfigError(_sentence(self, "tables", "True, False or None", self.tables))
         _real(self, "held_out", 0.001, 0.9)
+        if self.floor is not None:
+            _real(self, "floor", 0, 1e6)
         _integer(self, "seed", 0, 2**32 - 1)
         for name in ("include", "exclude"):
             value = getattr(self, name)
@@ -246,7 +251,7 @@ class Config:
         Raises:
             ConfigError: an unknown name, or a value that a setting cannot have.
         """
-        values = dict(_table("Config", settings))
+        values = _with_units(_table("Config", settings))
         for name, kind in _TABLES.items():
             if name in values:
                 values[name] = _build(kind, _with_units(_table(kind.__name__, values[name])))
@@ -293,7 +298,7 @@ _TABLES: Final[dict[str, type[Any]]] = {
     "training": TrainingConfig,
     "target": TargetConfig,
 }
-_UNITS: Final = {"size": parse_size, "max_drop": parse_share}
+_UNITS: Final = {"size": parse_size, "max_drop": parse_share, "floor": parse_share}
 
 
 def _with_units(values: Mapping[str, Any]) -> dict[str, Any]:

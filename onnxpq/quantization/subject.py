@@ -19,7 +19,7 @@ from onnxpq.quantization.lookups import Lookups
 from onnxpq.rewriting import find_layers
 from onnxpq.support import device, memory
 from onnxpq.training import objectives
-from onnxpq.verification import check_labels, choose_output, is_scores, outputs
+from onnxpq.verification import Kind, check_labels, choose_output, is_scores, kind_of, outputs
 from onnxpq.workspace import Run, manifest
 
 WIDENED = (
@@ -54,6 +54,7 @@ class Subject:
         evidence: samples to verify on.
         output: that loss and metrics look at.
         scores: the original's output for some samples.
+        kinds: what each output is, by its name.
         made_from: the manifest (`onnxpq.workspace.manifest`).
         numbers: what speaks against reading the output as scores of classes
             (`onnxpq.verification.outputs.not_scores`), or None.
@@ -71,6 +72,7 @@ class Subject:
     evidence: Evidence
     output: str
     scores: NDArray[Any]
+    kinds: Mapping[str, Kind]
     made_from: dict[str, Any]
     numbers: str | None = None
     moments: Moments = field(default_factory=Moments)
@@ -129,14 +131,17 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
     found = runtime.run(runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries), few)
     output, numbers = _choose_output(run, forms, found)
+    kinds = _kinds(forms, found, numbers)
     _check_labels(run.config, found[output], train, evidence)
     files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
-    return Subject(forms, layers, skipped, inputs, train, evidence, output, found[output], made_from, numbers)
+    return Subject(
+        forms, layers, skipped, inputs, train, evidence, output, found[output], kinds, made_from, numbers.get(output)
+    )
 
 
-def _choose_output(run: Run, forms: Forms, found: Mapping[str, NDArray[Any]]) -> tuple[str, str | None]:
-    """The output that loss and metrics look at, and what speaks against reading it as scores of classes."""
+def _choose_output(run: Run, forms: Forms, found: Mapping[str, NDArray[Any]]) -> tuple[str, dict[str, str]]:
+    """The output that loss and metrics look at; and what speaks against reading outputs as scores of classes."""
     graph = forms.normal.graph
     columns = {name: values for name, values in found.items() if is_scores(values)}
     numbers = {name: why for name, values in columns.items() if (why := outputs.not_scores(graph, name, values))}
@@ -147,7 +152,15 @@ def _choose_output(run: Run, forms: Forms, found: Mapping[str, NDArray[Any]]) ->
         run.notes.append(
             f"Output '{output}' is looked at, which is made of {names} alone (--output-name names another)."
         )
-    return output, numbers.get(output)
+    return output, numbers
+
+
+def _kinds(forms: Forms, found: Mapping[str, NDArray[Any]], numbers: Mapping[str, str]) -> dict[str, Kind]:
+    graph = forms.normal.graph
+    return {
+        name: kind_of(values, scores=name not in numbers, sigmoid=outputs.is_sigmoid(graph, name))
+        for name, values in found.items()
+    }
 
 
 def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:

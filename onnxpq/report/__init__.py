@@ -3,6 +3,7 @@
 In: figures that others measured. Out: sentences and tables. Nothing here measures.
 """
 
+from onnxpq.report.floor import FloorReport, StandsStill
 from onnxpq.report.run import (
     END_TO_END,
     LAYER_WISE,
@@ -27,6 +28,7 @@ __all__ = [
     "NOT_TRAINED",
     "Accuracy",
     "Epoch",
+    "FloorReport",
     "Latency",
     "LayerReport",
     "LayerTraining",
@@ -34,6 +36,7 @@ __all__ = [
     "Report",
     "SkippedReport",
     "SquaredError",
+    "StandsStill",
     "TargetReport",
     "Training",
     "Trial",

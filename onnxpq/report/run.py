@@ -10,11 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from onnxpq.report.floor import FloorReport
 from onnxpq.report.target import TargetReport
 from onnxpq.support.figures import Interval, left_alone, table
 
 END_TO_END = "end to end"
 LAYER_WISE = "layer-wise"
+NOT_PROVEN = "Nothing was proven"
+"""How a report begins whose samples are not real, or were trained on."""
+
 NOT_TRAINED = "not trained"
 """How a layer was trained; the latter two are followed by a colon and the reason."""
 
@@ -137,6 +141,7 @@ class Verification:
         accuracy: where there are class labels.
         squared_error: where there are numeric labels.
         latency: per batch size.
+        floor: what the output that counts has lost, and what it may lose.
     """
 
     data: str
@@ -149,6 +154,7 @@ class Verification:
     accuracy: Accuracy | None
     squared_error: SquaredError | None
     latency: tuple[Latency, ...]
+    floor: FloorReport
 
 
 @dataclass(frozen=True)
@@ -273,11 +279,13 @@ class Report:
     def to_text(self) -> str:
         """The report as a person reads it."""
         skipped = left_alone((entry.node, entry.op_type, entry.reason) for entry in self.skipped)
-        sections = [_layers(self.layers), skipped]
+        sections = [] if self.verification.held_out else [f"{NOT_PROVEN}: {self.verification.data}."]
+        sections += [_layers(self.layers), skipped]
         if self.training is not None:
             sections.append(_training(self.training))
         sections.append(_layer_wise(self.layers, self.layer_wise))
         sections.append(self._verification())
+        sections.append(self.verification.floor.to_text())
         if self.target is not None:
             sections.append(self.target.to_text())
         sections.extend(f"Note: {note}" for note in self.notes)

@@ -4,19 +4,23 @@ In: two models, samples, the output that counts. Out: records for the report. Th
 output's meaning off the graph, needs the importer and so torch; the rest does not.
 """
 
+from onnxpq.verification.floor import Kind, above_floor, kind_of
 from onnxpq.verification.metrics import are_probabilities, check_classes, check_numbers, choose_output, is_scores
 from onnxpq.verification.proof import check_labels, prove
 from onnxpq.verification.scoring import Drop, Metric
 
 __all__ = [
     "Drop",
+    "Kind",
     "Metric",
+    "above_floor",
     "are_probabilities",
     "check_classes",
     "check_labels",
     "check_numbers",
     "choose_output",
     "is_scores",
+    "kind_of",
     "outputs",
     "prove",
     "scoring",

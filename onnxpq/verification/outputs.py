@@ -106,6 +106,20 @@ def not_scores(graph: ir.Graph, name: str, values: NDArray[np.generic]) -> str |
     return _other_origin(graph, next(value for value in graph.outputs if value.name == name))
 
 
+def is_sigmoid(graph: ir.Graph, name: str) -> bool:
+    """Whether an output is a sigmoid's, but for changes of shape and type: a probability, which decides at one half.
+
+    Args:
+        graph: that of a normalised model.
+        name: of the output.
+    """
+    value = next(value for value in graph.outputs if value.name == name)
+    node = value.producer()
+    while node is not None and node.op_type in _MOVING | {"Cast", "Identity"} and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "Sigmoid"
+
+
 def pooled(graph: ir.Graph, names: Sequence[str]) -> dict[str, str]:
     """Outputs that another one is computed from without any further weights, as sentences are from their words.
 

@@ -16,11 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import data, runtime
+from onnxpq.config import Config
 from onnxpq.data import Dataset, Evidence, InputSpec
 from onnxpq.errors import VerificationError
 from onnxpq.graph import Forms, files
 from onnxpq.report import Latency, SquaredError, Verification
 from onnxpq.support import memory
+from onnxpq.verification.floor import LEAST_FLOOR, Kind, Loss, judge, kind_of
 from onnxpq.verification.metrics import Correct, Difference, check_classes, check_numbers, name_classes
 from onnxpq.workspace import Run
 
@@ -57,6 +59,7 @@ class _Sums:
     """What is added up over the batches."""
 
     outputs: dict[str, Difference] = field(default_factory=dict)
+    losses: dict[str, Loss] = field(default_factory=dict)
     library: dict[str, Difference] = field(default_factory=dict)
     correct: Correct | None = None
     squared_original: float = 0.0
@@ -64,13 +67,14 @@ class _Sums:
     values: int = 0
 
 
-def prove(
+def prove(  # noqa: PLR0913 -- as for `verify`
     run: Run,
     forms: Forms,
     compressed: ir.Model,
     evidence: Evidence,
     inputs: Sequence[InputSpec],
     *,
+    kinds: Mapping[str, Kind],
     output: str,
     layers: int,
 ) -> Verification:
@@ -82,7 +86,8 @@ def prove(
         compressed: the model that came of it.
         evidence: samples to verify on.
         inputs: of the model.
-        output: the output that is compared with the labels.
+        kinds: what each output is.
+        output: the output that counts.
         layers: how many were compressed.
 
     Raises:
@@ -102,7 +107,9 @@ def prove(
             path,
             evidence.dataset,
             inputs,
+            kinds=kinds,
             output=output,
+            floor=_floor(run.config),
             description=evidence.description,
             held_out=evidence.held_out,
             file_bytes=(before, files.file_bytes(path)),
@@ -111,6 +118,12 @@ def prove(
             libraries=run.libraries,
             progress=run.ticker("verification"),
         )
+
+
+def _floor(config: Config) -> float | None:
+    """The largest loss that may be written: whoever allows a larger drop than the floor has said so."""
+    asked = config.target.max_drop
+    return config.floor if config.floor is not None or asked is None or asked <= LEAST_FLOOR else asked
 
 
 def _has_room(run: Run, before: int) -> bool:
@@ -132,6 +145,8 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     inputs: Sequence[InputSpec],
     *,
     output: str,
+    kinds: Mapping[str, Kind] | None = None,
+    floor: float | None = None,
     description: str,
     held_out: bool,
     file_bytes: tuple[int, int],
@@ -151,7 +166,9 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         compressed: the file to be verified.
         dataset: samples, with labels where there is a task metric to be computed.
         inputs: of the model.
-        output: the output that is compared with the labels.
+        output: the output that is compared with the labels, and that the floor is for.
+        kinds: what each output is (`onnxpq.verification.floor`); by default what its values look like.
+        floor: the largest loss of it that may be written; None for that of its kind.
         description: what the samples are, for the report.
         held_out: whether none of them was used for training.
         file_bytes: of the original and of the compressed file.
@@ -178,7 +195,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     if dataset.labels is not None:
         check_labels(dataset.labels, runtime.run(sessions["original"], data.first(dataset, fixed, 1))[output])
     for part, count in data.batches(dataset, fixed or BATCH, exact=fixed is not None):
-        _add(sums, sessions, part, count, output)
+        _add(sums, sessions, part, count, output, kinds or {})
         done += count
         if progress is not None:
             progress(done, len(dataset))
@@ -187,6 +204,8 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     if is_timed and is_large:
         sessions.clear()
         sessions = open_sessions(hold_weights=True, stock=False)
+    accuracy = None if sums.correct is None else sums.correct.report(output)
+    drop = None if accuracy is None else accuracy.drop.value
     return Verification(
         data=description,
         samples=len(dataset),
@@ -195,9 +214,10 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         bytes_after=file_bytes[1],
         outputs=tuple(difference.report(name) for name, difference in sums.outputs.items()),
         library_agreement=library if "library" in sessions else None,
-        accuracy=None if sums.correct is None else sums.correct.report(output),
+        accuracy=accuracy,
         squared_error=_squared_error(sums, output),
         latency=tuple(_latency(sessions, dataset, size) for size in _batch_sizes(dataset, fixed) if is_timed),
+        floor=judge(sums.losses, output, drop, floor=floor, held_out=held_out),
     )
 
 
@@ -246,7 +266,7 @@ def _open(
     return found
 
 
-def _add(sums: _Sums, sessions: Sessions, part: Dataset, count: int, output: str) -> None:
+def _add(sums: _Sums, sessions: Sessions, part: Dataset, count: int, output: str, kinds: Mapping[str, Kind]) -> None:
     outputs: dict[str, Outputs] = {}
     for way, session in sessions.items():
         every = runtime.run(session, part.inputs)
@@ -255,6 +275,7 @@ def _add(sums: _Sums, sessions: Sessions, part: Dataset, count: int, output: str
     found = outputs.get("library", stock)
     for name, reference in expected.items():
         sums.outputs.setdefault(name, Difference()).add(reference, found[name])
+        sums.losses.setdefault(name, Loss(kinds.get(name) or kind_of(reference))).add(reference, found[name])
         if "library" in outputs:
             sums.library.setdefault(name, Difference()).add(stock[name], found[name])
     if part.labels is not None:

@@ -36,6 +36,7 @@ REALS = {
     (TrainingConfig, "features"): (0, 1e6),
     (TrainingConfig, "validation"): (0.001, 0.9),
     (Config, "held_out"): (0.001, 0.9),
+    (Config, "floor"): (0, 1e6),
 }
 CHOICES = {
     (PQConfig, "codebooks"): ("auto", "layer", "position"),

@@ -12,6 +12,8 @@ from onnxpq import runtime
 from onnxpq.graph import einsum
 from onnxpq.graph.preparing import prepare
 
+pytestmark = pytest.mark.rounding
+
 SIZES = dict(zip("abcdefgh", (2, 3, 4, 5, 6, 7, 2, 3), strict=True))
 BUDGET = 1e-5
 """Relative L2 difference of float32 sums in another order."""

@@ -6,6 +6,8 @@ import torch
 from benchmarks.paper import candidates
 from benchmarks.paper.candidates import Clusterer
 
+pytestmark = pytest.mark.rounding
+
 ANY = range(2**62)
 
 

@@ -5,6 +5,8 @@ import pytest
 from benchmarks.paper import methods, rates, tasks
 from benchmarks.paper.store import Store
 
+pytestmark = pytest.mark.rounding
+
 
 @pytest.mark.parametrize("task", ["gemm"], indirect=True)
 def test_every_kind_and_rate_is_stored_once(task, tmp_path, monkeypatch, capsys):

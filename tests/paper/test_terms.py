@@ -6,6 +6,8 @@ import torch
 from benchmarks.paper import methods, terms
 from benchmarks.paper.forms import Coded
 
+pytestmark = pytest.mark.rounding
+
 
 def test_reassign_by_hand():
     coded = Coded([torch.tensor([[0], [0], [1]])], [torch.tensor([[[0.0, 0.0], [4.0, 4.0]]])], 2)

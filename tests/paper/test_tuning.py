@@ -7,6 +7,8 @@ import torch
 from benchmarks.paper import forms, tuning
 from benchmarks.paper.candidates import Clusterer
 
+pytestmark = pytest.mark.rounding
+
 
 def student_of(task) -> tuning.Student:
     coded = Clusterer(task.matrix(task.layers[0]), seed=0).block(8, 4)

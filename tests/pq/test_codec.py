@@ -8,6 +8,8 @@ from onnxpq.pq import codec, reference
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
 
+pytestmark = pytest.mark.rounding
+
 FLOAT16_BUDGET = 2e-3
 """Relative L2 error of float16 codewords."""
 

@@ -6,6 +6,8 @@ from sklearn.cluster import KMeans
 
 from onnxpq.pq import kmeans
 
+pytestmark = pytest.mark.rounding
+
 INERTIA_BUDGET = 0.02
 """Largest excess of our inertia over scikit-learn's, both from several starts, as a share."""
 

@@ -24,6 +24,8 @@ from onnxpq.graph.normalising import normalise
 from onnxpq.pq.statistics import InputStatistics
 from onnxpq.quantization import calibration
 
+pytestmark = pytest.mark.rounding
+
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
 MOMENT_BUDGET = 1e-4

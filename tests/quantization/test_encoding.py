@@ -15,6 +15,8 @@ from onnxpq.pq.reference import decode
 from onnxpq.pq.statistics import InputStatistics
 from onnxpq.quantization.encoding import quantize, report
 
+pytestmark = pytest.mark.rounding
+
 FLOAT16_BUDGET = 2e-3
 """Relative L2 error of float16 codewords."""
 

@@ -31,9 +31,13 @@ from onnxpq.targeting import searching
 from onnxpq.training import trainer
 from onnxpq.workspace.pieces import opened
 
+pytestmark = pytest.mark.rounding
+
 QUICK = TrainingConfig(steps=60, batch_size=32)
 PLAIN = TrainingConfig(steps=0)
 NEARLY_EXACT = LayerConfig("fc*", sub_vector=1, codewords=256)
+LEARNED = 0.8
+"""Of the loss before training, what is left after 120 steps; .59 to .72 with six seeds on four processors."""
 
 
 def ways(report: onnxpq.Report) -> dict[str, str]:
@@ -54,10 +58,11 @@ def test_what_is_looked_up_is_compressed_and_the_layers_are_trained_beside_it() 
 def test_the_layers_learn_to_do_with_what_is_left_of_the_table(by_length: bool) -> None:
     # Where what is looked up does not depend on the samples, the lookup is part of what is trained.
     model = text_model(by_length=by_length)
-    config = Config(tables=True, training=QUICK, layer=(NEARLY_EXACT, LayerConfig("table", sub_vector=16)))
+    training = replace(QUICK, steps=120)
+    config = Config(tables=True, training=training, layer=(NEARLY_EXACT, LayerConfig("table", sub_vector=16)))
     found = onnxpq.compress(model, texts(1000), config=config).report.training
     assert found is not None
-    assert found.best < 0.8 * found.quantized
+    assert found.best < LEARNED * found.quantized
     assert abs(found.before) < 1e-3 * found.quantized, "the original is the one with its own tables"
     kept = onnxpq.compress(
         model, texts(1000), config=replace(config, tables=False, layer=(NEARLY_EXACT,))
@@ -211,6 +216,10 @@ def stored_table(data: dict[str, np.ndarray] | None) -> tuple[np.ndarray, onnxpq
     return looked_up_rows(result.model), result.report
 
 
+LOST_BY_USE = 1.25
+"""By what the mean error of all rows may grow where those in use count for more; 1.15 to 1.17 with eight seeds."""
+
+
 def test_rows_in_use_are_stored_more_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only counts are known, against the same without data; the mean of all rows loses little by it."""
     no_gradients(monkeypatch)
@@ -218,7 +227,7 @@ def test_rows_in_use_are_stored_more_exactly(monkeypatch: pytest.MonkeyPatch) ->
     ids = np.random.default_rng(0).integers(0, 60, (400, LENGTH))  # a tenth of the words
     by_use, evenly = (np.square(stored_table(data)[0] - exact).sum(1) for data in ({"ids": ids}, None))
     assert by_use[:60].mean() < 0.9 * evenly[:60].mean()
-    assert by_use.mean() < 1.2 * evenly.mean()
+    assert by_use.mean() < LOST_BY_USE * evenly.mean()
 
 
 def looked_up_rows(model: Any) -> np.ndarray:

@@ -152,6 +152,7 @@ def test_what_is_no_plain_product_is_left_out() -> None:
 # The model
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_function_stays(name: str, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +233,7 @@ def errors(report: onnxpq.Report) -> list[float]:
     return [o.relative_error for o in report.verification.outputs if o.relative_error is not None]
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("name", MODELS)
 def test_compressing_gives_a_smaller_error_at_the_same_layout(name: str) -> None:
     x = uneven(2000)
@@ -278,6 +280,7 @@ def test_a_drop_tries_models_with_orders_of_their_own_and_continues(tmp_path: Pa
     assert written[0] == written[1]
 
 
+@pytest.mark.rounding
 def test_training_goes_through_the_order() -> None:
     config = Config(pq=PQConfig(8, reorder=True), training=TrainingConfig(epochs=6, batch_size=64))
     report = onnxpq.compress(pair(), {"x": uneven(2000)}, test={"x": uneven(200, 9)}, config=config).report

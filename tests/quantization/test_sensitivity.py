@@ -18,6 +18,8 @@ from onnxpq.pq.statistics import InputStatistics
 from onnxpq.quantization import allocation, encoding, sensitivity
 from onnxpq.quantization.sensitivity import Curve, Influence
 
+pytestmark = pytest.mark.rounding
+
 OUT, IN = 96, 64
 
 

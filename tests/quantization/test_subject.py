@@ -8,6 +8,7 @@ from onnxpq.data.datasets import Dataset, input_specs
 from onnxpq.data.sampling import Evidence
 from onnxpq.graph import Forms, files
 from onnxpq.quantization.subject import Subject
+from onnxpq.verification import Kind
 
 
 def subject(source: files.Source) -> Subject:
@@ -23,6 +24,7 @@ def subject(source: files.Source) -> Subject:
         evidence,
         "logits",
         np.zeros((1, CLASSES)),
+        {"logits": Kind.CLASSES},
         {},
     )
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from onnxpq.report.floor import FloorReport
 from onnxpq.report.run import (
     Accuracy,
     Epoch,
@@ -50,6 +51,7 @@ VERIFICATION = Verification(
     accuracy=Accuracy("logits", Interval(0.98, 0.97, 0.99), Interval(0.965, 0.95, 0.97), Interval(0.015, -0.01, 0.04)),
     squared_error=None,
     latency=(Latency(1, 0.5, 0.0625, 0.25), Latency(64, 8.0, None, 4.0)),
+    floor=FloorReport("logits", "loss of accuracy", 0.015, 0.05, resolution=0.018),
 )
 REPORT = Report(LAYERS, SKIPPED, TRAINING, VERIFICATION, ("Read me.",), {"seed": 0}, {"training": 1.5})
 
@@ -122,7 +124,12 @@ def test_text_names_everything() -> None:
 
 def test_text_leaves_out_what_is_not_there() -> None:
     verification = replace(
-        VERIFICATION, library_agreement=None, accuracy=None, latency=(), squared_error=SquaredError("y", 0.25, 0.5)
+        VERIFICATION,
+        library_agreement=None,
+        accuracy=None,
+        latency=(),
+        squared_error=SquaredError("y", 0.25, 0.5),
+        floor=FloorReport("y", "relative error", 0.1, 0.3),
     )
     text = squeezed(Report(LAYERS, (), None, verification))
     assert " squared error 0.25 -> 0.5 (y)" in text.splitlines()
@@ -161,3 +168,15 @@ def test_layers_trained_by_themselves_and_not_at_all() -> None:
     assert stored["layer_wise"][0]["best"] == 0.125
     assert [layer["training"] for layer in stored["layers"]] == list(ways)
     assert "layer by layer" not in squeezed(REPORT)
+
+
+def test_the_floor_is_told() -> None:
+    told = "Floor kept: loss of accuracy of output 'logits' 1.5 %, at most 5 %; so many samples tell it to 1.8 %"
+    assert told in REPORT.to_text()
+
+
+def test_a_report_without_proof_says_so_first() -> None:
+    verification = replace(VERIFICATION, held_out=False, data="random inputs, as no data was given")
+    first = replace(REPORT, verification=verification).to_text().splitlines()[0]
+    assert first == "Nothing was proven: random inputs, as no data was given."
+    assert "Nothing was proven" not in REPORT.to_text()

@@ -17,7 +17,7 @@ from onnxpq.support import device
 from onnxpq.verification import proof
 from onnxpq.workspace import pieces
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
+pytestmark = [pytest.mark.rounding, pytest.mark.skipif(not AVAILABLE, reason=REASON)]
 
 SHORT = TrainingConfig(steps=8, batch_size=32)
 ROUNDING = 1e-4

@@ -18,6 +18,8 @@ from onnxpq.training.finetuning import Finetuned, Problem, Samples
 from onnxpq.workspace import pieces
 from onnxpq.workspace.pieces import Piece, opened
 
+pytestmark = pytest.mark.rounding
+
 SETTINGS = TrainingConfig(epochs=8, batch_size=64, patience=2)
 STEPS = 500 // 64
 """Steps of an epoch of the 500 samples."""

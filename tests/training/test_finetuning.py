@@ -19,6 +19,8 @@ from onnxpq.training.schedule import Schedule
 from onnxpq.training.student import Student
 from onnxpq.workspace.pieces import Piece
 
+pytestmark = pytest.mark.rounding
+
 
 def tune(network: Network, data: tuple[Samples, Samples], seed: int = 0, **settings: object) -> finetuning.Finetuned:
     chosen = TrainingConfig(**{"epochs": 30, "batch_size": 64, **settings})
@@ -135,6 +137,10 @@ def test_a_fixed_batch_is_kept(network: Network, data: tuple[Samples, Samples]) 
     assert sizes == {7}
 
 
+LEARNED_LABELS = 0.65
+"""Of the original's loss on labels that contradict it, what training on them leaves; .587 to .595 with six seeds."""
+
+
 def relabelled(data: tuple[Samples, Samples]) -> tuple[Samples, ...]:
     """The same samples with labels that the teacher contradicts."""
     shifted = (np.asarray(data[0].labels) + 1) % CLASSES
@@ -145,7 +151,7 @@ def test_labels_of_mixtures_are_trained_on(network: Network, data: tuple[Samples
     """With labels alone (no teacher), wrong ones must show: the network learns them, mixed samples or not."""
     wrong = relabelled(data)
     tuned = tune(network, wrong, distillation=0.0, learning_rate=1e-2)
-    assert tuned.best < 0.6 * tuned.before
+    assert tuned.best < LEARNED_LABELS * tuned.before
 
 
 def test_where_the_labels_want_more_than_the_original_gives_fine_codes_learn_it(

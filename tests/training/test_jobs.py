@@ -20,6 +20,8 @@ from onnxpq.network import partition
 from onnxpq.quantization import calibration
 from onnxpq.runtime.activations import capture, capture_rows
 
+pytestmark = pytest.mark.rounding
+
 QUICK = Config(training=TrainingConfig(epochs=40, batch_size=64))
 TIMES = 5
 

@@ -13,6 +13,8 @@ from onnxpq.config.settings import TrainingConfig
 from onnxpq.errors import ConfigError, DataError, OnnxpqError
 from onnxpq.training.objectives import choose, relative_error
 
+pytestmark = pytest.mark.rounding
+
 ROUNDING = 1e-5
 """Relative, of float32 logarithms and sums."""
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from onnxpq.training import regularizers
 from onnxpq.training.regularizers import BINARY_TERMS, binary_term, codebook_term
 
+pytestmark = pytest.mark.rounding
+
 ROUNDING = 1e-9
 """Relative, of float64."""
 

@@ -13,6 +13,8 @@ from onnxpq.pq.quantized import Quantized
 from onnxpq.training import student as student_module
 from onnxpq.training.student import REGULARIZED, TUNED, Student
 
+pytestmark = pytest.mark.rounding
+
 OUT, IN = 4, 6
 LAYERS = [Layer("product", "MatMul", "w", OUT, IN, True, "b")]
 LAYOUT = Layout(OUT, IN, sub_vector=4, codewords=8, groups=1)

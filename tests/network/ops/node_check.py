@@ -92,12 +92,17 @@ def check(case: Case, version: int) -> None:
 
 
 def _check_elsewhere(network: Network, feeds: dict[str, np.ndarray], here: dict[str, torch.Tensor]) -> None:
-    """On a device that stands for a GPU the results are the same."""
+    """On a device that stands for a GPU the results are the same, but for rounding.
+
+    Tensors may be laid out in memory in another way there, and a product may then be summed in another order: so it is
+    with Intel's library on processors with AVX2 or AVX-512.
+    """
     with Far():
         network.to(FAR)
         there = network({name: torch.from_numpy(np.array(array)).to(FAR) for name, array in feeds.items()})
         for name, value in here.items():
-            assert torch.equal(there[name].detach().cpu().nan_to_num(), value.detach().nan_to_num())
+            found = there[name].detach().cpu()
+            torch.testing.assert_close(found, value.detach(), rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
 
 
 def single_node_model(case: Case, version: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:

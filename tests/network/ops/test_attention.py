@@ -8,6 +8,8 @@ from onnxpq.errors import UnsupportedOperatorError
 from onnxpq.network.ops import attention as family
 from onnxpq.network.ops.attention import attention, linear_attention, rotary_embedding
 
+pytestmark = pytest.mark.rounding
+
 TOLERANCE = 1e-5
 Q, K, V = normal(2, 4, 3, 8), normal(2, 2, 5, 8), normal(2, 2, 5, 6)
 MASK = np.array([[True, False, True, True, True]] * 3)

@@ -10,6 +10,8 @@ from onnxpq.network.ops import contrib
 from onnxpq.network.ops.contrib import attention, fused_matmul, multi_head_attention
 from onnxpq.network.ops.registry import attributes_of, registered
 
+pytestmark = pytest.mark.rounding
+
 X, W, B = normal(2, 3, 8), normal(8, 24), normal(24)
 PADDING = np.array([[1, 1, 1], [1, 1, 0]], dtype=np.int32)
 IDS = np.array([[1, 0, 2], [3, 3, 1]], dtype=np.int32)

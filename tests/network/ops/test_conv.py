@@ -8,6 +8,8 @@ from node_check import Case, assert_all_covered, cases_of_versions, check, norma
 from onnxpq.errors import UnsupportedOperatorError
 from onnxpq.network.ops import conv
 
+pytestmark = pytest.mark.rounding
+
 GEOMETRIES = [
     {},
     {"strides": [2, 1], "pads": [1, 0, 2, 1]},

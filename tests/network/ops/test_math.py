@@ -6,6 +6,8 @@ from node_check import Case, assert_all_covered, cases_of_versions, check, ints,
 from onnxpq.network.ops import math, registry
 from onnxpq.network.ops.math import gemm
 
+pytestmark = pytest.mark.rounding
+
 SMALL_UNARY = ["Acos", "Asin", "Atanh", "Acosh"]
 SMOOTH_UNARY = ["Abs", "Asinh", "Atan", "Cos", "Cosh", "Erf", "Exp", "Neg", "Sign", "Sin", "Sinh", "Tan"]
 STEPS = ["Ceil", "Floor", "Round"]

@@ -5,6 +5,8 @@ from node_check import Case, assert_all_covered, cases_of_versions, check, norma
 from onnxpq.errors import UnsupportedOperatorError
 from onnxpq.network.ops import normalization
 
+pytestmark = pytest.mark.rounding
+
 STATISTICS = [normal(4), normal(4), normal(4), positive(4)]
 
 CASES = [
