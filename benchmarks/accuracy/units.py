@@ -33,7 +33,7 @@ import onnxpq
 from benchmarks.common.store import Results, Rows
 from onnxpq import runtime
 from onnxpq.config.settings import Config, PQConfig, TrainingConfig
-from onnxpq.errors import OnnxpqError
+from onnxpq.errors import MissedError, OnnxpqError
 
 RESULTS: Final = Results.of(__name__)
 SEEDS: Final = 3
@@ -94,6 +94,10 @@ def measure(given: Case, model: onnx.ModelProto, layout: tuple[int, int], steps:
     row: Rows = {"original": accuracy(expected, given.labels)}
     try:
         result = onnxpq.compress(model, {name: given.train}, test={name: given.test}, config=config)
+    except MissedError as error:  # what is below the floor has its row, too
+        result = error.result
+        if not isinstance(result, onnxpq.Result):
+            raise
     except OnnxpqError as error:
         return row | {"refused": str(error).partition(",")[0]}
     found = runtime.run(runtime.session(result.model), {name: given.test})[output]

@@ -12,6 +12,7 @@ SmoothQuant, Xiao et al. 2023, where the exponent is 1/2 too). Without data larg
 inputs. On layers whose inputs are of one unit none of that gains anything, so those stay as they are.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
@@ -34,14 +35,14 @@ Columns: TypeAlias = NDArray[np.floating]
 ROWS: Final = 4096
 """Rows of a layer's inputs that are looked at."""
 
-SPREAD: Final = 100.0
+SPREAD: Final = 16.0
 """Inputs are scaled where one that counts has more than this times the power that the weights are made for."""
 
-OFFSET: Final = 4.0
+OFFSET: Final = 1.0
 """Inputs are centred where their means have more than this times the power of their deviations."""
 
-UNEQUAL: Final = 8.0
-"""Without data, inputs are scaled where one has weights larger than the median by this factor."""
+FEW: Final = 0.45
+"""Without data, inputs are scaled where the power of the weights is that of so small a share of them at most."""
 
 COUNTS: Final = 0.1
 """Share of the mean power of an input that counts."""
@@ -51,6 +52,8 @@ LEAST: Final = 0.01
 
 NEAR: Final = 0.25
 """Standard deviations that an origin may be off the mean, to take fewer bytes."""
+
+TINY: Final = 1e-300
 
 LARGE_CONSTANT: Final = 4096
 """Values that no constant of so many elements and no layer comes before are taken to be the user's own."""
@@ -76,64 +79,87 @@ def scales(
         libraries: custom-operator libraries that the model needs.
     """
     sizes = {group: _sizes(normal, group) for group in rescaling.groups(model, layers)}
-    if data is None:
-        found = {group: by_weights(size) for group, size in sizes.items()}
-    else:
+    seen: Mapping[Group, ColumnStatistics] = {}
+    if data is not None:
         own = _own_values(normal, {layer.node for layer in layers})
-        wanted = [
+        doubtful = [
             group
             for group, size in sizes.items()
             if by_weights(size) is not None or all(place.input in own for place in group)
         ]
-        seen = _seen(normal, wanted, data, seed=seed, libraries=libraries)
-        found = {
-            group: by_data(sizes[group], seen[group], centred=all(place.can_be_centred for place in group))
-            if group in seen
-            else by_weights(sizes[group])
-            for group in wanted
-        }
+        seen = _seen(normal, doubtful, data, seed=seed, libraries=libraries)
+    found = {
+        group: by_data(size, seen[group], group) if group in seen else by_weights(size) for group, size in sizes.items()
+    }
     return [(group, scale) for group, scale in found.items() if scale is not None]
 
 
 def by_weights(size: Columns) -> Scale | None:
-    """The scale that makes weights equally large, where they differ much.
+    """The scale that makes weights equally large, where those of a few inputs are nearly all.
 
     Args:
         size: [in], root mean square of each input's weights.
     """
     known = size[size > 0]
-    if not len(known) or known.max() < UNEQUAL * np.median(known):
+    if not len(known):
         return None
-    units = np.median(known) / np.where(size > 0, size, np.median(known))
-    return Scale.of(None, np.zeros(len(size)), units)
+    share = np.square(known) / np.square(known).sum()
+    # As many as there would be if all those that count counted the same: the exponential of the entropy.
+    if np.exp(-(share * np.log(share)).sum()) > FEW * len(size):
+        return None
+    middle = np.median(known)
+    return Scale.of(None, np.zeros(len(size)), middle / np.where(size > 0, size, middle))
 
 
-def by_data(size: Columns, seen: ColumnStatistics, *, centred: bool) -> Scale | None:
+def by_data(size: Columns, seen: ColumnStatistics, group: Group) -> Scale | None:
     """The scale for inputs that were looked at, where they differ much or are far from zero.
 
     Args:
         size: [in], root mean square of each input's weights.
         seen: of the inputs.
-        centred: whether the layers can be.
+        group: the layers that take them.
     """
     deviation, mean = seen.deviation, seen.mean
-    moves = centred and np.square(size * mean).sum() > OFFSET * np.square(size * deviation).sum()
-    spread = deviation if moves else np.hypot(deviation, mean)
+    if not (size * np.hypot(deviation, mean)).any():
+        return None
+    offset = np.square(size * mean).sum() / max(np.square(size * deviation).sum(), TINY)
+    centred = Scale.of(mean, NEAR * deviation, None)
+    can_be_centred = all(place.can_be_centred for place in group)
+    is_centred = can_be_centred and offset > OFFSET and _pays(centred, 1 + offset, group)
+    spread = deviation if is_centred else np.hypot(deviation, mean)
+    differs = _difference(size, spread)
+    scaled = Scale.of(None, np.zeros(len(size)), _units(size, spread))
+    # The error falls by half as many bits as if the input that is worst off were all (measured).
+    is_scaled = differs > SPREAD and _pays(scaled, math.sqrt(differs), group)
+    if not (is_centred or is_scaled):
+        return None
+    return Scale(centred.origin if is_centred else None, scaled.factors if is_scaled else None)
+
+
+def _difference(size: Columns, spread: Columns) -> float:
+    """The largest power of an input that counts, relative to what the weights are made for."""
     power = np.square(size * spread)
-    if not power.sum() > 0:
-        return None
     expected = power.sum() / np.square(size).sum()
-    scales_ = np.square(spread[power >= COUNTS * power.mean()]).max() > SPREAD * expected
-    if not (moves or scales_):
-        return None
-    return Scale.of(mean if moves else None, NEAR * deviation, _units(size, spread) if scales_ else None)
+    return float(np.square(spread[power >= COUNTS * power.mean()]).max() / expected)
+
+
+def _pays(scale: Scale, gain: float, group: Group) -> bool:
+    """Whether a scale takes fewer bytes than the same gain would by more bits a weight: one for each factor of 4.
+
+    Args:
+        scale: the scale.
+        gain: by what factor it lowers the error's power.
+        group: the layers that it is for.
+    """
+    return scale.nbytes < group[0].layer.in_features * _out(group) * 0.5 * math.log2(gain) / 8
 
 
 def _units(size: Columns, spread: Columns) -> Columns:
-    least = LEAST * np.median((size * spread)[size * spread > 0])
+    """The unit of each input, so that what is left of inputs and weights differs as much."""
+    power = size * spread
+    least = LEAST * np.median(power[power > 0])
     with np.errstate(divide="ignore", invalid="ignore"):
-        spread_, size_ = np.maximum(spread, least / size), np.maximum(size, least / spread)
-        units = np.sqrt(spread_ / size_)
+        units = np.sqrt(np.maximum(spread, least / size) / np.maximum(size, least / spread))
     return np.where(np.isfinite(units) & (units > 0), units, 1.0)
 
 
@@ -141,7 +167,12 @@ def _sizes(normal: ir.Model, group: Group) -> Columns:
     """Root mean square of the weights of each input, over all layers of a group."""
     layers = {place.layer.weight: place.layer for place in group}
     total = sum(matrices.weight(normal, layer).double().square().sum(0).numpy() for layer in layers.values())
-    return np.sqrt(total / sum(layer.out_features for layer in layers.values()))
+    return np.sqrt(total / _out(group))
+
+
+def _out(group: Group) -> int:
+    """Outputs of all weights of a group."""
+    return sum({place.layer.weight: place.layer.out_features for place in group}.values())
 
 
 def _own_values(normal: ir.Model, layers: set[str]) -> set[str]:
