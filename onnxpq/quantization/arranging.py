@@ -35,7 +35,7 @@ def scaled(run: Run, subject: Subject) -> Subject:
         return subject
     run.notes.append(f"Inputs are in different units, or far from zero, and are brought to one scale before {names}.")
     prepared = rescaling.rescaled(forms.prepared, found)
-    costs = {group[0].layer.node: scale.nbytes for group, scale in found}
+    costs = {group[0].layer.node: rescaling.nbytes(group, scale) for group, scale in found}
     layers, _ = find_layers(prepared, run.config)
     layers = [replace(layer, input_bytes=costs.get(layer.node, 0)) for layer in layers]
     return replace(subject, forms=replace(forms, prepared=prepared, normal=normalise(prepared)), layers=layers)

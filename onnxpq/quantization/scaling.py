@@ -24,7 +24,7 @@ from onnxpq.data import Dataset
 from onnxpq.errors import ModelError
 from onnxpq.graph import Layer, constant, subgraphs, used_values
 from onnxpq.network import matrices
-from onnxpq.pq import ColumnStatistics
+from onnxpq.pq import ColumnStatistics, codec
 from onnxpq.quantization import calibration
 from onnxpq.rewriting import rescaling
 from onnxpq.rewriting.rescaling import Group, Scale
@@ -34,6 +34,9 @@ Columns: TypeAlias = NDArray[np.floating]
 
 ROWS: Final = 4096
 """Rows of a layer's inputs that are looked at."""
+
+LEAST_ROWS: Final = 32
+"""Of fewer the mean is that of the samples, and not of the inputs."""
 
 SPREAD: Final = 16.0
 """Inputs are scaled where one that counts has more than this times the power that the weights are made for."""
@@ -85,30 +88,32 @@ def scales(
         doubtful = [
             group
             for group, size in sizes.items()
-            if by_weights(size) is not None or all(place.input in own for place in group)
+            if by_weights(size, group) is not None or all(place.input in own for place in group)
         ]
         seen = _seen(normal, doubtful, data, seed=seed, libraries=libraries)
     found = {
-        group: by_data(size, seen[group], group) if group in seen else by_weights(size) for group, size in sizes.items()
+        group: by_data(size, seen[group], group) if group in seen else by_weights(size, group)
+        for group, size in sizes.items()
     }
     return [(group, scale) for group, scale in found.items() if scale is not None]
 
 
-def by_weights(size: Columns) -> Scale | None:
+def by_weights(size: Columns, group: Group) -> Scale | None:
     """The scale that makes weights equally large, where those of a few inputs are nearly all.
 
     Args:
         size: [in], root mean square of each input's weights.
+        group: the layers that have them.
     """
     known = size[size > 0]
     if not len(known):
         return None
     share = np.square(known) / np.square(known).sum()
     # As many as there would be if all those that count counted the same: the exponential of the entropy.
-    if np.exp(-(share * np.log(share)).sum()) > FEW * len(size):
-        return None
+    few = float(np.exp(-(share * np.log(share)).sum())) / len(size)
     middle = np.median(known)
-    return Scale.of(None, np.zeros(len(size)), middle / np.where(size > 0, size, middle))
+    scale = Scale.by(middle / np.where(size > 0, size, middle), group[0].dtype)
+    return scale if few < FEW and _pays(scale, 1 / few, group) else None
 
 
 def by_data(size: Columns, seen: ColumnStatistics, group: Group) -> Scale | None:
@@ -123,12 +128,12 @@ def by_data(size: Columns, seen: ColumnStatistics, group: Group) -> Scale | None
     if not (size * np.hypot(deviation, mean)).any():
         return None
     offset = np.square(size * mean).sum() / max(np.square(size * deviation).sum(), TINY)
-    centred = Scale.of(mean, NEAR * deviation, None)
-    can_be_centred = all(place.can_be_centred for place in group)
+    centred = Scale.at(mean, NEAR * _at_least(size, deviation))
+    can_be_centred = seen.rows >= LEAST_ROWS and all(place.can_be_centred for place in group)
     is_centred = can_be_centred and offset > OFFSET and _pays(centred, 1 + offset, group)
     spread = deviation if is_centred else np.hypot(deviation, mean)
     differs = _difference(size, spread)
-    scaled = Scale.of(None, np.zeros(len(size)), _units(size, spread))
+    scaled = Scale.by(_units(size, spread), group[0].dtype)
     # The error falls by half as many bits as if the input that is worst off were all (measured).
     is_scaled = differs > SPREAD and _pays(scaled, math.sqrt(differs), group)
     if not (is_centred or is_scaled):
@@ -139,6 +144,8 @@ def by_data(size: Columns, seen: ColumnStatistics, group: Group) -> Scale | None
 def _difference(size: Columns, spread: Columns) -> float:
     """The largest power of an input that counts, relative to what the weights are made for."""
     power = np.square(size * spread)
+    if not power.any():
+        return 0.0
     expected = power.sum() / np.square(size).sum()
     return float(np.square(spread[power >= COUNTS * power.mean()]).max() / expected)
 
@@ -151,22 +158,32 @@ def _pays(scale: Scale, gain: float, group: Group) -> bool:
         gain: by what factor it lowers the error's power.
         group: the layers that it is for.
     """
-    return scale.nbytes < group[0].layer.in_features * _out(group) * 0.5 * math.log2(gain) / 8
+    return rescaling.nbytes(group, scale) < group[0].layer.in_features * _out(group) * 0.5 * math.log2(gain) / 8
 
 
 def _units(size: Columns, spread: Columns) -> Columns:
     """The unit of each input, so that what is left of inputs and weights differs as much."""
-    power = size * spread
-    least = LEAST * np.median(power[power > 0])
     with np.errstate(divide="ignore", invalid="ignore"):
-        units = np.sqrt(np.maximum(spread, least / size) / np.maximum(size, least / spread))
+        units = np.sqrt(_at_least(size, spread) / _at_least(spread, size))
     return np.where(np.isfinite(units) & (units > 0), units, 1.0)
+
+
+def _at_least(size: Columns, spread: Columns) -> Columns:
+    """The spread of each input, or what makes it count `LEAST` (infinity where it has no weights)."""
+    power = size * spread
+    least = LEAST * np.median(power[power > 0]) if power.any() else 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Columns = np.fmax(spread, least / size)
+    return found
 
 
 def _sizes(normal: ir.Model, group: Group) -> Columns:
     """Root mean square of the weights of each input, over all layers of a group."""
     layers = {place.layer.weight: place.layer for place in group}
-    total = sum(matrices.weight(normal, layer).double().square().sum(0).numpy() for layer in layers.values())
+    total = np.zeros(group[0].layer.in_features)
+    for layer in layers.values():
+        for (rows,) in codec.parts(matrices.weight(normal, layer)):
+            total += rows.double().square().sum(0).numpy()
     return np.sqrt(total / _out(group))
 
 
@@ -176,13 +193,14 @@ def _out(group: Group) -> int:
 
 
 def _own_values(normal: ir.Model, layers: set[str]) -> set[str]:
-    """The values that come straight from the inputs of the model, and what little is computed from them."""
+    """The values that come straight from the inputs of the model, also in part, and what little is computed of them."""
     found = set(normal.graph.inputs)
     for node in normal.graph:
         used = used_values(node)
-        varying = [value for value in used if constant(value) is None]
-        large = any(_elements(value) >= LARGE_CONSTANT for value in used)
-        if node.name not in layers and not large and varying and all(value in found for value in varying):
+        own = [value in found for value in used if constant(value) is None]
+        is_large = any(_elements(value) >= LARGE_CONSTANT for value in used)
+        is_own = any(own) if node.op_type == "Concat" else bool(own) and all(own)
+        if is_own and not is_large and node.name not in layers:
             found.update(node.outputs)
     return {value.name or "" for value in found}
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.graph import Layer, graph_of, is_standard, opset, values_of
+from onnxpq.graph import Layer, element_type, graph_of, is_standard, opset, values_of
 from onnxpq.rewriting import pruning
 from onnxpq.rewriting.rules.context import Context, describe
 from onnxpq.rewriting.rules.editor import Editor, names_of
@@ -37,26 +37,16 @@ class Scale:
     factors: NDArray[np.floating] | None
 
     @classmethod
-    def of(
-        cls, origin: NDArray[np.floating] | None, near: NDArray[np.floating], units: NDArray[np.floating] | None
-    ) -> "Scale":
-        """One that takes few bytes.
+    def at(cls, origin: NDArray[np.floating], near: NDArray[np.floating]) -> "Scale":
+        """An origin, or one that takes fewer bytes and is as near as `near`, [in]."""
+        return cls(_narrow(origin, near), None)
 
-        Args:
-            origin: [in].
-            near: [in], how far it may be off.
-            units: [in], of the inputs, positive; are rounded to powers of two.
-        """
-        factors = None if units is None else np.exp2(-np.rint(np.log2(units)))
-        return cls(
-            None if origin is None else _narrow(origin, near),
-            None if factors is None else _narrow(factors, np.zeros(len(factors))),
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return sum(array.nbytes for array in (self.origin, self.factors) if array is not None)
+    @classmethod
+    def by(cls, units: NDArray[np.floating], dtype: np.dtype[Any]) -> "Scale":
+        """Units of the inputs, positive: to the next power of two that a type has with its inverse."""
+        lowest = np.finfo(dtype if dtype.kind == "f" else np.float32).minexp  # numpy has no bfloat16: float32's
+        exponents = np.clip(-np.rint(np.log2(units)), lowest, -lowest)
+        return cls(None, _narrow(np.exp2(exponents), np.zeros(len(units))))
 
 
 def _narrow(values: NDArray[np.floating], tolerance: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -79,6 +69,7 @@ class Place:
         index: of that input of the node; the weight is the other one of the first two.
         axis: of its features, counted from the last one, -1.
         weight_axis: of the weight, as the node gets it, that they are multiplied along; likewise.
+        dtype: that it computes in.
         can_be_centred: whether an origin other than zero can be made up for by a constant behind it.
     """
 
@@ -87,11 +78,18 @@ class Place:
     index: int
     axis: int
     weight_axis: int
+    dtype: np.dtype[Any]
     can_be_centred: bool
 
 
 Group: TypeAlias = tuple[Place, ...]
-"""Layers that are scaled together, as they share inputs or weights."""
+"""Layers that are scaled together, as they share inputs or weights; in the order of the graph."""
+
+
+def nbytes(group: Group, scale: Scale) -> int:
+    """What a scale takes in the file: it is stored for each value, and each subgraph, that is scaled."""
+    arrays = [array for array in (scale.origin, scale.factors) if array is not None]
+    return sum(array.nbytes for array in arrays) * len({(p.input, p.axis, p.layer.place) for p in group})
 
 
 def groups(model: ir.Model, layers: Sequence[Layer]) -> list[Group]:
@@ -148,7 +146,8 @@ def _place(layer: Layer, node: ir.Node, context: Context) -> Place:
         axis = -2 if node.attributes.get_int("transA", 0) else -1
         weight_axis = -1 if node.attributes.get_int("transB", 0) else -2
     can_be_centred = is_standard(node, *_CENTRED) and index == 0 and rank == 2
-    return Place(layer, x.name or "", index, axis, weight_axis, can_be_centred)
+    dtype = (element_type(required_input(node, 1 - index)) or ir.DataType.FLOAT).numpy()
+    return Place(layer, x.name or "", index, axis, weight_axis, dtype, can_be_centred)
 
 
 def rescaled(model: ir.Model, scales: Iterable[tuple[Group, Scale]]) -> ir.Model:
@@ -188,10 +187,6 @@ class _Use:
     def weight(self) -> ir.Value:
         return required_input(self.node, 1 - self.place.index)
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return _array(self.weight).dtype
-
 
 def _shift(use: _Use, origin: Array) -> NDArray[np.float64]:
     """What the origin adds to the layer's outputs, [out]."""
@@ -223,7 +218,7 @@ def _scale_inputs(uses: Sequence[_Use], scale: Scale) -> None:
 
 def _brought(x: ir.Value, use: _Use, scale: Scale) -> Iterator[ir.Node]:
     """[Sub ->] [Mul], each with a Cast of its constant where that is stored in another type."""
-    value, dtype = x, ir.DataType.from_numpy(use.dtype)
+    value, dtype = x, ir.DataType.from_numpy(use.place.dtype)
     for op_type, name, array in (("Sub", "origin", scale.origin), ("Mul", "factors", scale.factors)):
         if array is None:
             continue
@@ -244,7 +239,7 @@ def _add(use: _Use, shift: NDArray[np.float64]) -> None:
     if node.op_type == "Gemm" and (len(node.inputs) < 3 or node.inputs[2] is None or _beta(node) == 0.0):
         node.attributes.pop("beta", None)
         node.resize_inputs(3)
-        node.replace_input_with(2, use.editor.constant(f"{place.layer.weight}.shift", shift.astype(use.dtype)))
+        node.replace_input_with(2, use.editor.constant(f"{place.layer.weight}.shift", shift.astype(use.place.dtype)))
         return
     adding, index = (node, 2) if node.op_type == "Gemm" else _added(use)
     addend = None if adding is None else adding.inputs[index]
@@ -256,7 +251,7 @@ def _add(use: _Use, shift: NDArray[np.float64]) -> None:
         return
     copy = ir.Node(node.domain, node.op_type, node.inputs, node.attributes.values(), name=place.layer.node)
     copy.outputs[0].name = use.editor.unique(f"{place.layer.node}.product")
-    constant = use.editor.constant(f"{place.layer.weight}.shift", shift.astype(use.dtype))
+    constant = use.editor.constant(f"{place.layer.weight}.shift", shift.astype(use.place.dtype))
     use.editor.replace([node], [copy, use.editor.node("Add", [copy.outputs[0], constant], f"{place.layer.node}.shift")])
 
 

@@ -1,5 +1,6 @@
 """Inputs in other units, from other origins: the same function, in whatever form a layer is written."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ COMPRESSED = [name for name, form in FORMS.items() if form.layers and form.runs 
 def scale_of(group: Group, seed: int = 0) -> Scale:
     """Units over three decades, and origins of about a unit."""
     rng, size = np.random.default_rng(seed), group[0].layer.in_features
-    origin = rng.standard_normal(size) if all(place.can_be_centred for place in group) else None
-    return Scale.of(origin, np.full(size, 0.1), 2.0 ** rng.integers(-5, 5, size))
+    scale = Scale.by(2.0 ** rng.integers(-5, 5, size), group[0].dtype)
+    if all(place.can_be_centred for place in group):
+        scale = replace(scale, origin=Scale.at(rng.standard_normal(size), np.full(size, 0.1)).origin)
+    return scale
 
 
 def layers_of(form: Form) -> tuple[ir.Model, list[Layer]]:
