@@ -12,7 +12,17 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
-from onnxpq.config import CODEBOOKS, LOSSES, METRICS, REGULARIZERS, TARGET_CHOOSES, Config, TargetConfig
+from onnxpq.config import (
+    CODEBOOKS,
+    GENTLE_SUB_VECTOR,
+    LOSSES,
+    METRICS,
+    REGULARIZERS,
+    SUB_VECTOR,
+    TARGET_CHOOSES,
+    Config,
+    TargetConfig,
+)
 from onnxpq.errors import ConfigError, MissedError, OnnxpqError, OutputError
 from onnxpq.support.units import parse_share, parse_size
 
@@ -38,7 +48,12 @@ def _as_usage(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
-    ("--sub-vector", "pq.sub_vector", int, "weights that share one code"),
+    (
+        "--sub-vector",
+        "pq.sub_vector",
+        int,
+        f"weights that share one code (default: {SUB_VECTOR}, without data {GENTLE_SUB_VECTOR})",
+    ),
     ("--codewords", "pq.codewords", int, "codewords of a codebook; up to 16 is fastest"),
     ("--codebooks", "pq.codebooks", _count_or_name, f"codebooks of a layer: {', '.join(CODEBOOKS)} or a number"),
     ("--loss", "training.loss", str, f"{', '.join(LOSSES)}"),

@@ -26,7 +26,15 @@ class DataError(OnnxpqError):
 
 
 class UnalignedError(DataError):
-    """A value of the graph has no row per sample, or rows of several shapes: it cannot be kept for a data set."""
+    """A value of the graph has no entry per sample, or entries of several shapes: it cannot be kept for a data set.
+
+    Attributes:
+        value: its name.
+    """
+
+    def __init__(self, message: str, *, value: str) -> None:
+        super().__init__(message)
+        self.value = value
 
 
 class ConfigError(OnnxpqError):

@@ -86,16 +86,18 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch,
     ):
         run = Run(config or Config(), custom_ops_libraries, progress, kept, layers=kept)
-        own = subject.looked_up(run, subject.read(run, model, data, test, labels))
+        own = subject.read(run, model, data, test, labels)
+        targeting.check(run, own)
+        own = subject.looked_up(run, subject.reached(run, own))
         own = arranging.orderable(run, arranging.scaled(run, own))
-        if kept.folder is None and run.config.target.max_drop is not None:
+        if kept.folder is None and run.config.target.is_set:
             run.layers = workspace.temporary(Path(scratch))
         trainer = Trainer(run, Path(cache_dir or kept.activations or scratch), own.train, own.output)
         make, prove = partial(_make, run, own, trainer), partial(_prove, run, own)
         if run.config.target.is_set:
             made, report = targeting.seek(run, own, make, prove)
         else:
-            made = make(allocation.layouts(own.layers, run.config))
+            made = make(allocation.layouts(own.layers, run.config, has_data=own.train is not None))
             report = prove(made)
         return targeting.delivered(verification.above_floor(Result(made.model, report)))
 
@@ -132,11 +134,12 @@ def _prove(run: Run, whole: Subject, made: _Made) -> Report:
         kinds=whole.kinds,
         output=whole.output,
         layers=len(whole.layers),
+        aligned=whole.aligned,
     )
     own, trained = made.subject, made.trained
     return Report(
         layers=clustering.reports(own.forms.normal, own.layers, made.layouts, made.tensors, trained.ways),
-        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason) for entry in whole.skipped),
+        skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in whole.skipped),
         training=trained.training,
         verification=proof,
         layer_wise=tuple(trained.layer_wise),

@@ -1,8 +1,8 @@
 """A device of its own for torch that computes as the CPU does: what a GPU refuses, it refuses.
 
 Its tensors hold one of the CPU each, which only `Far` looks at; torch believes them to be elsewhere. They have values,
-unlike those of torch's device "meta", so a whole compression runs on it and must give the same file as on the CPU. What
-it cannot tell are types that a GPU has no kernels for, and other roundings.
+unlike those of torch's device "meta", so a whole compression runs on it and must give the same file as on the CPU, but
+for rounding. What it cannot tell are types that a GPU has no kernels for, and other roundings.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

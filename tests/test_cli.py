@@ -130,7 +130,7 @@ def test_flags_win_over_the_file_of_settings(folder: Path, capsys: pytest.Captur
     out = re.sub(" +", " ", capsys.readouterr().out)
     # 4 blocks x 16 sub-vectors x 16 bytes, one codebook of 4 x 4 x 2, scales 512
     assert f" fc1 Gemm W1 128 x 64 4 4 1 32768 {4 * 16 * 16 + 32 + 512}\n" in out
-    assert " fc2 (Gemm): It has 1280 weights; layers with fewer than 2000 gain too little.\n" in out
+    assert " bytes in 1 Gemm (fc2): It has fewer than 2000 weights (--min-weights), and would gain too little.\n" in out
 
 
 def test_codebooks_by_name_and_number(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +153,7 @@ def test_every_flag_reaches_its_setting() -> None:
         "--learning-rate": 0.25,
         "--batch-size": 8,
         "--min-weights": 9,
+        "--floor": 0.25,
         "--output-name": "y",
         "--seed": 11,
     }

@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxpq
 from onnxpq import runtime
 from onnxpq.config.settings import Config, TrainingConfig
-from onnxpq.graph import files
-from onnxpq.graph.files import MIN_OPSET, RAISED_OPSET
+from onnxpq.graph.opsets import MIN_OPSET, RAISED_OPSET
+from onnxpq.graph.opsets import opset as opset_of
 from onnxpq.verification import proof
 
 IN, HIDDEN, OUT = 40, 80, 10
@@ -83,7 +83,7 @@ def check(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> onnxpq.Res
 @pytest.mark.parametrize("opset", range(FIRST_OPSET, NEWEST_OPSET + 1))
 def test_every_opset(opset, monkeypatch):
     result = check(mlp(opset, ir_version_of(opset)), monkeypatch)
-    assert files.opset(result.model) == (opset if opset >= MIN_OPSET else RAISED_OPSET)
+    assert opset_of(result.model) == (opset if opset >= MIN_OPSET else RAISED_OPSET)
 
 
 @pytest.mark.parametrize("ir_version", range(FIRST_IR, NEWEST_IR + 1))

@@ -199,7 +199,7 @@ def start(case: Case, seed: int) -> Start:
     parts = (fit[: case.samples], choose, np.arange(len(learn), len(whole)))
     labels = whole.labels if case.on_labels else None
     rows = tuple(replace(samples[0], rows=rows, labels=labels) for rows in parts)
-    problem = Problem(part.network, part.layers, output, jobs.vectors(job, part), part.fixed_batch)
+    problem = Problem(part.network, part.layers, output, jobs.vectors(job, part), part.fixed_batch, part.places)
     return Start(problem, quantized, (*rows[:2], replace(rows[2], labels=whole.labels)))
 
 

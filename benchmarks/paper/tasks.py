@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.common import datasets
 from onnxpq import rewriting, runtime
-from onnxpq.data.datasets import split_rows
+from onnxpq.data.datasets import Dataset, split_rows
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
 from onnxpq.graph.normalising import normalise
@@ -140,8 +140,8 @@ def of_file(
     chain, _ = rewriting.find(model, min_weights=1)
     feature, output = _input_of(model, chain[0]), str(model.graph.outputs[0].name)
     cache = cache_dir or datasets.cache_folder() / "activations"
-    given = {str(model.graph.inputs[0].name): train[0]}
-    captured = activations.capture(model, [feature, output], given, cache_dir=cache)
+    given = Dataset({str(model.graph.inputs[0].name): train[0]})
+    captured = activations.capture(model, [feature, output], given, cache_dir=cache).inputs
     return Task(
         name=path.stem,
         path=path,

@@ -6,8 +6,10 @@ nothing of models, data or torch.
 
 from onnxpq.config.settings import (
     CODEBOOKS,
+    GENTLE_SUB_VECTOR,
     LOSSES,
     REGULARIZERS,
+    SUB_VECTOR,
     TARGET_CHOOSES,
     Config,
     LayerConfig,
@@ -18,9 +20,11 @@ from onnxpq.config.target import METRICS, TargetConfig
 
 __all__ = [
     "CODEBOOKS",
+    "GENTLE_SUB_VECTOR",
     "LOSSES",
     "METRICS",
     "REGULARIZERS",
+    "SUB_VECTOR",
     "TARGET_CHOOSES",
     "Config",
     "LayerConfig",

@@ -27,13 +27,21 @@ CODEBOOKS: Final = ("auto", "layer", "position")
 TARGET_CHOOSES: Final = ("sub_vector", "codewords", "codebooks")
 """What a target chooses for each layer: these settings of `PQConfig` cannot be given beside one."""
 
+SUB_VECTOR: Final = 8
+"""d where the settings name none."""
+
+GENTLE_SUB_VECTOR: Final = 1
+"""The same without data. Nothing repairs then what is lost: 4 bits a weight lose at most a tenth of a point on seven
+classifiers, 2 bits up to 15 points (`python -m benchmarks plain`)."""
+
 
 @dataclass(frozen=True)
 class PQConfig:
     """How weights are cut and how many codewords they get.
 
     Attributes:
-        sub_vector: d, how many neighbouring weights of a row share one code.
+        sub_vector: d, how many neighbouring weights of a row share one code; None for `SUB_VECTOR`, or, where no data
+            are given, for `GENTLE_SUB_VECTOR`.
         codewords: K; up to 16 a code takes half a byte and the kernel is several times faster, up to 256 a byte.
         codebooks: G per layer. "position": one codebook per sub-vector position; "layer": one for the whole layer;
             a number: that many; "auto": "position" unless its codebooks would take more bytes than half the codes, and
@@ -45,14 +53,15 @@ class PQConfig:
             gains.
     """
 
-    sub_vector: int = 8
+    sub_vector: int | None = None
     codewords: int = 16
     codebooks: str | int = "auto"
     fast: bool = False
     reorder: bool = False
 
     def __post_init__(self) -> None:
-        _integer(self, "sub_vector", 1, 64)
+        if self.sub_vector is not None:
+            _integer(self, "sub_vector", 1, 64)
         _integer(self, "codewords", 2, 256)
         for name in ("fast", "reorder"):
             if not isinstance(getattr(self, name), bool):

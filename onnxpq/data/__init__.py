@@ -12,20 +12,27 @@ from onnxpq.data.datasets import (
     first,
     fixed_batch,
     input_specs,
+    of_objects,
     validation_rows,
 )
+from onnxpq.data.places import Alignment, Place, distance
 from onnxpq.data.sampling import Evidence
 
 __all__ = [
+    "Alignment",
     "Dataset",
     "Evidence",
     "InputSpec",
+    "Place",
     "Source",
     "batches",
     "common_batch",
+    "distance",
     "first",
     "fixed_batch",
     "input_specs",
+    "of_objects",
     "sampling",
+    "sizes",
     "validation_rows",
 ]

@@ -1,11 +1,12 @@
 """Data that a model is fine-tuned and verified on: arrays by input name, with or without labels.
 
-Every array has its samples along the first axis. A data set is a value: nothing here knows a model's graph, only the
+Data are calls of the model. As a rule a call has samples along an axis, and any of them make a call as good; then a
+data set holds samples. Else it holds whole calls. A data set is a value: nothing here knows a model's graph, only the
 names, types and shapes of its inputs (`InputSpec`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -14,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxpq.data.places import Place
 from onnxpq.errors import DataError, ModelError
 
 Array: TypeAlias = NDArray[np.generic]
@@ -41,30 +43,51 @@ class InputSpec:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples.
+    """Samples, or whole calls that each count as one.
 
     Attributes:
-        inputs: by input name, arrays [N, ...].
+        inputs: by input name, arrays [N, ...]; of whole calls [N] objects, each the array of one call.
         labels: [N, ...] or None.
         unused: keys of the source that are neither.
-        is_call: the arrays are those of one call of the model, with or without samples along an axis; it counts as one
-            sample and has no parts.
+        places: where a model has the samples in its inputs; along axis 0 in those that are not named.
+        whole: whether these are whole calls, which are never put together or taken apart.
     """
 
     inputs: Mapping[str, Array]
     labels: Array | None = None
     unused: tuple[str, ...] = ()
-    is_call: bool = False
+    places: Mapping[str, Place] = field(default_factory=dict)
+    whole: bool = False
 
     def __len__(self) -> int:
-        return 1 if self.is_call else len(next(iter(self.inputs.values())))
+        return len(next(iter(self.inputs.values())))
 
     def take(self, index: "NDArray[np.intp] | slice") -> "Dataset":
         """The samples at `index`, in that order."""
-        if self.is_call:
-            return self
         inputs = {name: array[index] for name, array in self.inputs.items()}
-        return Dataset(inputs, None if self.labels is None else self.labels[index], self.unused)
+        return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[index])
+
+    def some(self, count: int, seed: int = 0) -> "Dataset":
+        """So many samples drawn at random, or all: the first ones of a file are often of one class."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.take(np.sort(order[:count]))
+
+    def only(self, names: Iterable[str]) -> "Dataset":
+        """The same samples with some of the inputs."""
+        return replace(self, inputs={name: self.inputs[name] for name in names})
+
+    @property
+    def feeds(self) -> dict[str, Array]:
+        """What a model is given: all samples in one call, each input as the model has it."""
+        if not self.whole:
+            return {name: self._as_given(name, array) for name, array in self.inputs.items()}
+        if len(self) != 1:
+            raise AssertionError("whole calls are made one at a time")
+        return {name: array[0] for name, array in self.inputs.items()}
+
+    def _as_given(self, name: str, array: Array) -> Array:
+        place = self.places.get(name, Place())
+        return array if place == Place() else np.ascontiguousarray(place.to_model(array))
 
 
 def split_rows(samples: int, fraction: float, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -79,8 +102,12 @@ def validation_rows(samples: int, fraction: float, seed: int) -> tuple[NDArray[n
     return split_rows(samples, min(fraction, VALIDATION_SAMPLES / samples), seed)
 
 
-def input_specs(model: ir.Model) -> list[InputSpec]:
+def input_specs(model: ir.Model, ranks: Mapping[str, int] | None = None) -> list[InputSpec]:
     """The inputs of a model that data has to give: those without an initializer.
+
+    Args:
+        model: the model.
+        ranks: of inputs whose shape the model does not tell, by name.
 
     Raises:
         ModelError: an input is no tensor, or its type or rank is not known.
@@ -89,20 +116,22 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
-        if not isinstance(value.type, ir.TensorType) or value.shape is None:
+        rank = None if ranks is None else ranks.get(str(value.name))
+        shape = [None] * rank if value.shape is None and rank is not None else value.shape
+        if not isinstance(value.type, ir.TensorType) or shape is None:
             raise ModelError(
                 f"Input '{value.name}' has type {value.type} and shape {value.shape}: onnxpq needs tensors of known "
                 "rank. Export the model with the shapes of its inputs, open dimensions being named."
             )
-        dims = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+        dims = tuple(dim if isinstance(dim, int) else None for dim in shape)
         specs.append(InputSpec(str(value.name), np.dtype(value.type.dtype.numpy()), dims))
     return specs
 
 
 def first(dataset: Dataset, fixed: int | None, count: int) -> Mapping[str, Array]:
-    """Inputs of the first `count` samples, or of as many as a fixed batch of the model needs."""
+    """What a model is given for the first `count` samples, or for as many as a fixed batch of it needs."""
     size = fixed or min(count, len(dataset))
-    return next(batches(dataset, size, exact=fixed is not None))[0].inputs
+    return next(batches(dataset, size, exact=fixed is not None))[0].feeds
 
 
 Source: TypeAlias = str | PathLike[str] | Mapping[str, Array] | Iterable[Mapping[str, Array]] | Dataset
@@ -126,7 +155,7 @@ def load(source: Source, inputs: Iterable[InputSpec], *, label_key: str | None =
         DataError: unreadable file, missing input or label key, wrong type or shape, NaN or infinity, inputs of
             different lengths, or no samples.
     """
-    where, arrays = _arrays(source, what)
+    where, arrays = arrays_of(source, what)
     found = {spec.name: _checked(arrays, spec, where) for spec in inputs}
     labels = source.labels if isinstance(source, Dataset) else None
     if labels is None and label_key is not None:
@@ -161,9 +190,10 @@ def load_call(source: Source, inputs: Iterable[InputSpec], *, what: str) -> Data
     Raises:
         DataError: unreadable file, missing input, wrong type or shape, NaN or infinity.
     """
-    where, arrays = _arrays(source, what)
+    where, arrays = arrays_of(source, what)
     found = {spec.name: _checked(arrays, spec, where, is_call=True) for spec in inputs}
-    return Dataset(found, None, tuple(key for key in arrays if key not in found), is_call=True)
+    calls = {name: of_objects([array]) for name, array in found.items()}
+    return Dataset(calls, None, tuple(key for key in arrays if key not in found), whole=True)
 
 
 def random_inputs(inputs: Iterable[InputSpec], samples: int, seed: int) -> Dataset:
@@ -188,7 +218,7 @@ def random_inputs(inputs: Iterable[InputSpec], samples: int, seed: int) -> Datas
 
 
 def batches(dataset: Dataset, size: int, *, exact: bool) -> Iterator[tuple[Dataset, int]]:
-    """Consecutive parts of `size` samples, each with the number of samples that count.
+    """Consecutive parts of `size` samples, each with the number of samples that count; whole calls one by one.
 
     Args:
         dataset: the samples.
@@ -196,13 +226,20 @@ def batches(dataset: Dataset, size: int, *, exact: bool) -> Iterator[tuple[Datas
         exact: fill the last part up to `size` with copies of its last sample (a model with a fixed batch dimension
             takes no other); else it is shorter.
     """
-    if dataset.is_call:
-        yield dataset, 1
-        return
+    if dataset.whole:
+        size, exact = 1, False
     for start in range(0, len(dataset), size):
         index = np.arange(start, min(start + size, len(dataset)))
         count = len(index)
         yield dataset.take(np.pad(index, (0, size - count), mode="edge") if exact else index), count
+
+
+def of_objects(arrays: Sequence[Array]) -> Array:
+    """[N] objects, each of them one of the arrays, whatever their shapes."""
+    found = np.empty(len(arrays), object)
+    for index, array in enumerate(arrays):
+        found[index] = array
+    return found
 
 
 def fixed_batch(inputs: Iterable[InputSpec]) -> int | None:
@@ -239,7 +276,7 @@ def _batch(spec: InputSpec, samples: int) -> int:
     return samples if fixed is None else max(1, samples // fixed) * fixed
 
 
-def _arrays(source: Source, what: str) -> tuple[str, dict[str, Array]]:
+def arrays_of(source: Source, what: str) -> tuple[str, dict[str, Array]]:
     """How to call the source in messages, and its arrays."""
     if isinstance(source, Dataset):
         return what, dict(source.inputs)

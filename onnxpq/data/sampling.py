@@ -3,9 +3,20 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxpq.config import Config
-from onnxpq.data.datasets import Dataset, InputSpec, Source, has_samples, load, load_call, random_inputs, split_rows
+from onnxpq.data.datasets import (
+    Array,
+    Dataset,
+    InputSpec,
+    Source,
+    has_samples,
+    load,
+    load_call,
+    random_inputs,
+    split_rows,
+)
 from onnxpq.errors import DataError
 
 RANDOM_SAMPLES = 256
@@ -21,11 +32,25 @@ class Evidence:
         dataset: the samples.
         description: what they are, for the report.
         held_out: they are real and none of them was trained on.
+        made_up: they are random numbers.
+        numbers: which samples of the data they are, where they are a part of those.
     """
 
     dataset: Dataset
     description: str
     held_out: bool
+    made_up: bool = False
+    numbers: NDArray[np.intp] | None = None
+
+    def labels_as_given(self, train: Dataset) -> Array | None:
+        """The labels of the data, in the user's order: messages speak of it."""
+        if self.numbers is None or train.labels is None or self.dataset.labels is None:
+            return train.labels
+        samples = len(train) + len(self.dataset)
+        found = np.empty((samples, *train.labels.shape[1:]), train.labels.dtype)
+        found[np.setdiff1d(np.arange(samples), self.numbers)] = train.labels
+        found[self.numbers] = self.dataset.labels
+        return found
 
 
 def prepare(
@@ -59,7 +84,7 @@ def prepare(
             "The result was compared with the original on random inputs only, which says nothing about its accuracy. "
             "Give data with --data."
         )
-        return None, Evidence(random, "random inputs, as no data was given", False), [_PLAIN, warning]
+        return None, Evidence(random, "random inputs, as no data was given", False, made_up=True), [_PLAIN, warning]
     train = load(data, inputs, label_key=labels, what="training data")
     notes = []
     if tested is not None and _same_samples(train, tested.dataset):
@@ -76,7 +101,7 @@ def prepare(
         raise DataError(f"The training data has {len(train)} samples: too few to set some aside. Give more, or --test.")
     kept, aside = split_rows(len(train), config.held_out, config.seed)
     share = f"{100 * config.held_out:g} % of the data, set aside and not trained on"
-    return train.take(kept), Evidence(train.take(aside), share, True), notes
+    return train.take(kept), Evidence(train.take(aside), share, True, numbers=aside), notes
 
 
 def _one_call(inputs: list[InputSpec], data: Source | None, test: Source | None, labels: str | None) -> Evidence:

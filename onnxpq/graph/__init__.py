@@ -4,6 +4,7 @@ In: a file or a model of anyone's. Out: a model that was checked, and answers ab
 It knows neither layouts nor codes.
 """
 
+from onnxpq.graph.checking import check
 from onnxpq.graph.constants import (
     FLOATS,
     constant,
@@ -14,12 +15,14 @@ from onnxpq.graph.constants import (
     shape_of,
     values_of,
 )
-from onnxpq.graph.files import opset
+from onnxpq.graph.finite import check_weights
 from onnxpq.graph.forms import Forms
 from onnxpq.graph.layers import Layer, Skipped, tables
 from onnxpq.graph.normalising import normalise
+from onnxpq.graph.opsets import opset
 from onnxpq.graph.preparing import prepare
-from onnxpq.graph.protobuf import check, structure
+from onnxpq.graph.private import is_private
+from onnxpq.graph.protobuf import structure, tensor_bytes
 from onnxpq.graph.walking import graph_of, graphs_of, node_label, subgraphs_of, used_values
 
 __all__ = [
@@ -28,11 +31,13 @@ __all__ = [
     "Layer",
     "Skipped",
     "check",
+    "check_weights",
     "constant",
     "element_type",
     "files",
     "graph_of",
     "graphs_of",
+    "is_private",
     "is_standard",
     "matrix_base",
     "node_label",
@@ -45,6 +50,7 @@ __all__ = [
     "subgraphs",
     "subgraphs_of",
     "tables",
+    "tensor_bytes",
     "used_values",
     "values_of",
 ]

@@ -5,47 +5,38 @@ The in-memory form is `onnx_ir.Model`; tensors in external data stay memory-mapp
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from onnxpq.errors import ModelError, OutputError
-from onnxpq.graph import mapped
+from onnxpq.graph import external, mapped, private, protobuf
+from onnxpq.graph.checking import check, objection, refused
+from onnxpq.graph.finite import check_finite
+from onnxpq.graph.inlining import inline
+from onnxpq.graph.mending import FIRST_IR_WITH_CONSTANTS, mend
+from onnxpq.graph.opsets import FIRST_BROADCASTING_OPSET, MIN_OPSET, imported, raised
 from onnxpq.graph.protobuf import (
     EMBEDDED_BYTES,
     all_tensors,
-    check,
     check_tensors,
     embed_external,
     external_tensors,
-    external_tensors_of,
     from_proto,
     open_negative_dimensions,
-    raised,
-    read_array,
-    run_checker,
     structure,
     to_proto,
 )
 from onnxpq.support.writing import scratch_folder, write_bytes
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
-
-MIN_OPSET: Final = 9
-"""The function body of `onnxpq::PQMatMul` needs ConstantOfShape, NonZero and Where of opset 9."""
-
-FIRST_IR_WITH_CONSTANTS: Final = 4
-"""The first IR version whose initializers need not be graph inputs."""
-
-RAISED_OPSET: Final = 13
-"""Where models below `MIN_OPSET` are raised to."""
+Judge: TypeAlias = Callable[[Source], str | None]
+"""Says why onnxruntime does not load a model; None where it does."""
 
 MAX_EMBEDDED_BYTES: Final = 1_500_000_000
 """Models with more bytes of tensors get an external data file; protobuf cannot write 2 GiB."""
@@ -53,6 +44,15 @@ MAX_EMBEDDED_BYTES: Final = 1_500_000_000
 LARGE_BYTES: Final = 2**27
 """A model with more is large: its weights are kept out of memory where that takes somewhat longer. Those of a file are
 mapped, not read (`onnxpq.graph.mapped`), and sessions that are not timed leave them there (`runtime.frugal`)."""
+
+OLDER_THAN_RUNTIMES: Final = (
+    "The model was mended: its operator set is older than those that onnxruntime runs, and was raised."
+)
+
+HELD_BY_FUNCTIONS: Final = (
+    "The model was mended: the functions {names} hold operators that onnxruntime has, and dies of in functions; they "
+    "were put in the place of their calls."
+)
 
 _EXTERNAL_KEY: Final = "onnxpq.external_data"
 
@@ -62,53 +62,129 @@ _FOREIGN_FORMATS: Final = (
     (b"\x89HDF", "an HDF5 file; export the model to ONNX first"),
 )
 
-_FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-_WEIGHT_OPERATORS: Final = frozenset({"Gemm", "MatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
+
+class Loaded(NamedTuple):
+    """A model that was read, and what the user should know of how.
+
+    Attributes:
+        model: as `load` gives it.
+        notes: sentences; none where the model was in order.
+        mended: whether it is another model than the source, or one that ONNX's checker refuses.
+    """
+
+    model: ir.Model
+    notes: tuple[str, ...]
+    mended: bool
 
 
-def load(source: Source) -> ir.Model:
+def load(source: Source, judge: Judge | None = None) -> ir.Model:
     """Reads and checks a model.
 
     Args:
         source: a path, the bytes of a file, a protobuf or an `onnx_ir.Model`; what is passed is never changed.
+        judge: says why onnxruntime does not load a model, or None. It is asked about a model that ONNX's checker
+            refuses; without a judge such a model is refused.
 
     Returns:
         A model of its own, of ai.onnx opset 9 or newer and IR version 4 or newer: initializers of older ones are
-        constants, not graph inputs. External data stays memory-mapped, and so does a file of more than `LARGE_BYTES`:
-        what is written into it as long as the model is used changes the model.
+        constants, not graph inputs. What onnxruntime takes and ONNX's tools do not is mended (`onnxpq.graph.mending`).
+        External data stays memory-mapped, and so does a file of more than `LARGE_BYTES`: what is written into it as
+        long as the model is used changes the model.
 
     Raises:
-        ModelError: the source cannot be read, is damaged or invalid, refers to external data that is missing or too
-            short, has NaN or infinite weights, or has an opset below 9 that cannot be raised.
+        ModelError: the source cannot be read, is damaged or invalid, refers to external data that is missing, too
+            short or not the model's own, has NaN or infinite weights, or has an opset below 9 that cannot be raised.
+    """
+    return read(source, judge).model
+
+
+def read(source: Source, judge: Judge | None = None) -> Loaded:
+    """Reads and checks a model as `load` does, and tells what was done to it.
+
+    Raises:
+        ModelError: as `load`.
     """
     where = _describe(source)
     if isinstance(source, ir.Model):
-        external = list(external_tensors(source))
-        _check_external_data(external, where)
-        model = _copied(source, where)
-        check(model)
+        loaded, has_external = _of_model(source, where, judge)
     else:
-        proto, folder, values = _read_proto(source, where)
-        check_tensors(proto, where)
-        external = external_tensors_of(proto, folder)
-        _check_external_data(external, where)
-        if values and not external:
-            run_checker(mapped.structure(proto, values), where)
-        else:
-            # The path form of the checker also takes models whose weights exceed protobuf's 2 GiB.
-            run_checker(proto if isinstance(source, bytes | onnx.ModelProto) else os.fspath(source), where)
-        model = from_proto(proto, where)
-        mapped.put_in(model, values)
-        for tensor in external_tensors(model):
-            tensor.base_dir = folder
-        _check_writable(model, where)
+        proto, path, values = _read_proto(source, where)
+        loaded, has_external = _of_proto(proto, path, values, where, judge)
+    model, notes, mended = loaded
     open_negative_dimensions(model)
-    if external:
+    if has_external:
         model.graph.meta[_EXTERNAL_KEY] = True
-    model = _with_supported_opset(model, where)
+    version = imported(model)
+    if version is not None and version < MIN_OPSET:
+        model = raised(onnx.ModelProto.FromString(to_bytes(model)), version, where)
+        if version < FIRST_BROADCASTING_OPSET:
+            notes, mended = (*notes, OLDER_THAN_RUNTIMES), True
     _free_initializers(model)
     check_finite(model)
-    return model
+    return Loaded(model, notes, mended)
+
+
+def _of_model(source: ir.Model, where: str, judge: Judge | None) -> tuple[Loaded, bool]:
+    """A copy of a model in memory, and whether it has external data."""
+    outside = [_placed(tensor) for tensor in external_tensors(source)]
+    external.check(outside, where)
+    try:
+        model = _copied(source, where)
+        check(model)
+    except ModelError:
+        # A protobuf can be mended.
+        if outside or tensor_bytes(source) > MAX_EMBEDDED_BYTES:
+            raise
+        return _of_proto(to_proto(source), None, {}, where, judge)
+    external.relocate(model, _placed)
+    return Loaded(model, (), mended=False), bool(outside)
+
+
+def _placed(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """A tensor of a model in memory: one with a base directory was read from a file in it."""
+    folder = os.fspath(tensor.base_dir)
+    return external.located(tensor, os.path.join(folder, "model.onnx")) if folder else tensor
+
+
+def _of_proto(
+    proto: onnx.ModelProto, path: str | None, values: mapped.Values, where: str, judge: Judge | None
+) -> tuple[Loaded, bool]:
+    """The model of a protobuf, which is changed, and whether it has external data."""
+    check_tensors(proto, where)
+    outside = external.find(proto, path)
+    external.check(outside, where)
+    notes, changed = mend(proto, where)
+    text = objection(proto, elsewhere=values)
+    if text is not None and judge is None:
+        raise refused(where, text)
+    try:
+        model = from_proto(proto, where)
+        mapped.put_in(model, values)
+        external.relocate(model, lambda tensor: external.located(tensor, path))
+        _check_writable(model, where)
+    except ModelError as error:
+        raise error if text is None else refused(where, text) from error
+    if functions := private.in_functions(proto):
+        inline(model, functions)
+        notes.append(HELD_BY_FUNCTIONS.format(names=", ".join(f"'{name}'" for _, name, _ in sorted(functions))))
+        changed = True
+    if text is not None and judge is not None:
+        notes.append(_judged(model, where, text, judge))
+    return Loaded(model, tuple(notes), changed or text is not None), bool(outside)
+
+
+def _judged(model: ir.Model, where: str, text: str, judge: Judge) -> str:
+    """What to tell of a model that onnxruntime loads, whatever the checker says against it.
+
+    Raises:
+        ModelError: it does not load it.
+    """
+    # What cannot be read makes onnxruntime fail in its own ways.
+    check_finite(model)
+    reason = judge(model)
+    if reason is not None:
+        raise ModelError(f"{refused(where, text)} onnxruntime does not take it either: {reason}")
+    return f"ONNX's checker refuses the model, which onnxruntime runs: {text}"
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
@@ -133,7 +209,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool |
         content = _write_external(model, scratch, data_name) if external_data else to_bytes(model)
         temporary = write_bytes(scratch, content)
         temporary_data = os.path.join(scratch, data_name)
-        if os.path.exists(temporary_data):
+        if os.path.exists(temporary_data) and os.path.getsize(temporary_data):
             # An old model beside new data would read wrong weights, were we stopped between the two renames.
             with suppress(FileNotFoundError):
                 os.remove(target)
@@ -218,7 +294,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def tensor_bytes(model: ir.Model) -> int:
     """Bytes of all constants, those of strings apart."""
-    return sum(tensor.nbytes for tensor in all_tensors(model) if tensor.dtype != ir.DataType.STRING)
+    return sum(map(protobuf.tensor_bytes, all_tensors(model)))
 
 
 def bytes_as_file(model: ir.Model) -> int:
@@ -229,68 +305,6 @@ def bytes_as_file(model: ir.Model) -> int:
     kept = {tensor.name for tensor in small.graph.initializer}
     tensors = (value.const_value for name, value in model.graph.initializers.items() if name not in kept)
     return int(small.ByteSize()) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-def opset(model: ir.Model, domain: str = "") -> int:
-    """Version of the operator set `domain` that the model imports ("ai.onnx" is another name of "").
-
-    Raises:
-        ModelError: the model does not import the domain.
-    """
-    version = _imported_opset(model, domain)
-    if version is None:
-        imported = ", ".join(f"'{name}' {number}" for name, number in sorted(model.opset_imports.items()))
-        raise ModelError(f"The model does not import the operator set '{domain or 'ai.onnx'}'. It imports: {imported}.")
-    return version
-
-
-def check_finite(model: ir.Model) -> None:
-    """Checks that all initializers can be read and hold usable numbers.
-
-    NaN is refused everywhere. Infinity is refused in the weights of Gemm, MatMul, convolutions and recurrent layers
-    only: attention masks hold -inf on purpose.
-
-    Raises:
-        ModelError: an initializer cannot be read, or holds NaN or infinity; the message names it.
-    """
-    for graph in model.graphs():
-        for name, value in graph.initializers.items():
-            tensor = value.const_value
-            if tensor is None or tensor.dtype == ir.DataType.STRING:
-                continue
-            array = read_array(tensor, name or "")
-            if tensor.dtype not in _FLOATS or bool(np.isfinite(array).all()):
-                continue
-            is_weight = any(node.op_type in _WEIGHT_OPERATORS and index > 0 for node, index in value.uses())
-            if is_weight or bool(np.isnan(array).any()):
-                raise _not_finite(f"initializer '{name}'", array)
-
-
-def check_weights(model: ir.Model, nodes: Mapping[str, str]) -> None:
-    """Checks that the weights of layers are usable numbers.
-
-    `check_finite` does not look at constants that are nodes: those of a mask may be NaN, and which of them are weights
-    is known when the layers are found.
-
-    Args:
-        model: normalised.
-        nodes: by the name of a weight, an initializer, the node of a layer that it belongs to.
-
-    Raises:
-        ModelError: a weight holds NaN or infinity; the message names it and its node.
-    """
-    for name, node in nodes.items():
-        tensor = model.graph.initializers[name].const_value
-        if tensor is not None and not bool(np.isfinite(array := read_array(tensor, name)).all()):
-            raise _not_finite(f"weight '{name}' of node '{node}'", array)
-
-
-def _not_finite(what: str, array: NDArray[Any]) -> ModelError:
-    nans, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-    return ModelError(
-        f"The {what} has {nans} NaN and {infinite} infinite values of {array.size}; expected finite numbers. "
-        "Export the model again from a checkpoint whose training did not diverge."
-    )
 
 
 def _describe(source: Source) -> str:
@@ -304,12 +318,12 @@ class _Read(NamedTuple):
 
     Attributes:
         proto: without external data and `values`.
-        folder: that external data is relative to.
+        path: of its file, that external data is relative to; None where there is none.
         values: of the initializers of a large file.
     """
 
     proto: onnx.ModelProto
-    folder: str
+    path: str | None
     values: mapped.Values
 
 
@@ -317,9 +331,9 @@ def _read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto, where:
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(source)
-        return _Read(proto, "", {})
+        return _Read(proto, None, {})
     if isinstance(source, bytes):
-        return _Read(_parse(source, where), "", {})
+        return _Read(_parse(source, where), None, {})
     path = os.fspath(source)
     if os.path.isdir(path):
         raise ModelError(f"{where} is a folder; expected an ONNX file. Pass the path of the .onnx file in it.")
@@ -333,7 +347,7 @@ def _read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto, where:
     except OSError as error:
         raise ModelError(f"{where} cannot be read: {error.strerror}. Check its permissions.") from error
     proto, values = found or (_parse(content, where), {})
-    return _Read(proto, os.path.dirname(path) or ".", values)
+    return _Read(proto, path, values)
 
 
 def _parse(content: bytes, where: str) -> onnx.ModelProto:
@@ -360,50 +374,11 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
     return proto
 
 
-def _imported_opset(model: ir.Model, domain: str) -> int | None:
-    names = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
-    versions = [model.opset_imports[name] for name in names if name in model.opset_imports]
-    return max(versions, default=None)
-
-
-def _with_supported_opset(model: ir.Model, where: str) -> ir.Model:
-    version = _imported_opset(model, "")
-    if version is None or version >= MIN_OPSET:
-        return model
-    source = onnx.ModelProto.FromString(to_bytes(model))
-    try:
-        return from_proto(raised(source, version, RAISED_OPSET), where)
-    # onnx's converter raises ConvertError, RuntimeError and others, by operator.
-    except Exception as error:
-        raise ModelError(
-            f"{where} has opset {version}; onnxpq needs {MIN_OPSET} or newer, and onnx {onnx.__version__} cannot "
-            f"convert the model: {error}. Export it again with a newer opset."
-        ) from error
-
-
 def _free_initializers(model: ir.Model) -> None:
     """Before IR version 4 every initializer had to be a graph input as well: that did not make it one to be fed."""
     if model.ir_version < FIRST_IR_WITH_CONSTANTS:
         common.RemoveInitializersFromInputsPass()(model)
         model.ir_version = FIRST_IR_WITH_CONSTANTS
-
-
-def _check_external_data(tensors: Sequence[ir.ExternalTensor], where: str) -> None:
-    for tensor in tensors:
-        try:
-            size = os.path.getsize(tensor.path)
-        except OSError as error:
-            raise ModelError(
-                f"{where} keeps the tensor '{tensor.name}' in the external data file '{tensor.path}', which does not "
-                "exist or cannot be read. Copy it beside the model, and pass the model by its path."
-            ) from error
-        end = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
-        if size < end or (tensor.length is not None and tensor.length < tensor.nbytes):
-            raise ModelError(
-                f"{where}: the external data file '{tensor.path}' is too short for the tensor '{tensor.name}': found "
-                f"{size} bytes, expected {end} or more. Copy it again."
-            )
-        read_array(tensor, tensor.name)
 
 
 def _copied(model: ir.Model, where: str) -> ir.Model:
@@ -452,8 +427,8 @@ def files_of(source: Source | None, *, strict: bool = False) -> list[str]:
 @lru_cache(maxsize=8)
 def _external_files(path: str, _identity: tuple[int, ...]) -> tuple[str, ...]:
     """The external data files of a model file, which is asked several times in a run."""
-    proto, folder, _ = _read_proto(path, f"'{path}'")
-    return tuple(sorted({tensor.path for tensor in external_tensors_of(proto, folder)}))
+    proto, _, _ = _read_proto(path, f"'{path}'")
+    return tuple(sorted({tensor.path for tensor in external.find(proto, path)}))
 
 
 def _identity(path: str) -> tuple[int, ...]:

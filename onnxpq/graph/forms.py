@@ -4,12 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Final
 
 import onnx_ir as ir
 
 from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
 from onnxpq.graph.preparing import has_bfloat16, prepare, widened
+
+WIDENED: Final = (
+    "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times are those "
+    "of the same model in float32."
+)
+
+MENDED_ALONE: Final = (
+    "onnxruntime does not load the model as it was given: its outputs and times are those of the mended one."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +32,8 @@ class Forms:
         runnable: as onnxruntime runs it: in float32 where it has no operators for the bfloat16 of the original.
         prepared: as its layers are found and rewritten (`onnxpq.graph.preparing.prepare`).
         normal: as it is trained (`onnxpq.graph.normalising.normalise`).
+        notes: what the user should know of it: sentences.
+        file_runs: whether onnxruntime runs what the user passed, not only what was made of it.
     """
 
     source: files.Source
@@ -29,21 +41,28 @@ class Forms:
     runnable: ir.Model
     prepared: ir.Model
     normal: ir.Model
+    notes: tuple[str, ...]
+    file_runs: bool
 
     @classmethod
-    def of(cls, source: files.Source, runs: Callable[[ir.Model], bool]) -> "Forms":
+    def of(cls, source: files.Source, judge: files.Judge) -> "Forms":
         """Load a model and bring it into its forms.
 
         Args:
             source: what the user passed.
-            runs: whether onnxruntime runs a model; asked only where there is doubt.
+            judge: says why onnxruntime does not load a model, or None; asked only where there is doubt.
 
         Raises:
             ModelError: see `files.load`, `prepare` and `normalise`.
         """
-        original = files.load(source)
-        runnable = original if not has_bfloat16(original) or runs(original) else widened(original)
-        return cls(source, original, runnable, prepare(original), normalise(runnable))
+        original, notes, mended = files.read(source, judge)
+        file_runs = not mended or judge(source) is None
+        runnable = original if not has_bfloat16(original) or judge(original) is None else widened(original)
+        if runnable is not original:
+            notes = (*notes, WIDENED)
+        if not file_runs:
+            notes = (*notes, MENDED_ALONE)
+        return cls(source, original, runnable, prepare(original), normalise(runnable), notes, file_runs)
 
     def rewritten(self, change: Callable[[ir.Model], ir.Model]) -> "Forms":
         """The same with a change to what is trained and what is rewritten; both stay copies of one another."""
@@ -71,6 +90,11 @@ class Forms:
         onnxruntime copies the weights that a file has inside. A large model it gets with external data, which are
         mapped.
         """
-        if self.file is None or self.is_widened or Path(self.file).stat().st_size > files.LARGE_BYTES:
+        if (
+            self.file is None
+            or self.is_widened
+            or not self.file_runs
+            or Path(self.file).stat().st_size > files.LARGE_BYTES
+        ):
             return self.runnable
         return self.file

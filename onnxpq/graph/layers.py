@@ -53,9 +53,18 @@ def tables(layers: Iterable[Layer]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A node with a constant weight that is left as it is, and why (a whole sentence)."""
+    """A node with a constant weight that is left as it is, and why (a whole sentence).
+
+    Attributes:
+        node: its name, as of a layer.
+        op_type: its operator.
+        weight: name of the constant.
+        reason: a sentence.
+        nbytes: of all its constants in the file, without those that a node before it counts or that become codes.
+    """
 
     node: str
     op_type: str
     weight: str | None
     reason: str
+    nbytes: int = field(default=0, compare=False)

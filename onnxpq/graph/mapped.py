@@ -77,26 +77,6 @@ def read(path: str) -> tuple[onnx.ModelProto, Values] | None:
     return (proto, values) if values else None
 
 
-def structure(proto: onnx.ModelProto, values: Values) -> onnx.ModelProto:
-    """A model whose large initializers are inputs of the same type and shape: equivalent for ONNX's checker.
-
-    Args:
-        proto: the model without values; not changed.
-        values: by the names of the initializers.
-    """
-    small = onnx.ModelProto()
-    small.CopyFrom(proto)
-    graph = small.graph
-    inputs = {info.name for info in graph.input}
-    for tensor in graph.initializer:
-        if tensor.name in values and tensor.name not in inputs:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    others = [tensor for tensor in graph.initializer if tensor.name not in values]
-    del graph.initializer[:]
-    graph.initializer.extend(others)
-    return small
-
-
 def put_in(model: ir.Model, values: Values) -> None:
     """Changes `model`: its initializers get their values back."""
     for name, array in values.items():

@@ -4,7 +4,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxpq.graph.constants import FLOATS, element_type, rearranges, swaps_last_axes, values_of
-from onnxpq.graph.preparing import inline, prepare
+from onnxpq.graph.inlining import inline
+from onnxpq.graph.preparing import prepare
 from onnxpq.graph.walking import graph_of
 
 

@@ -1,8 +1,8 @@
 """The user's model, in the form in which its layers are found, trained and rewritten.
 
 What onnxpq works on is the user's own graph, with three things changed that no caller of the model sees: local
-functions with layers in them are inlined, names that several subgraphs use are told apart, and an Einsum that is a
-layer is spelt as MatMul.
+functions with layers or tables in them are inlined, names that several subgraphs use are told apart, and an Einsum that
+is a layer is spelt as MatMul.
 """
 
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from onnxpq.errors import ModelError
 from onnxpq.graph import einsum
+from onnxpq.graph.inlining import inline
 from onnxpq.operators import DOMAIN
 
 _LAYER_OPERATORS: Final = frozenset({"Conv", "Einsum", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
@@ -50,23 +50,6 @@ def prepare(model: ir.Model) -> ir.Model:
     for node in [node for node in copy.graph.all_nodes() if einsum.is_layer(node)]:
         einsum.spell_as_matmul(node, names)
     return copy
-
-
-def inline(model: ir.Model, functions: set[ir.OperatorIdentifier] | None = None) -> None:
-    """Inlines local functions, in place.
-
-    Args:
-        model: the model.
-        functions: which ones; all by default.
-
-    Raises:
-        ModelError: they call each other in a circle, or import another opset than the model.
-    """
-    wanted = set(model.functions) if functions is None else functions
-    try:
-        common.InlinePass(lambda function: function.identifier() in wanted)(model)
-    except (ValueError, ir.passes.PassError) as error:
-        raise ModelError(f"The functions of the model cannot be inlined: {error.__cause__ or error}.") from error
 
 
 def has_bfloat16(model: ir.Model) -> bool:
@@ -131,11 +114,11 @@ def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _functions_with_layers(model: ir.Model) -> set[ir.OperatorIdentifier]:
-    """The functions that multiply, and those that call one that does; our own PQMatMul is compressed already."""
+    """The functions that multiply or look up, and their callers; our own PQMatMul is compressed already."""
     found = {
         identifier
         for identifier, function in model.functions.items()
-        if function.domain != DOMAIN and any(node.op_type in _LAYER_OPERATORS for node in function.all_nodes())
+        if function.domain != DOMAIN and any(_may_be_layer(node) for node in function.all_nodes())
     }
     while True:
         callers = {
@@ -146,6 +129,15 @@ def _functions_with_layers(model: ir.Model) -> set[ir.OperatorIdentifier]:
         if callers <= found:
             return found
         found |= callers
+
+
+def _may_be_layer(node: ir.Node) -> bool:
+    """Whether a node of a function may be one; what is looked up in a value that was computed is no table."""
+    if node.op_type != "Gather":
+        return node.op_type in _LAYER_OPERATORS
+    table = node.inputs[0]
+    maker = None if table is None else table.producer()
+    return maker is None or maker.op_type == "Constant"
 
 
 def _name_nodes(function: ir.Function) -> None:

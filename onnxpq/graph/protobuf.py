@@ -6,23 +6,18 @@
 * onnx_ir reads initializers from external data, but not the tensors of Constant nodes: `embed_external` does.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import checker, version_converter
 
 from onnxpq.errors import ModelError
+from onnxpq.graph.protos import graphs_of, tensors_of
 
 EMBEDDED_BYTES: Final = 1024
 """Initializers up to this many bytes stay in the model file, where shape inference sees them."""
-
-FIRST_BROADCASTING_OPSET: Final = 7
-"""The first opset whose operators broadcast as numpy does."""
-
-_UNLIKELY_SIZE: Final = 1_000_003
 
 _TYPE_KEY: Final = "onnxpq.type_proto"
 
@@ -31,15 +26,9 @@ def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
     """The protobuf as an `onnx_ir.Model` that shares its tensors.
 
     Raises:
-        ModelError: the graph is invalid, or has parts that onnx_ir would drop; `where` names the model in the message.
+        ModelError: the graph is invalid; `where` names the model in the message.
     """
-    graphs = _graph_protos(proto)
-    if proto.training_info or any(graph.sparse_initializer for graph in graphs):
-        raise ModelError(
-            f"{where} has sparse initializers or training information, which onnxpq would lose. Export the model for "
-            "inference, with dense weights."
-        )
-    infos = [info for graph in graphs for info in (*graph.input, *graph.output, *graph.value_info)]
+    infos = [info for graph in graphs_of(proto) for info in (*graph.input, *graph.output, *graph.value_info)]
     set_aside = [(info, info.type.SerializeToString()) for info in infos if _holds_map(info.type)]
     for info, _ in set_aside:
         info.ClearField("type")
@@ -68,7 +57,7 @@ def check_tensors(proto: onnx.ModelProto, where: str) -> None:
         ModelError: a tensor has an unknown element type or a negative size; `where` names the model.
     """
     known = {int(dtype) for dtype in ir.DataType}
-    for tensor in _tensor_protos(proto):
+    for tensor in tensors_of(proto):
         if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
             raise ModelError(
                 f"{where} has a tensor '{tensor.name}' of element type {tensor.data_type} and sizes "
@@ -88,35 +77,6 @@ def open_negative_dimensions(model: ir.Model) -> None:
                 value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in value.shape])
 
 
-def raised(model: onnx.ModelProto, version: int, target: int) -> onnx.ModelProto:
-    """The model at a newer operator set, by ONNX's converter, which raises errors of many classes.
-
-    Below opset 7, where operators broadcast by attributes, it converts for known sizes only: open dimensions have sizes
-    of their own meanwhile. The converter compares sizes and writes none of them into the graph.
-
-    Args:
-        model: not changed.
-        version: its version of ai.onnx.
-        target: the wanted version.
-    """
-    if version >= FIRST_BROADCASTING_OPSET:
-        return version_converter.convert_version(model, target)
-    known = onnx.ModelProto()
-    known.CopyFrom(model)
-    names: dict[str, int] = {}
-    for info in (*known.graph.input, *known.graph.value_info, *known.graph.output):
-        for dim in info.type.tensor_type.shape.dim:
-            if not dim.HasField("dim_value"):
-                dim.dim_value = names.setdefault(dim.dim_param or f" {len(names)}", _UNLIKELY_SIZE + len(names))
-    newer = version_converter.convert_version(known, target)
-    types = {info.name: info.type for info in (*model.graph.input, *model.graph.output)}
-    for info in (*newer.graph.input, *newer.graph.output):
-        if info.name in types:
-            info.type.CopyFrom(types[info.name])
-    del newer.graph.value_info[:]
-    return newer
-
-
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a protobuf; tensors in external data stay references to their files."""
     proto = ir.to_proto(model)
@@ -127,7 +87,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         if _TYPE_KEY in value.meta
     }
     if types:
-        for graph_proto in _graph_protos(proto):
+        for graph_proto in graphs_of(proto):
             for info in (*graph_proto.input, *graph_proto.output):
                 if info.name in types:
                     info.type.ParseFromString(types[info.name])
@@ -155,34 +115,6 @@ def structure(model: ir.Model) -> onnx.ModelProto:
     return to_proto(small)
 
 
-def check(model: ir.Model, *, full: bool = False) -> None:
-    """Runs ONNX's checker on a model in memory, whatever its size.
-
-    Args:
-        model: the model.
-        full: check types and shapes as well (ONNX's strict shape inference).
-
-    Raises:
-        ModelError: the checker's text.
-    """
-    run_checker(structure(model), "the model", full=full)
-
-
-def run_checker(model: onnx.ModelProto | str, where: str, *, full: bool = False) -> None:
-    """Runs ONNX's checker on a protobuf or on a file; `full` includes strict shape inference.
-
-    Raises:
-        ModelError: the checker's text; `where` names the model.
-    """
-    try:
-        checker.check_model(model, full_check=full)
-    # Besides its own classes the checker lets those of onnx's C++ code through: RuntimeError, ValueError, ...
-    except Exception as error:
-        raise ModelError(
-            f"{where} is not a valid ONNX model. The checker of onnx {onnx.__version__} says: {error}"
-        ) from error
-
-
 def read_array(tensor: ir.TensorProtocol, name: str) -> NDArray[Any]:
     """The values of a tensor.
 
@@ -191,29 +123,14 @@ def read_array(tensor: ir.TensorProtocol, name: str) -> NDArray[Any]:
     """
     try:
         return tensor.numpy()
-    # Damaged sizes reach us as numpy's errors, files out of reach as onnx_ir's ValueError or the system's OSError.
-    except (ValueError, TypeError, OSError) as error:
+    # Damaged sizes reach us as errors of numpy, files out of reach as onnx_ir's ValueError or the system's OSError.
+    except (ValueError, TypeError, OSError, MemoryError) as error:
         raise ModelError(f"The tensor '{name}' cannot be read: {error}. Export or copy the model again.") from error
 
 
-def external_tensors_of(proto: onnx.ModelProto, folder: str) -> list[ir.ExternalTensor]:
-    """The tensors of a protobuf that lie in external data files below `folder`.
-
-    Raises:
-        ModelError: a tensor refers to its data in a way that cannot be, for instance by a negative offset.
-    """
-    outside = [tensor for tensor in _tensor_protos(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    tensors = []
-    for tensor in outside:
-        try:
-            tensors.append(ir.serde.deserialize_tensor(tensor, folder))
-        # onnx_ir raises one class of its own around whatever it met.
-        except Exception as error:
-            raise ModelError(
-                f"The external data of tensor '{tensor.name}' cannot be found: {error.__cause__ or error}. Copy the "
-                "model again."
-            ) from error
-    return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+def tensor_bytes(tensor: ir.TensorProtocol) -> int:
+    """Bytes of the values of a tensor; strings, whose length is not their type's, count as nothing."""
+    return 0 if tensor.dtype == ir.DataType.STRING else tensor.nbytes
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -227,7 +144,7 @@ def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
-    for _, _, tensor in _tensor_attributes(model):
+    for _, _, tensor in tensor_attributes(model):
         yield tensor
 
 
@@ -237,7 +154,7 @@ def embed_external(model: ir.Model, *, initializers: bool = True) -> None:
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = _in_memory(value.const_value)
-    for node, name, tensor in list(_tensor_attributes(model)):
+    for node, name, tensor in list(tensor_attributes(model)):
         if isinstance(tensor, ir.ExternalTensor):
             node.attributes[name] = ir.AttrTensor(name, _in_memory(tensor))
 
@@ -246,7 +163,8 @@ def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(read_array(tensor, tensor.name or "").copy(), dtype=tensor.dtype, name=tensor.name)
 
 
-def _tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.TensorProtocol]]:
+def tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.TensorProtocol]]:
+    """The tensors that are attributes of nodes, with node and name of the attribute."""
     nodes = [
         *model.graph.all_nodes(),
         *(node for function in model.functions.values() for node in function.all_nodes()),
@@ -262,28 +180,3 @@ def _holds_map(type_proto: onnx.TypeProto) -> bool:
     if kind in ("sequence_type", "optional_type"):
         return _holds_map(getattr(type_proto, kind).elem_type)
     return bool(kind == "map_type")
-
-
-def _graph_protos(proto: onnx.ModelProto) -> list[onnx.GraphProto]:
-    """The main graph and all subgraphs, those in functions too."""
-    in_functions = (graph for function in proto.functions for graph in _subgraphs(function.node))
-    return [proto.graph, *_subgraphs(proto.graph.node), *in_functions]
-
-
-def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield graph
-                yield from _subgraphs(graph.node)
-
-
-def _tensor_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    graphs = _graph_protos(proto)
-    for graph in graphs:
-        yield from graph.initializer
-    for container in (*graphs, *proto.functions):
-        for node in container.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t

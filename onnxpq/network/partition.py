@@ -11,11 +11,12 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
+from onnxpq.data import Dataset, Place
 from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
 from onnxpq.graph import Layer, element_type, node_label, shape_of, structure, subgraphs, used_values
 from onnxpq.network.ops import resolve
 from onnxpq.network.ops.registry import canonical_domain
-from onnxpq.runtime import Array, extract
+from onnxpq.runtime import extract
 
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 _BATCH = "onnxpq_batch"
@@ -31,8 +32,7 @@ class Cut:
     Attributes:
         boundary: the inputs of the suffix: inputs of the graph, and values that the prefix computes.
         prefix: the model that computes the latter from the graph's inputs; None where there are none.
-        suffix: the model that computes the wanted outputs from the boundary. It holds the trained weights. Where the
-            model fixes the batch but the suffix need not, it leaves the batch open.
+        suffix: the model that computes the wanted outputs from the boundary. It holds the trained weights.
     """
 
     boundary: list[str]
@@ -40,32 +40,41 @@ class Cut:
     suffix: ir.Model
 
 
-def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None = None) -> Cut:
+def cut(
+    model: ir.Model,
+    weights: Collection[str],
+    outputs: Sequence[str] | None = None,
+    *,
+    places: Mapping[str, Place] | None = None,
+    inner: Collection[str] = (),
+) -> Cut:
     """Cut a model before the first of the weights that are to be trained.
 
     What is computed from initializers alone, or from nothing but the sizes of values, belongs to the suffix, and so
     does what spreads integers out to one number per class: the prefix' results are kept for all samples. A boundary
-    value whose first dimension is known not to be the batch is moved into the suffix with the nodes that compute it, up
-    to values that start with the batch: a captured data set is cut into batches along that dimension. Where the shapes
-    do not tell, `onnxpq.runtime.activations.capture` refuses what turns out not to start with the batch.
+    value that is known to have no dimension with the batch is moved into the suffix with the nodes that compute it, up
+    to values that have one: a captured data set is cut into batches along that dimension. Where the shapes do not tell,
+    `onnxpq.runtime.activations.capture` refuses what turns out not to have one, and `inner` moves it.
 
     Args:
         model: a normalised model (`onnxpq.graph.normalising.normalise`). It is not changed; tensors are shared.
         weights: names of the initializers to train.
         outputs: the graph outputs that the suffix has to compute; by default all that depend on a trained weight and
             are floating-point, so that what computes labels is dropped.
+        places: where the samples lie in the graph's inputs; along axis 0 in those that are not named.
+        inner: names of values that belong into the suffix.
 
     Raises:
         ConfigError: if a weight or an output has an unknown name, or an output depends on none of the weights.
         TrainingError: if no floating-point output depends on the weights.
         UnsupportedOperatorError: if a node of the suffix has no handler.
-        DataError: if an input of the graph that the suffix needs does not start with the batch.
+        DataError: if an input of the graph that the suffix needs has no dimension with the batch.
     """
     whole = _with_known_shapes(model)
     trained = _find(whole.graph.initializers, weights, "initializer")
     dependent = dependents(whole.graph, trained)
     wanted = _wanted_outputs(whole.graph, dependent, outputs)
-    nodes, boundary = _suffix_nodes(whole.graph, wanted, dependent)
+    nodes, boundary = _suffix_nodes(whole.graph, wanted, dependent, _Batch(whole.graph, places or {}, inner))
     for node in nodes:
         _check_supported(node, model)
     names = [_name(value) for value in boundary]
@@ -73,24 +82,19 @@ def cut(model: ir.Model, weights: Collection[str], outputs: Sequence[str] | None
     return Cut(
         boundary=names,
         prefix=extract(whole, [_name(v) for v in whole.graph.inputs], computed) if computed else None,
-        suffix=_with_open_batch(extract(whole, names, [_name(value) for value in wanted])),
+        suffix=extract(whole, names, [_name(value) for value in wanted]),
     )
 
 
-def boundary_values(
-    cut: Cut, inputs: Mapping[str, Array], capture: Callable[..., dict[str, Array]]
-) -> dict[str, Array]:
+def boundary_values(cut: Cut, data: Dataset, capture: Callable[..., Dataset]) -> Dataset:
     """What a suffix takes.
 
     Args:
         cut: where it begins.
-        inputs: samples of the model's inputs.
-        capture: `onnxpq.runtime.activations.capture`, with all but the model, the names and the inputs.
+        data: samples of the model's inputs.
+        capture: `onnxpq.runtime.activations.capture`, with all but the model, the names and the data.
     """
-    values = dict(inputs)
-    if cut.prefix is not None:
-        values |= capture(cut.prefix, cut.boundary, inputs)
-    return {name: values[name] for name in cut.boundary}
+    return data.only(cut.boundary) if cut.prefix is None else capture(cut.prefix, cut.boundary, data)
 
 
 @dataclass(frozen=True)
@@ -164,21 +168,55 @@ def _with_bias(result: ir.Value, layer: Layer) -> ir.Value:
     return users[0].outputs[0] if added else result
 
 
-def complete_types(model: ir.Model, arrays: Mapping[str, Array]) -> None:
+def complete_types(model: ir.Model, data: Dataset) -> None:
     """Give the inputs of a suffix whose types could not be inferred those of the captured arrays.
 
     Shape inference knows nothing of what an operator of a foreign domain computes; onnxruntime wants to know it.
 
     Args:
         model: `Cut.suffix`; changed in place.
-        arrays: the boundary values, [N, ...].
+        data: the boundary values.
     """
+    feeds = data.take(slice(1)).feeds
     for value in model.graph.inputs:
-        array = arrays[_name(value)]
+        array = feeds[_name(value)]
         if value.type is None:
             value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         if value.shape is None:
-            value.shape = ir.Shape([_BATCH, *array.shape[1:]])
+            axis = data.places.get(_name(value), Place()).axis
+            value.shape = ir.Shape([_BATCH if i == axis else size for i, size in enumerate(array.shape)])
+
+
+def with_open_batch(model: ir.Model, places: Mapping[str, Place]) -> ir.Model | None:
+    """A copy that takes any batch, of a model that is written for a fixed one but may compute each sample for itself.
+
+    Exporters fix the batch, mostly to 1, where they are not told otherwise; training in such batches would take for
+    ever. That the new batch reaches the outputs suggests that nothing in between has the old one.
+
+    Args:
+        model: `Cut.suffix`; not changed.
+        places: where the samples lie in its inputs; along axis 0 in those that are not named.
+
+    Returns:
+        The copy; None where it cannot be had, or the batch is open already.
+    """
+    copy = model.clone()
+    for value in _results(copy.graph):
+        value.shape = None
+    for value in copy.graph.inputs:
+        place = places.get(_name(value), Place())
+        if value.shape is None or len(value.shape) <= place.axis or not place.is_plain:
+            return None
+        dims = list(value.shape)
+        if not isinstance(dims[place.axis], int):
+            return None
+        dims[place.axis] = ir.SymbolicDim(_BATCH)
+        value.shape = ir.Shape(dims)
+    opened = _with_known_shapes(copy)
+    for value in opened.graph.outputs:
+        if value.shape is None or _BATCH not in map(_dimension, value.shape):
+            return None
+    return opened
 
 
 def _with_known_shapes(model: ir.Model) -> ir.Model:
@@ -193,26 +231,6 @@ def _with_known_shapes(model: ir.Model) -> ir.Model:
             value.type = ir.serde.deserialize_type_proto_for_type(inferred)
             value.shape = ir.serde.deserialize_type_proto_for_shape(inferred)
     return copy
-
-
-def _with_open_batch(model: ir.Model) -> ir.Model:
-    """A copy that takes any batch, if the model is written for a fixed one but computes each row for itself.
-
-    Exporters fix the batch, mostly to 1, where they are not told otherwise; training in such batches would take for
-    ever. That the new batch reaches the first dimension of all outputs shows that nothing in between has the old one.
-    """
-    copy = model.clone()
-    for value in _results(copy.graph):
-        value.shape = None
-    for value in copy.graph.inputs:
-        if value.shape is None or len(value.shape) == 0 or not isinstance(value.shape[0], int):
-            return model
-        value.shape = ir.Shape([_BATCH, *list(value.shape)[1:]])
-    opened = _with_known_shapes(copy)
-    for value in opened.graph.outputs:
-        if value.shape is None or len(value.shape) == 0 or _dimension(value.shape[0]) != _BATCH:
-            return model
-    return opened
 
 
 def dependents(graph: ir.Graph, sources: Iterable[ir.Value]) -> set[ir.Value]:
@@ -253,11 +271,10 @@ def _wanted_outputs(graph: ir.Graph, dependent: set[ir.Value], outputs: Sequence
 
 
 def _suffix_nodes(
-    graph: ir.Graph, wanted: Sequence[ir.Value], dependent: set[ir.Value]
+    graph: ir.Graph, wanted: Sequence[ir.Value], dependent: set[ir.Value], batch: "_Batch"
 ) -> tuple[list[ir.Node], list[ir.Value]]:
     """The nodes between the boundary and the wanted outputs, in the graph's order, and the boundary."""
     movable = _computed_from_constants(graph) | _computed_from_sizes(graph) | _one_hot(graph)
-    batch = _Batch(graph)
     nodes: set[ir.Node] = set()
     boundary: dict[ir.Value, None] = {}
     pending = list(wanted)
@@ -266,13 +283,13 @@ def _suffix_nodes(
         node = value.producer()
         if node in nodes or value.is_initializer():
             continue
-        if node is not None and (value in dependent or value in movable or not batch.may_lead(value)):
+        if node is not None and (value in dependent or value in movable or not batch.may_be_in(value)):
             nodes.add(node)
             pending.extend(used_values(node))
             continue
-        if not batch.may_lead(value):
+        if not batch.may_be_in(value):
             raise DataError(
-                f"Input '{value.name}' of the graph has shape {value.shape}, whose first dimension is not the batch, "
+                f"Input '{value.name}' of the graph has shape {value.shape}, no dimension of which is the batch, "
                 "and the layers to train need it. Give it a leading batch dimension, or compress without data."
             )
         boundary[value] = None
@@ -324,24 +341,27 @@ def _one_hot(graph: ir.Graph) -> set[ir.Value]:
 
 
 class _Batch:
-    """What the shapes of the graph's inputs say about the first dimension of other values."""
+    """What the shapes of the graph's inputs say about the dimensions of other values."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        shapes = [list(value.shape) for value in graph.inputs if value.shape is not None]
-        self.first = {_dimension(shape[0]) for shape in shapes if shape}
-        self.other = {_dimension(size) for shape in shapes for size in shape[1:]}
+    def __init__(self, graph: ir.Graph, places: Mapping[str, Place], inner: Collection[str]) -> None:
+        """For a graph, the places of its inputs, and what is known to have no dimension with the batch."""
+        self.inner = inner
+        self.batch: set[int | str | None] = set()
+        self.other: set[int | str | None] = set()
+        for value in graph.inputs:
+            axis = places.get(_name(value), Place()).axis
+            for index, size in enumerate(value.shape or ()):
+                (self.batch if index == axis else self.other).add(_dimension(size))
 
-    def may_lead(self, value: ir.Value) -> bool:
-        """False if the inferred shape says that the first dimension is something else than the batch."""
-        if value.shape is None:
-            return True
-        if len(value.shape) == 0:
+    def may_be_in(self, value: ir.Value) -> bool:
+        """False if it is known, or the inferred shape says, that no dimension is the batch."""
+        if value.name in self.inner and value.producer() is not None:
             return False
-        first = _dimension(value.shape[0])
-        if first in self.first or first is None:
-            return True
+        return value.shape is None or any(map(self._may_be, map(_dimension, value.shape)))
+
+    def _may_be(self, size: int | str | None) -> bool:
         # Inference gives a symbol of its own to what it cannot tell: that may be the batch.
-        return isinstance(first, str) and first not in self.other
+        return size is None or size in self.batch or (isinstance(size, str) and size not in self.other)
 
 
 def _dimension(size: int | ir.SymbolicDim) -> int | str | None:

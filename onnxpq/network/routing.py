@@ -6,8 +6,8 @@ is trained *layer-wise*: its own outputs on its own inputs, captured in onnxrunt
 model, be it anyone's, keeps its layers from being trained.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from onnxpq.data import Dataset, first
-from onnxpq.errors import ForwardMismatchError, UnalignedError, UnsupportedOperatorError
+from onnxpq.data import Dataset, Place, distance, first
+from onnxpq.errors import ForwardMismatchError, ModelError, UnalignedError, UnsupportedOperatorError
 from onnxpq.graph import Layer, node_label, subgraphs_of, used_values
 from onnxpq.network import importing, partition
 from onnxpq.network.importing import ForwardCheck
@@ -39,6 +39,8 @@ class Part:
         network: `cut.suffix` in torch.
         check: that it computes what onnxruntime computes.
         fixed_batch: the samples that it takes at a time; None for any.
+        places: where the samples lie in what it takes and in the output, by name; along axis 0 in what is not named.
+        inner: what the prefix must not give, as it has no dimension with the samples.
     """
 
     layers: Sequence[Layer]
@@ -46,6 +48,13 @@ class Part:
     network: Network
     check: ForwardCheck
     fixed_batch: int | None
+    places: Mapping[str, Place] = field(default_factory=dict)
+    inner: frozenset[str] = frozenset()
+
+    @property
+    def weights(self) -> list[str]:
+        """Names of the layers' weights."""
+        return list(dict.fromkeys(layer.weight for layer in self.layers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +70,14 @@ class Plan:
     layer_wise: Mapping[str, str]
 
 
-def plan(
-    model: ir.Model, layers: Sequence[Layer], output: str, few: Mapping[str, Array], libraries: Libraries = ()
-) -> Plan:
+def plan(model: ir.Model, layers: Sequence[Layer], output: str, few: Dataset, libraries: Libraries = ()) -> Plan:
     """Decide for each layer, by trying it on a few samples.
 
     Args:
         model: a normalised model; it is not changed.
         layers: the layers to train.
         output: the graph's output that the loss looks at.
-        few: some samples of each input of the graph, [n, ...].
+        few: some samples.
         libraries: custom-operator libraries that the model needs.
 
     Raises:
@@ -106,19 +113,68 @@ def plan(
 
 
 def _part(
-    model: ir.Model, layers: Sequence[Layer], output: str, few: Mapping[str, Array], libraries: Libraries
+    model: ir.Model, layers: Sequence[Layer], output: str, few: Dataset, libraries: Libraries
 ) -> tuple[Part, Mapping[str, Array]]:
     """The part with these layers, tried on a batch, and the batch."""
-    cut = partition.cut(model, list(dict.fromkeys(layer.weight for layer in layers)), [output])
     capture = partial(activations.capture, cache_dir=None, libraries=libraries)
-    values = partition.boundary_values(cut, few, capture)
-    partition.complete_types(cut.suffix, values)
+    weights = list(dict.fromkeys(layer.weight for layer in layers))
+    inner: frozenset[str] = frozenset()
+    while True:
+        cut = partition.cut(model, weights, [output], places=few.places, inner=inner)
+        try:
+            samples = partition.boundary_values(cut, few, capture)
+            break
+        except UnalignedError as error:
+            if error.value in inner or cut.prefix is None:
+                raise
+            inner |= {error.value}
+    partition.complete_types(cut.suffix, samples)
+    cut, place = _opened(cut, samples, output, capture)
     network = importing.import_model(cut.suffix)
-    fixed = activations.fixed_batch(cut.suffix)
-    samples = Dataset(values)
+    fixed = activations.fixed_batch(cut.suffix, samples.places)
     batch = first(samples, fixed, len(samples))
     check = importing.check_forward(network, cut.suffix, batch, libraries=libraries)
-    return Part(layers, cut, network, check, fixed), batch
+    places = {**samples.places, output: place}
+    return Part(layers, cut, network, check, fixed, places, inner), batch
+
+
+def _opened(cut: Cut, samples: Dataset, output: str, capture: Callable[..., Dataset]) -> tuple[Cut, Place]:
+    """The cut with a suffix that takes any batch, where there is one, and where the samples lie in the output.
+
+    Raises:
+        UnalignedError: they do not lie there.
+    """
+    exact = capture(cut.suffix, [output], samples)
+    suffix = partition.with_open_batch(cut.suffix, samples.places)
+    if suffix is not None:
+        try:
+            found = capture(suffix, [output], samples)
+        except (ModelError, UnalignedError):
+            # Something in between has the old batch.
+            return cut, exact.places[output]
+        one, other = exact.inputs[output], found.inputs[output]
+        if one.shape == other.shape and distance(one, other, importing.NOISE) <= importing.HALF_FORWARD_TOLERANCE:
+            return replace(cut, suffix=suffix), found.places[output]
+    return cut, exact.places[output]
+
+
+def taught(
+    part: Part, original: ir.Model, output: str, data: Dataset, capture: Callable[..., Dataset]
+) -> tuple[Dataset, Dataset]:
+    """What a model of the same graph, with other values of its constants, has where a part was cut, and its output.
+
+    Args:
+        part: of the one.
+        original: the other.
+        output: as for `plan`.
+        data: samples of its inputs.
+        capture: `onnxpq.runtime.activations.capture`, with all but the model, the names and the data.
+    """
+    cut = partition.cut(original, part.weights, [output], places=data.places, inner=part.inner)
+    given = partition.boundary_values(cut, data, capture)
+    partition.complete_types(cut.suffix, given)
+    opened = partition.with_open_batch(cut.suffix, part.places) if part.fixed_batch is None else None
+    return given, capture(opened or cut.suffix, [output], given)
 
 
 def _without_path(model: ir.Model, weights: Iterable[str], output: str) -> dict[str, str]:

@@ -7,6 +7,8 @@ needs onnx.
 from onnxpq.operators.schema import (
     CODES,
     DOMAIN,
+    INPUTS,
+    LOOKUP_INPUTS,
     LOOKUP_OP_TYPE,
     MAX_CODEWORDS,
     MAX_NIBBLE_CODEWORDS,
@@ -21,6 +23,8 @@ from onnxpq.operators.schema import (
 __all__ = [
     "CODES",
     "DOMAIN",
+    "INPUTS",
+    "LOOKUP_INPUTS",
     "LOOKUP_OP_TYPE",
     "MAX_CODEWORDS",
     "MAX_NIBBLE_CODEWORDS",

@@ -13,6 +13,9 @@ from onnxpq.pq.layout import Layout
 _ROWS = 256
 """Rows of a matrix that are worked on at a time."""
 
+_MOST_SPAN = 1e36
+"""Of rows in common units: float32 has 38 decades below 1."""
+
 _POINT_ELEMENTS = 2**19
 """Numbers in the points that are clustered at a time."""
 
@@ -69,6 +72,13 @@ def row_scales(matrix: Tensor) -> Tensor:
     # Squares of very large or small weights would leave float32.
     norms = [torch.linalg.vector_norm(rows / own.unsqueeze(1), dim=1) for rows, own in parts(matrix, unit)]
     return torch.where(largest > 0, torch.cat(norms) / matrix.shape[1] ** 0.5 * unit, unit)
+
+
+def spans_float32(matrix: Tensor) -> bool:
+    """Whether the rows of a matrix [out, in] differ by so much that float32 cannot hold them in common units."""
+    largest = torch.maximum(matrix.amax(1), -matrix.amin(1))
+    sizes = largest[largest > 0].double()
+    return bool(len(sizes)) and bool(sizes.max() / sizes.min() > _MOST_SPAN)
 
 
 def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -166,6 +176,13 @@ def _fitted_scales(matrix: Tensor, centroids: Tensor, codes: Tensor, layout: Lay
 def assign(units: Tensor, centroids: Tensor, layout: Layout) -> Tensor:
     """Codes [out, M] uint8 of the nearest codewords of a matrix [out, in] with rows of unit size."""
     return to_codes(kmeans.nearest(split(units, layout), centroids), layout)
+
+
+def coded(matrix: Tensor, layout: Layout, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [out, M] uint8 and scales [out] of rows [out, in] for given codebooks [G, K, d]; see `encode`."""
+    scales = row_scales(matrix)
+    codes = assign(matrix / scales.unsqueeze(1), codebooks, layout)
+    return codes, _fitted_scales(matrix, codebooks, codes, layout, scales)
 
 
 def flat_index(codes: Tensor, layout: Layout) -> Tensor:

@@ -8,18 +8,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.data import Dataset
+from onnxpq.data import Alignment, Dataset
 from onnxpq.errors import DataError, ModelError
-from onnxpq.graph import Layer, subgraphs, tables
+from onnxpq.graph import Layer, is_standard, subgraphs, tables
+from onnxpq.network import dependents
 from onnxpq.pq import InputStatistics
-from onnxpq.runtime import activations
+from onnxpq.runtime import activations, alignment
 from onnxpq.support import memory
 
 Array: TypeAlias = NDArray[Any]
@@ -49,13 +50,28 @@ MOMENT_BYTES: Final = 2**29
 KEPT_BYTES: Final = 2**28
 """Moments that are kept for another call, which then need not run the model again."""
 
-Found: TypeAlias = dict[tuple[str, ...], InputStatistics]
-"""Statistics by the names of the values that they are of."""
+
+class Factor(NamedTuple):
+    """What a weight is multiplied with.
+
+    Attributes:
+        name: of the value.
+        is_columns: whether its columns are the rows that the layer gets, as where the weight is the left factor.
+    """
+
+    name: str
+    is_columns: bool = False
+
+
+Factors: TypeAlias = tuple[Factor, ...]
+
+Found: TypeAlias = dict[Factors, InputStatistics]
+"""Statistics by the values that they are of."""
 
 _FOR_THE_WEIGHT: Final = "it was quantized for the smallest error of the weight, not of the layers' outputs."
 
 UNSEEN: Final = (
-    "The inputs of the layers with weight '{weight}' were not looked at, as they are not the left factor of a MatMul "
+    "The inputs of the layers with weight '{weight}' were not looked at, as they are not the other factor of a MatMul "
     "or Gemm that a run of the whole model can give out: " + _FOR_THE_WEIGHT
 )
 
@@ -64,8 +80,11 @@ UNREACHED: Final = (
     + _FOR_THE_WEIGHT
 )
 
+_FILTERS: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+"""What decides by the values how many rows are left."""
+
 _VIEWS: Final = frozenset({"Identity", "Transpose", "Cast"})
-_PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
+_FUSED: Final = frozenset({("com.microsoft", "FusedMatMul"), ("com.microsoft", "FusedGemm")})
 
 
 class Moments:
@@ -74,9 +93,7 @@ class Moments:
     def __init__(self) -> None:
         self._kept: Found = {}
 
-    def find(
-        self, needed: Mapping[tuple[str, ...], int], look: Callable[[Mapping[tuple[str, ...], int]], Found]
-    ) -> Found:
+    def find(self, needed: Mapping[Factors, int], look: Callable[[Mapping[Factors, int]], Found]) -> Found:
         """What a pass finds, which is looked for only where no earlier call left all of it."""
         if needed.keys() <= self._kept.keys():
             return {names: self._kept[names] for names in needed}
@@ -87,15 +104,15 @@ class Moments:
 
     def rename(self, old: str, new: str) -> None:
         """What is known of the value `old` is that of `new` now, which has the same entries."""
-        moment = self._kept.pop((old,), None)
+        moment = self._kept.pop((Factor(old),), None)
         if moment is not None:
-            self._kept[new,] = moment
+            self._kept[Factor(new),] = moment
 
     def reordered(self, orders: Mapping[str, NDArray[np.intp]]) -> "Moments":
         """The same for a model in which some values are in other orders, by name."""
         other = Moments()
         for names, moment in self._kept.items():
-            order = orders.get(names[0]) if len(names) == 1 else None
+            order = orders.get(names[0].name) if len(names) == 1 else None
             other._kept[names] = moment if order is None else moment.reordered(order)
         return other
 
@@ -136,7 +153,7 @@ def collect(
     multiplied = [layer for layer in layers if layer.weight not in only_looked_up]
     features = {layer.weight: layer.in_features for layer in multiplied}
     sources = {weight: _inputs(model, weight) for weight in features}
-    exposed = subgraphs.expose(model, [name for names in sources.values() for name in names])
+    exposed = subgraphs.expose(model, [factor.name for factors in sources.values() for factor in factors])
     inner = {layer.weight: layer.in_features for layer in multiplied if layer.place}
     outer = {weight: size for weight, size in features.items() if weight not in inner}
     look = partial(_one_pass, exposed, data, seed, libraries)
@@ -164,6 +181,49 @@ def collect(
     for weight in sources:
         if weight not in skip:
             yield weight, UNSEEN.format(weight=weight)
+
+
+def unreached(
+    model: ir.Model, layers: Sequence[Layer], data: Dataset, *, seed: int, libraries: runtime.Libraries = ()
+) -> set[str]:
+    """The weights that no sample is multiplied with.
+
+    Their layers lie in a branch that is not taken or a loop that is not run, or all rows are filtered out before them.
+
+    Args:
+        model: the normalised model.
+        layers: its layers. Tables that are only looked up, and layers whose inputs a run does not give out, are not
+            found.
+        data: the samples, in batches of which one is mostly enough.
+        seed: of their order.
+        libraries: custom-operator libraries that the model needs.
+    """
+    filtered = dependents(
+        model.graph, [value for node in model.graph if node.op_type in _FILTERS for value in node.outputs]
+    )
+    looked_up = tables(layers)
+    factors = {layer.weight: _inputs(model, layer.weight) for layer in layers if layer.weight not in looked_up}
+    sources = {weight: [factor.name for factor in found] for weight, found in factors.items()}
+    in_graph = {layer.weight for layer in layers if not layer.place}
+    behind = {value.name for value in filtered}
+    left = {
+        weight: names
+        for weight, names in sources.items()
+        if names and (weight not in in_graph or behind.issuperset(names))
+    }
+    if not left:
+        return set()
+    exposed = subgraphs.expose(model, [name for names in left.values() for name in names])
+    wanted = {name for names in left.values() for name in names}
+    try:
+        for values in sampled(exposed, wanted, data, np.random.default_rng(seed), libraries):
+            left = {weight: names for weight, names in left.items() if not any(values[name].size for name in names)}
+            if not left:
+                break
+    except ModelError:
+        # A loop whose values change their shape from iteration to iteration cannot give them out, so it is run.
+        return set()
+    return set(left)
 
 
 def lookups(
@@ -211,35 +271,42 @@ def _row_numbers(model: ir.Model, weight: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _inputs(model: ir.Model, weight: str) -> tuple[str, ...]:
-    """The values that a weight is multiplied with, empty where any of them cannot be told."""
-    found: dict[str, None] = {}
+def _inputs(model: ir.Model, weight: str) -> Factors:
+    """What a weight is multiplied with, empty where any of it cannot be told."""
+    found: dict[Factor, None] = {}
     values = [model.graph.initializers[weight]]
     for value in values:
         for node, index in value.uses():
-            factor = node.inputs[0]
             if node.op_type in _VIEWS and node.domain == "":
                 values.extend(node.outputs)
             elif node.op_type == "Gather" and index == 0:
                 # Rows that are looked up are multiplied with nothing.
                 continue
-            elif (
-                node.op_type not in _PRODUCTS
-                or index != 1
-                or factor is None
-                or node.attributes.get_int("transA", False)
-                or not (node.graph is model.graph or subgraphs.can_expose(model, factor.name or ""))
-            ):
-                return ()
             else:
-                found[factor.name or ""] = None
+                factor = _factor(node, index)
+                if factor is None or not (node.graph is model.graph or subgraphs.can_expose(model, factor.name)):
+                    return ()
+                found[factor] = None
     return tuple(found)
 
 
-def _passes(features: Mapping[str, int], sources: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
+def _factor(node: ir.Node, index: int) -> Factor | None:
+    """The other factor of a product; None where the node is none."""
+    is_product = is_standard(node, "MatMul", "Gemm") or (node.domain, node.op_type) in _FUSED
+    if not is_product or index not in (0, 1):
+        return None
+    if node.attributes.get_int("transBatchA", 0) or node.attributes.get_int("transBatchB", 0):
+        return None
+    other = node.inputs[1 - index]
+    is_transposed = bool(node.attributes.get_int("transB" if index == 0 else "transA", 0))
+    # The rows of a layer are those of the left factor, and the columns of the right one.
+    return None if other is None else Factor(other.name or "", is_columns=is_transposed != (index == 0))
+
+
+def _passes(features: Mapping[str, int], sources: Mapping[str, Factors]) -> Iterator[list[str]]:
     """The weights in runs whose moments have room in `MOMENT_BYTES`; those with the same inputs share them."""
     run: list[str] = []
-    seen: dict[tuple[str, ...], int] = {}
+    seen: dict[Factors, int] = {}
     # Weights of the same inputs follow one another.
     for weight in sorted(features, key=lambda name: list(sources.values()).index(sources[name])):
         names, size = sources[weight], 8 * features[weight] ** 2
@@ -259,20 +326,20 @@ def _one_pass(
     data: Dataset,
     seed: int,
     libraries: runtime.Libraries,
-    features: Mapping[tuple[str, ...], int],
+    features: Mapping[Factors, int],
 ) -> Found:
     """Statistics of values with so many features."""
-    found = {names: InputStatistics(size) for names, size in features.items()}
-    wanted = {name for names in features for name in names}
+    found = {factors: InputStatistics(size) for factors, size in features.items()}
+    wanted = {factor.name for factors in features for factor in factors}
     random = np.random.default_rng(seed)
     for values in sampled(model, wanted, data, random, libraries):
-        for (names, size), statistics in zip(features.items(), found.values(), strict=True):
-            for name in names:
-                rows = _rows(values[name], name, size)
-                room = min(len(rows), MAX_ROWS * len(names) - statistics.rows, MAX_ROWS // LEAST_BATCHES)
+        for (factors, size), statistics in zip(features.items(), found.values(), strict=True):
+            for factor in factors:
+                rows = _rows(values[factor.name], factor, size)
+                room = min(len(rows), MAX_ROWS * len(factors) - statistics.rows, MAX_ROWS // LEAST_BATCHES)
                 chosen = rows if room == len(rows) else rows[np.sort(random.choice(len(rows), room, replace=False))]
-                statistics.add(np.asarray(chosen, np.float32), name)
-        if all(statistics.rows >= MAX_ROWS * len(names) for names, statistics in found.items()):
+                statistics.add(np.asarray(chosen, np.float32), factor.name)
+        if all(statistics.rows >= MAX_ROWS * len(factors) for factors, statistics in found.items()):
             break
     # The layers are quantized next, and the next pass has a session of its own.
     memory.give_back()
@@ -288,22 +355,26 @@ def sampled(
     part = activations.extract(model, given, computed) if computed else None
     session = None if part is None else runtime.frugal(part, custom_ops_libraries=libraries)
     needed = [value.name or "" for value in part.graph.inputs] if part is not None else []
-    fixed = activations.fixed_batch(model)
+    fixed = None if data.whole else activations.fixed_batch(model, data.places)
     order = random.permutation(len(data))
 
-    def compute(index: NDArray[np.intp]) -> dict[str, Array]:
-        values = dict(data.take(index).inputs)
+    def compute(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        values = dict(feeds)
         return values if session is None else values | runtime.run(session, {name: values[name] for name in needed})
 
     is_large = part is not None and runtime.is_large(part)
-    size = fixed or _batch_size([value for name, value in compute(order[:1]).items() if name in wanted], is_large)
+    if data.whole or fixed is not None:
+        size = fixed or 1
+    else:
+        one = compute(data.take(order[:1]).feeds)
+        size = _batch_size([value for name, value in one.items() if name in wanted], is_large)
+    is_filled_up = fixed is not None and len(order) % size > 0
+    aligned = alignment.measure(compute, data, fixed)[0] if is_filled_up else Alignment()
     for start in range(0, len(order), size):
         index = order[start : start + size]
-        values = compute(np.pad(index, (0, size - len(index)), mode="edge") if fixed else index)
-        # What fills up a fixed batch does not count, where a value tells its samples apart.
-        yield {
-            name: values[name][: len(index)] if values[name].shape[:1] == (fixed,) else values[name] for name in wanted
-        }
+        padded = np.pad(index, (0, size - len(index)), mode="edge") if fixed else index
+        values = compute(data.take(padded).feeds)
+        yield {name: aligned.counted(name, values[name], len(padded), len(index)) for name in wanted}
 
 
 def _batch_size(one: Iterable[Array], is_large: bool) -> int:
@@ -314,8 +385,12 @@ def _batch_size(one: Iterable[Array], is_large: bool) -> int:
     return max(1, min(most, VALUE_BYTES // max(1, sum(value.nbytes for value in values))))
 
 
-def _rows(value: Array, name: str, size: int) -> Array:
+def _rows(value: Array, factor: Factor, size: int) -> Array:
     """A layer's input [..., in] as [rows, in]; none where a subgraph that has it was not run."""
     if value.dtype.kind != "f":
-        raise DataError(f"Value '{name}', a layer's input, holds {value.dtype}; expected floating-point numbers.")
+        raise DataError(
+            f"Value '{factor.name}', a layer's input, holds {value.dtype}; expected floating-point numbers."
+        )
+    if factor.is_columns and value.ndim > 1:
+        value = value.swapaxes(-1, -2)
     return value.reshape(-1, value.shape[-1]) if value.size else np.empty((0, size), value.dtype)

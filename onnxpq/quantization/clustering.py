@@ -3,19 +3,25 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 import onnx_ir as ir
 
 from onnxpq.data import Dataset
 from onnxpq.graph import Layer, tables
 from onnxpq.network import matrices
-from onnxpq.pq import InputStatistics, Layout, PQTensor
+from onnxpq.pq import InputStatistics, Layout, PQTensor, codec
 from onnxpq.pq.quantized import Quantized
 from onnxpq.quantization import calibration, encoding
 from onnxpq.quantization.subject import Subject
 from onnxpq.report import LayerReport
 from onnxpq.support import fingerprint, memory
 from onnxpq.workspace import Piece, Run, checkpoints
+
+SPANS: Final = (
+    "The rows of the weight '{weight}' differ in size by more than float32 can hold in common units: it was quantized "
+    "for the smallest error of the weight, not of the layers' outputs."
+)
 
 
 def cluster(run: Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict[str, Quantized]:
@@ -53,6 +59,9 @@ def cluster(run: Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict[s
             if weight not in quantized:
                 matrix = matrices.weight(normal, of_weight[weight])
                 known = None if isinstance(statistics, str) else statistics
+                if known is not None and codec.spans_float32(matrix):
+                    run.notes.append(SPANS.format(weight=weight))
+                    known = None
                 quantized[weight] = encoding.quantize(
                     matrix, layouts[weight], seed=seed, statistics=known, importance=subject.use_of(weight).importance
                 )

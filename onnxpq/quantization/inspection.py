@@ -1,10 +1,10 @@
-"""What could be done with a model, without doing it: no torch, no onnxruntime."""
+"""What could be done with a model, without doing it: no torch, and onnxruntime only where ONNX's checker refuses it."""
 
-from onnxpq import rewriting
+from onnxpq import rewriting, runtime
 from onnxpq.config import Config
-from onnxpq.graph import files
+from onnxpq.graph import files, opset
 from onnxpq.quantization import allocation
-from onnxpq.support.figures import left_alone, table
+from onnxpq.support.figures import LeftAlone, left_alone, table
 
 
 def describe(model: files.Source, config: Config) -> str:
@@ -14,7 +14,7 @@ def describe(model: files.Source, config: Config) -> str:
         ModelError: the model cannot be read.
         ConfigError: a setting does not fit the model.
     """
-    loaded = files.load(model)
+    loaded, notes, _ = files.read(model, runtime.refusal)
     layers, skipped = rewriting.find(
         loaded,
         min_weights=config.min_weights,
@@ -24,7 +24,7 @@ def describe(model: files.Source, config: Config) -> str:
         tables=config.takes_tables,
     )
     total = files.tensor_bytes(loaded)
-    lines = [f"{total:,} bytes of constants, opset {files.opset(loaded)}, IR version {loaded.ir_version}", ""]
+    lines = [f"{total:,} bytes of constants, opset {opset(loaded)}, IR version {loaded.ir_version}", ""]
     if layers:
         layouts = allocation.layouts(layers, config)
         head = ("layer", "operator", "weight", "out x in", "d", "K", "G", "bytes", "compressed")
@@ -44,6 +44,7 @@ def describe(model: files.Source, config: Config) -> str:
         lines += ["Can be compressed", table(rows), "", f"Constants after compression: about {total - saved:,} bytes"]
     else:
         lines.append("No layer can be compressed.")
+    lines += ["", *(f"Note: {note}" for note in notes)] if notes else []
     if skipped:
-        lines += ["", left_alone((entry.node, entry.op_type, entry.reason) for entry in skipped)]
+        lines += ["", left_alone(LeftAlone(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in skipped)]
     return "\n".join(lines)

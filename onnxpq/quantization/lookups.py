@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxpq.data import Dataset, batches
+from onnxpq.data import Dataset, Place, batches
 from onnxpq.errors import OnnxpqError
 from onnxpq.graph import Layer, tables
 from onnxpq.network import CHECKED_SAMPLES, Part, partition, routing
@@ -150,14 +150,12 @@ def _by_gradients(
     progress: Progress | None,
 ) -> tuple[dict[str, Lookups], Mapping[str, str]]:
     """The tables that a gradient of the output reaches, and why it does not reach the others."""
-    few = data.take(slice(CHECKED_SAMPLES)).inputs
-    plan = routing.plan(model, layers, output, few, libraries)
+    plan = routing.plan(model, layers, output, data.some(CHECKED_SAMPLES, seed), libraries)
     if plan.part is None:
         return {}, plan.layer_wise
     order = np.random.default_rng(seed).permutation(len(data))
-    some = data.take(order[:MOST_SAMPLES]).inputs
-    capture = partial(activations.capture, cache_dir=None, libraries=libraries)
-    given = Dataset(partition.boundary_values(plan.part.cut, some, capture))
+    capture = partial(activations.capture, cache_dir=None, libraries=libraries, places=plan.part.places)
+    given = partition.boundary_values(plan.part.cut, data.take(order[:MOST_SAMPLES]), capture)
     found, reasons = {}, dict(plan.layer_wise)
     for weight, (statistics, power) in _moments(plan.part, output, given, seed, progress).items():
         if np.isfinite(power).all() and power.any():
@@ -177,9 +175,9 @@ def _moments(
     random = torch.Generator().manual_seed(seed)
     spent, samples = 0.0, 0
     for batch, count in batches(data, part.fixed_batch or BATCH, exact=part.fixed_batch is not None):
-        inputs = {name: torch.from_numpy(np.array(array)).to(devices.best()) for name, array in batch.inputs.items()}
+        inputs = {name: torch.from_numpy(np.array(array)).to(devices.best()) for name, array in batch.feeds.items()}
         with Work() as work:
-            result = network(inputs)[output]
+            result = part.places.get(output, Place()).to_front(network(inputs)[output])
             # Without a gradient the batch took the branch of an If that has none of the tables.
             gradients = _gradients(result, count, rows, random) if result.requires_grad else {}
         for name, gradient in gradients.items():

@@ -2,30 +2,44 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.config import Config
-from onnxpq.data import Dataset, Evidence, InputSpec, Source, first, fixed_batch, input_specs, sampling
-from onnxpq.errors import ModelError
-from onnxpq.graph import Forms, Layer, Skipped, files, tables
-from onnxpq.network import CHECKED_SAMPLES
-from onnxpq.quantization import allocation, lookups
+from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, input_specs, sampling, sizes
+from onnxpq.errors import NothingToCompressError
+from onnxpq.graph import Forms, Layer, Skipped, check_weights, files, tables
+from onnxpq.quantization import allocation, calibration, lookups
 from onnxpq.quantization.calibration import Moments
 from onnxpq.quantization.lookups import Lookups
 from onnxpq.rewriting import find_layers
+from onnxpq.runtime import alignment
 from onnxpq.support import device, memory
 from onnxpq.training import objectives
-from onnxpq.verification import Kind, check_labels, choose_output, is_scores, kind_of, outputs
+from onnxpq.verification import (
+    Kind,
+    check_labels,
+    choose_output,
+    flattened,
+    is_one_hot,
+    is_scores,
+    kind_of,
+    outputs,
+    without_samples,
+)
 from onnxpq.workspace import Run, manifest
 
-WIDENED = (
-    "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times are those "
-    "of the same model in float32."
+ONE_HOT = (
+    "The labels of shape {shape} are one-hot, but floats: they are compared with the output by the squared error. With "
+    "numbers of classes (labels.argmax(-1)) the training is by cross-entropy, and the accuracy is measured."
 )
+
+UNREACHED = "No sample of the data reaches it, so that nothing would show what became of it."
+
+_GIVE = "Give data that do, or none for plain product quantization."
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +67,12 @@ class Subject:
         train: samples to train on, or None.
         evidence: samples to verify on.
         output: that loss and metrics look at.
-        scores: the original's output for some samples.
+        scores: the original's output for some samples, which come first where it has an entry for each.
         kinds: what each output is, by its name.
         made_from: the manifest (`onnxpq.workspace.manifest`).
         numbers: what speaks against reading the output as scores of classes
             (`onnxpq.verification.outputs.not_scores`), or None.
+        aligned: where the samples lie in the original's outputs.
         moments: what was found of the layers' inputs, for those who look for it again
             (`onnxpq.quantization.calibration.collect`).
         ordered: by name, the values that are put in order.
@@ -75,6 +90,7 @@ class Subject:
     kinds: Mapping[str, Kind]
     made_from: dict[str, Any]
     numbers: str | None = None
+    aligned: Alignment = field(default_factory=Alignment)
     moments: Moments = field(default_factory=Moments)
     ordered: Mapping[str, Ordered] = field(default_factory=dict)
     lookups: Mapping[str, Lookups] = field(default_factory=dict)
@@ -102,21 +118,17 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     Raises:
         OnnxpqError: see `onnxpq.errors`; each message says what to do.
     """
-
-    def runs(candidate: Any) -> bool:
-        try:
-            runtime.frugal(candidate, custom_ops_libraries=run.libraries)
-        except ModelError:
-            run.notes.append(WIDENED)
-            return False
-        return True
-
-    forms = Forms.of(model, runs)
-    inputs = input_specs(forms.original)
+    forms = Forms.of(model, partial(runtime.refusal, custom_ops_libraries=run.libraries))
+    run.notes.extend(forms.notes)
     layers, skipped = find_layers(forms.prepared, run.config)
     allocation.layouts(layers, run.config)
+    session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
+    if data is None and test is None:
+        inputs, made_up = sizes.found(forms.original, partial(runtime.run, session, quiet=True), run.config.seed)
+    else:
+        inputs, made_up = input_specs(forms.original, sizes.ranks(forms.original, (data, test))), []
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
-    run.notes.extend(notes)
+    run.notes.extend((*notes, *made_up))
     made_from = manifest.describe(
         manifest.of_model(model, forms.original),
         # Where a part of the data is the test, the run is made from that part too.
@@ -128,21 +140,40 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
         libraries=run.libraries,
     )
     run.workspace.bind(made_from)
-    few = first(evidence.dataset, fixed_batch(inputs), CHECKED_SAMPLES)
-    found = runtime.run(runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries), few)
-    output, numbers = _choose_output(run, forms, found)
+    aligned, found, count = alignment.measure(
+        partial(runtime.run, session), evidence.dataset, fixed_batch(inputs), seed=run.config.seed
+    )
+    output, numbers = _choose_output(run, forms, found, aligned)
     kinds = _kinds(forms, found, numbers)
-    _check_labels(run.config, found[output], train, evidence)
-    files.check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
+    has_labels = any(data is not None and data.labels is not None for data in (train, evidence.dataset))
+    if has_labels and output not in aligned.places:
+        raise without_samples(output, found[output], count)
+    _check_labels(run, found[output], train, evidence)
+    check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
     memory.give_back()
     return Subject(
-        forms, layers, skipped, inputs, train, evidence, output, found[output], kinds, made_from, numbers.get(output)
+        forms,
+        layers,
+        skipped,
+        inputs,
+        train,
+        evidence,
+        output,
+        found[output],
+        kinds,
+        made_from,
+        numbers.get(output),
+        aligned,
     )
 
 
-def _choose_output(run: Run, forms: Forms, found: Mapping[str, NDArray[Any]]) -> tuple[str, dict[str, str]]:
+def _choose_output(
+    run: Run, forms: Forms, found: Mapping[str, NDArray[Any]], aligned: Alignment
+) -> tuple[str, dict[str, str]]:
     """The output that loss and metrics look at; and what speaks against reading outputs as scores of classes."""
     graph = forms.normal.graph
+    # Those of single samples go before: only they can be judged by their samples.
+    found = {name: found[name] for name in sorted(found, key=lambda name: name not in aligned.places)}
     columns = {name: values for name, values in found.items() if is_scores(values)}
     numbers = {name: why for name, values in columns.items() if (why := outputs.not_scores(graph, name, values))}
     parts = outputs.pooled(graph, list(numbers))
@@ -158,20 +189,49 @@ def _choose_output(run: Run, forms: Forms, found: Mapping[str, NDArray[Any]]) ->
 def _kinds(forms: Forms, found: Mapping[str, NDArray[Any]], numbers: Mapping[str, str]) -> dict[str, Kind]:
     graph = forms.normal.graph
     return {
-        name: kind_of(values, scores=name not in numbers, sigmoid=outputs.is_sigmoid(graph, name))
+        name: kind_of(flattened(values), scores=name not in numbers, sigmoid=outputs.is_sigmoid(graph, name))
         for name, values in found.items()
     }
 
 
-def _check_labels(config: Config, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
+def _check_labels(run: Run, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
     """Refuse labels that do not fit before the hours of work, as training and verification would after."""
-    if train is not None and train.labels is not None and np.issubdtype(scores.dtype, np.floating):
-        if np.issubdtype(train.labels.dtype, np.integer):
-            check_labels(train.labels, scores)
-        labels = train.labels[np.resize(np.arange(len(train)), len(scores))]
-        objectives.choose(config.training, scores, labels)
+    labels = None if train is None else evidence.labels_as_given(train)
+    if labels is not None and np.issubdtype(scores.dtype, np.floating):
+        if np.issubdtype(labels.dtype, np.integer):
+            check_labels(labels, scores)
+        objectives.choose(run.config.training, scores, labels)
+        if labels.dtype.kind == "f" and is_one_hot(labels):
+            run.notes.append(ONE_HOT.format(shape=list(labels.shape)))
     if evidence.dataset.labels is not None:
         check_labels(evidence.dataset.labels, scores)
+
+
+def reached(run: Run, subject: Subject) -> Subject:
+    """The same without the layers that no sample reaches: nothing would show what became of them.
+
+    Raises:
+        NothingToCompressError: none is left.
+    """
+    data = subject.evidence.dataset if subject.train is None and subject.evidence.held_out else subject.train
+    if data is None:
+        return subject
+    names = calibration.unreached(
+        subject.forms.normal, subject.layers, data, seed=run.config.seed, libraries=run.libraries
+    )
+    if not names:
+        return subject
+    left = [
+        Skipped(layer.node, layer.op_type, layer.weight, UNREACHED) for layer in subject.layers if layer.weight in names
+    ]
+    layers = [layer for layer in subject.layers if layer.weight not in names]
+    nodes = ", ".join(f"'{entry.node}'" for entry in left)
+    if not layers:
+        raise NothingToCompressError(
+            f"Nothing can be compressed: no sample of the data reaches any layer ({nodes}). {_GIVE}"
+        )
+    run.notes.append(f"No sample of the data reaches the layers {nodes}, so they were left alone. {_GIVE}")
+    return replace(subject, layers=layers, skipped=[*subject.skipped, *left])
 
 
 def looked_up(run: Run, subject: Subject) -> Subject:

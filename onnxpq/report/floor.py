@@ -26,7 +26,6 @@ class FloorReport:
         loss: 0 for nothing.
         limit: the largest loss that is written.
         still: outputs, of all, that do not depend on the samples any more.
-        held_out: whether the samples are real and were not trained on.
         resolution: half the width of the 95 % interval of the loss; None where the loss is no share of samples.
     """
 
@@ -35,7 +34,6 @@ class FloorReport:
     loss: float
     limit: float
     still: tuple[StandsStill, ...] = ()
-    held_out: bool = True
     resolution: float | None = None
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from onnxpq.report.floor import FloorReport
 from onnxpq.report.target import TargetReport
-from onnxpq.support.figures import Interval, left_alone, table
+from onnxpq.support.figures import Interval, LeftAlone, left_alone, table
 
 END_TO_END = "end to end"
 LAYER_WISE = "layer-wise"
@@ -57,11 +57,12 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class SkippedReport:
-    """A node that was left alone, and why."""
+    """A node that was left alone, why, and the bytes of its constants (0 where a node before it counts them)."""
 
     node: str
     op_type: str
     reason: str
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,27 @@ class OutputReport:
 
     Attributes:
         name: of the output.
-        max_error: largest absolute difference; None where the output holds no floats.
+        max_error: largest absolute difference where the shapes are the same; None where the output holds no floats, or
+            all shapes differ.
         relative_error: relative L2 difference over all samples; likewise.
-        agreement: share of samples with the same largest entry (for integer outputs: the same value); None where that
-            means nothing (one column).
+        agreement: share of rows with the same largest entry (for integer outputs: of entries with the same value), with
+            none where the shapes differ; None where that means nothing (one column).
+        values: arrays compared, one for each call.
+        reshaped: those of them that have other shapes.
+        shapes: the first such shapes: the original's, and the compressed model's.
+        is_empty: whether the original gave nothing at all.
+        is_whole: whether the output is compared as it is in a call, as it has no entry for each sample.
     """
 
     name: str
     max_error: float | None
     relative_error: float | None
     agreement: float | None
+    values: int = 0
+    reshaped: int = 0
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    is_empty: bool = False
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -278,7 +290,7 @@ class Report:
 
     def to_text(self) -> str:
         """The report as a person reads it."""
-        skipped = left_alone((entry.node, entry.op_type, entry.reason) for entry in self.skipped)
+        skipped = left_alone(LeftAlone(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in self.skipped)
         sections = [] if self.verification.held_out else [f"{NOT_PROVEN}: {self.verification.data}."]
         sections += [_layers(self.layers), skipped]
         if self.training is not None:
@@ -370,10 +382,18 @@ def _layer_wise(layers: Sequence[LayerReport], trained: Sequence[LayerTraining])
 
 
 def _output(output: OutputReport) -> str:
-    if output.relative_error is None or output.max_error is None:
-        return "" if output.agreement is None else f"same value {100 * output.agreement:.2f} %"
-    same = "" if output.agreement is None else f", same top-1 {100 * output.agreement:.2f} %"
-    return f"relative error {output.relative_error:.4f}, largest difference {output.max_error:.4g}{same}"
+    found = [f"as a whole in {output.values} calls"] if output.is_whole else []
+    if output.relative_error is not None and output.max_error is not None:
+        found.append(f"relative error {output.relative_error:.4f}, largest difference {output.max_error:.4g}")
+    if output.agreement is not None:
+        what = "same value" if output.relative_error is None else "same top-1"
+        found.append(f"{what} {100 * output.agreement:.2f} %")
+    if output.shapes is not None:
+        one, other = (list(shape) for shape in output.shapes)
+        found.append(f"ANOTHER SHAPE in {output.reshaped} of {output.values} calls, such as {other} instead of {one}")
+    if output.is_empty:
+        found.append("empty in all calls, so that nothing was compared")
+    return ", ".join(found)
 
 
 def _accuracy(accuracy: Accuracy) -> str:

@@ -1,6 +1,7 @@
 """Which nodes of a model are layers that can be compressed, and why the others with large constants are not."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -8,7 +9,7 @@ import onnx_ir as ir
 
 from onnxpq.config import Config
 from onnxpq.errors import ConfigError, NothingToCompressError
-from onnxpq.graph import Layer, Skipped, prepare, roots, values_of
+from onnxpq.graph import Layer, Skipped, prepare, roots, tensor_bytes, values_of
 from onnxpq.rewriting.rules import matching_rule
 from onnxpq.rewriting.rules.context import Context, describe
 from onnxpq.rewriting.rules.unmatched import explain
@@ -52,10 +53,13 @@ def find(
     prepared = prepare(model)
     context = describe(prepared)
     listed: list[Layer | Skipped] = []
+    nodes: list[ir.Node] = []
     for node in prepared.graph.all_nodes():
         rule = matching_rule(node, context)
         entry = explain(node, context, prepared) if rule is None else rule.check(node, context)
-        listed += [] if entry is None else [entry]
+        if entry is not None:
+            listed.append(entry)
+            nodes.append(node)
     _check_globs(listed, include, exclude)
     chosen = [_choose(entry, min_weights, include, exclude) if isinstance(entry, Layer) else entry for entry in listed]
     if not conv1x1:
@@ -65,7 +69,21 @@ def find(
     # What is left alone for one reason may be the reason to leave others alone.
     while blocked := _blocked([entry for entry in chosen if isinstance(entry, Layer)], context):
         chosen = [_skip(e, blocked[e.weight]) if isinstance(e, Layer) and e.weight in blocked else e for e in chosen]
-    return [e for e in chosen if isinstance(e, Layer)], [e for e in chosen if isinstance(e, Skipped)]
+    return [e for e in chosen if isinstance(e, Layer)], list(_counted(chosen, nodes, context))
+
+
+def _counted(chosen: Sequence[Layer | Skipped], nodes: Sequence[ir.Node], context: Context) -> Iterator[Skipped]:
+    """What is left alone, with the bytes of its constants, each of which is counted once."""
+    seen: set[ir.Value] = set()
+    for is_left in (False, True):
+        for entry, node in zip(chosen, nodes, strict=True):
+            if isinstance(entry, Skipped) is not is_left:
+                continue
+            origins = [origin for origin in map(context.origin, node.inputs) if origin is not None]
+            own = {origin.value: tensor_bytes(origin.tensor) for origin in origins if origin.value not in seen}
+            seen |= own.keys()
+            if isinstance(entry, Skipped):
+                yield replace(entry, nbytes=sum(own.values()))
 
 
 def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skipped]]:
@@ -100,7 +118,7 @@ def _choose(layer: Layer, min_weights: int, include: Sequence[str], exclude: Seq
         return _skip(layer, f"Not included by {_quoted(include)}.")
     weights = layer.out_features * layer.in_features
     if weights < min_weights:
-        return _skip(layer, f"It has {weights} weights; layers with fewer than {min_weights} gain too little.")
+        return _skip(layer, f"It has fewer than {min_weights} weights (--min-weights), and would gain too little.")
     return layer
 
 

@@ -5,6 +5,7 @@ what a layer or a codebook is.
 """
 
 from onnxpq.runtime.activations import Array, extract
+from onnxpq.runtime.judging import refusal
 from onnxpq.runtime.sessions import (
     LIBRARY_MISSING,
     Libraries,
@@ -23,11 +24,13 @@ __all__ = [
     "Libraries",
     "Model",
     "activations",
+    "alignment",
     "extract",
     "frugal",
     "is_large",
     "library_available",
     "library_path",
+    "refusal",
     "run",
     "session",
 ]

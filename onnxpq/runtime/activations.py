@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.data import common_batch
+from onnxpq.data import Alignment, Dataset, Place, common_batch
 from onnxpq.errors import ConfigError, DataError, OutputError, UnalignedError
-from onnxpq.runtime import sessions
+from onnxpq.runtime import alignment, sessions
 from onnxpq.support import fingerprint
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -30,54 +30,59 @@ _UNFINISHED = ".unfinished-"
 _LEAST_BATCHES = 8
 
 
-def capture(
+def capture(  # noqa: PLR0913 -- what a caller may leave out, by keyword
     model: ir.Model,
     names: Sequence[str],
-    inputs: Mapping[str, Array],
+    data: Dataset,
     *,
     cache_dir: Path | None,
     batch_size: int = BATCH,
     libraries: sessions.Libraries = (),
+    places: Mapping[str, Place] | None = None,
     progress: Progress | None = None,
-) -> dict[str, Array]:
+) -> Dataset:
     """Run a model over a data set and collect values of its graph.
 
-    A model with a fixed first dimension runs in batches of exactly that size; the last one is filled up with copies of
-    its last row, which are cut off again.
+    A model with a fixed batch runs in batches of exactly that size; the last one is filled up with copies of its last
+    sample, which are cut off again. Where the samples lie in a value is measured first, on a few of them.
 
     Args:
         model: the model; it is not changed.
-        names: the values to collect: outputs or intermediate values; what `inputs` has is passed on as it is.
-        inputs: for each input of the graph an array [N, ...]; further entries are ignored.
+        names: the values to collect: outputs or intermediate values; what `data` has is passed on as it is.
+        data: the samples of each input of the graph; further entries are ignored.
         cache_dir: folder for the results, kept under a hash of the model, the data and the names: a second run reads
             them. The results then are memory-mapped, copy-on-write, and take no memory. None keeps them in memory.
-        batch_size: rows per run, where the model leaves that open.
+        batch_size: samples per run, where the model leaves that open.
         libraries: custom-operator libraries that the model needs.
-        progress: is told the rows that are done and N.
+        places: where the samples lie in some of the values, where that is known.
+        progress: is told the samples that are done and N.
 
     Returns:
-        An array [N, ...] for each name.
+        A data set of these values: an array [N, ...] for each, and where the model has the samples in it.
 
     Raises:
         ConfigError: if the graph has no such value.
         DataError: if an input is missing or empty, inputs differ in N, or a value is not an array of numbers.
-        UnalignedError: if a value has not one row per row of the inputs, or rows of several shapes.
+        UnalignedError: if a value has not one entry per sample, or entries of several shapes.
         OutputError: if the cache cannot be written.
     """
     results = {_name(value) for node in model.graph for value in node.outputs}
-    passed = {name: inputs[name] for name in names if name in inputs and name not in results}
+    passed = {name: data.inputs[name] for name in names if name in data.inputs and name not in results}
     computed = [name for name in dict.fromkeys(names) if name not in passed]
+    kept = {name: data.places[name] for name in passed if name in data.places}
     found: dict[str, Array] = {}
     if computed:
-        source = _source(model, computed, inputs, batch_size, libraries)
-        found = _kept(source, computed, cache_dir, lambda allocate: _collect(source, computed, allocate, progress))
-    return {name: passed[name] if name in passed else found[name] for name in names}
+        source = _source(model, computed, data, batch_size, libraries)
+        own = _places(source, computed, places or {})
+        found = _kept(source, computed, cache_dir, partial(_collect, source, own, progress))
+        kept |= own
+    return Dataset({name: passed[name] if name in passed else found[name] for name in names}, places=kept)
 
 
 def capture_rows(
     model: ir.Model,
     name: str,
-    inputs: Mapping[str, Array],
+    data: Dataset,
     *,
     limit: int,
     flatten: bool,
@@ -92,7 +97,7 @@ def capture_rows(
     Args:
         model: the model; it is not changed.
         name: the value: numbers, [..., n] with `flatten`, else [rows, ...] with rows of one shape.
-        inputs: for each input of the graph an array [N, ...].
+        data: the samples, or whole calls, of each input of the graph.
         limit: rows to return at most; fewer where they take more than `ROWS_BYTES`.
         flatten: every vector along the last dimension is a row.
         cache_dir: as for `capture`.
@@ -107,7 +112,7 @@ def capture_rows(
         UnalignedError: if its rows have several shapes, or no sample gives any.
         OutputError: if the cache cannot be written.
     """
-    source = _source(model, [name], inputs, BATCH, libraries)
+    source = _source(model, [name], data, BATCH, libraries)
     key = f"rows {limit} {flatten} {ROWS_BYTES}"
     rows = partial(_collect_rows, source, name, limit=limit, flatten=flatten)
     return _kept(source, [name], cache_dir, rows, key)[name]
@@ -154,27 +159,55 @@ class _Source:
 
     Attributes:
         model: the part.
-        inputs: [N, ...] for each of its inputs.
-        rows: N.
-        batch_size: rows per run.
+        data: of its inputs.
+        fixed: the samples that it takes at a time; None for any.
+        batch_size: samples per run.
         libraries: that its operators need.
     """
 
     model: ir.Model
-    inputs: dict[str, Array]
-    rows: int
+    data: Dataset
+    fixed: int | None
     batch_size: int
     libraries: sessions.Libraries
 
+    @cached_property
+    def run(self) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """What runs it."""
+        return partial(sessions.run, sessions.frugal(self.model, custom_ops_libraries=self.libraries))
+
 
 def _source(
-    model: ir.Model, names: Sequence[str], inputs: Mapping[str, Array], batch_size: int, libraries: sessions.Libraries
+    model: ir.Model, names: Sequence[str], data: Dataset, batch_size: int, libraries: sessions.Libraries
 ) -> _Source:
     given = [_name(value) for value in model.graph.inputs if not value.is_initializer()]
     part = extract(model, given, names)
-    rows = _count_rows(part, inputs)
-    needed = {_name(value): inputs[_name(value)] for value in part.graph.inputs}
-    return _Source(part, needed, rows, fixed_batch(part) or batch_size, libraries)
+    needed = data.only(_checked_inputs(part, data.inputs))
+    fixed = None if data.whole else fixed_batch(part, data.places)
+    return _Source(part, needed, fixed, fixed or batch_size, libraries)
+
+
+def _aligned(source: _Source) -> Alignment:
+    """Where the samples lie in what the source gives."""
+    return alignment.measure(source.run, source.data, source.fixed)[0]
+
+
+def _places(source: _Source, names: Sequence[str], known: Mapping[str, Place]) -> dict[str, Place]:
+    """Where the samples lie in each of some values."""
+    if all(name in known for name in names):
+        return {name: known[name] for name in names}
+    aligned = _aligned(source)
+    return {name: _place(aligned, name) for name in names}
+
+
+def _place(aligned: Alignment, name: str) -> Place:
+    if name in aligned.places:
+        return aligned.places[name]
+    raise UnalignedError(
+        f"Value '{name}' has no dimension whose size is that of the batch, so that it cannot be kept for each sample. "
+        "Exclude the layers behind it, or compress without data.",
+        value=name,
+    )
 
 
 def _kept(
@@ -235,16 +268,19 @@ def _fill_cache(found: Path, write: Callable[[Path], object]) -> None:
             ) from error
 
 
-def _collect(source: _Source, names: Sequence[str], allocate: _Allocate, progress: Progress | None) -> dict[str, Array]:
+def _collect(
+    source: _Source, places: Mapping[str, Place], progress: Progress | None, allocate: _Allocate
+) -> dict[str, Array]:
     results: dict[str, Array] = {}
-    for index, values in _runs(source, np.arange(source.rows)):
-        for position, name in enumerate(names):
-            value = _checked(name, values[name], len(index), results.get(name))
+    total = len(source.data)
+    for index, samples, values in _runs(source, np.arange(total)):
+        for position, (name, place) in enumerate(places.items()):
+            value = _checked(name, values[name], place, samples, results.get(name))[: len(index)]
             if name not in results:
-                results[name] = allocate(position, (source.rows, *value.shape[1:]), value.dtype)
+                results[name] = allocate(position, (total, *value.shape[1:]), value.dtype)
             results[name][index[0] : index[-1] + 1] = value
         if progress is not None:
-            progress(int(index[-1]) + 1, source.rows)
+            progress(int(index[-1]) + 1, total)
     return results
 
 
@@ -252,8 +288,10 @@ def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int
     random = np.random.default_rng(0)
     parts: list[Array] = []
     count = 0
-    for _, values in _runs(source, random.permutation(source.rows)):
-        value = _numbers(name, values[name])
+    is_filled_up = source.fixed is not None and len(source.data) % source.fixed > 0
+    aligned = _aligned(source) if is_filled_up else Alignment()
+    for index, samples, values in _runs(source, random.permutation(len(source.data))):
+        value = aligned.counted(name, _numbers(name, values[name]), samples, len(index))
         if value.size == 0:  # a subgraph that was not run, see `onnxpq.graph.subgraphs.expose`
             continue
         part = value.reshape(-1, value.shape[-1]) if flatten and value.ndim > 0 else value
@@ -266,49 +304,53 @@ def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int
         if count == limit:
             break
     if not parts:
-        raise UnalignedError(f"Value '{name}' is empty for all samples: none of them reaches it.")
+        raise UnalignedError(f"Value '{name}' is empty for all samples: none of them reaches it.", value=name)
     kept = allocate(0, (count, *parts[0].shape[1:]), parts[0].dtype)
     np.concatenate(parts, out=kept)
     return {name: kept}
 
 
-def _runs(source: _Source, order: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], dict[str, Array]]]:
-    """The samples of each batch, and what the model gives for them; a fixed batch is filled up and cut off again."""
-    session = sessions.frugal(source.model, custom_ops_libraries=source.libraries)
-    fixed = fixed_batch(source.model)
-    for start in range(0, source.rows, source.batch_size):
-        index = order[start : start + source.batch_size]
-        padded = np.pad(index, (0, source.batch_size - len(index)), mode="edge") if fixed else index
-        values = sessions.run(session, {name: np.asarray(array[padded]) for name, array in source.inputs.items()})
-        if len(padded) > len(index):
-            values = {
-                name: value[: len(index)] if value.shape[:1] == (fixed,) else value for name, value in values.items()
-            }
-        yield index, values
+def _runs(source: _Source, order: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], int, dict[str, Array]]]:
+    """The samples of each batch, how many it has been filled up to, and what the model gives for them."""
+    size = 1 if source.data.whole else source.batch_size
+    for start in range(0, len(order), size):
+        index = order[start : start + size]
+        padded = np.pad(index, (0, size - len(index)), mode="edge") if source.fixed else index
+        yield index, len(padded), source.run(source.data.take(padded).feeds)
 
 
-def fixed_batch(model: ir.Model) -> int | None:
-    """The first dimension that the model's inputs demand, None where they leave it open.
+def fixed_batch(model: ir.Model, places: Mapping[str, Place] | None = None) -> int | None:
+    """The number of samples that the model's inputs demand, None where they leave it open.
+
+    Args:
+        model: any.
+        places: where the samples lie in the inputs; along axis 0 in those that are not named.
 
     Raises:
         DataError: if two inputs demand different ones.
     """
-    first_dimensions: dict[str, int | None] = {}
+    sizes: dict[str, int | None] = {}
     for value in model.graph.inputs:
-        first = value.shape[0] if value.shape is not None and len(value.shape) > 0 else None
-        first_dimensions[_name(value)] = first if isinstance(first, int) else None
-    return common_batch(first_dimensions)
+        place = (places or {}).get(_name(value), Place())
+        known = value.shape is not None and len(value.shape) > place.axis
+        size = value.shape[place.axis] if known and value.shape is not None else None
+        sizes[_name(value)] = size // (place.outer * place.inner) if isinstance(size, int) else None
+    return common_batch(sizes)
 
 
-def _checked(name: str, value: Array, rows: int, earlier: Array | None) -> Array:
-    if _numbers(name, value).ndim == 0 or value.shape[0] != rows:
+def _checked(name: str, value: Array, place: Place, samples: int, earlier: Array | None) -> Array:
+    """The value with the samples first."""
+    if not place.holds(_numbers(name, value).shape, samples):
         raise UnalignedError(
-            f"Value '{name}' has shape {list(value.shape)} for a batch of {rows} rows: its first dimension is not the "
-            "batch, so it cannot be collected over a data set. Exclude the layers behind it, or compress without data."
+            f"Value '{name}' has shape {list(value.shape)} for a batch of {samples} samples: its size depends on what "
+            "they hold, so that it cannot be kept for each of them. Exclude the layers behind it, or compress without "
+            "data.",
+            value=name,
         )
-    if earlier is not None and earlier.shape[1:] != value.shape[1:]:
-        raise _ragged(name, value, earlier)
-    return value
+    front = place.to_front(value)
+    if earlier is not None and earlier.shape[1:] != front.shape[1:]:
+        raise _ragged(name, front, earlier)
+    return front
 
 
 def _numbers(name: str, value: Array) -> Array:
@@ -319,22 +361,24 @@ def _numbers(name: str, value: Array) -> Array:
 
 def _ragged(name: str, value: Array, earlier: Array | None) -> UnalignedError:
     if earlier is None:
-        return UnalignedError(f"Value '{name}' is a scalar and has no rows.")
+        return UnalignedError(f"Value '{name}' is a scalar and has no rows.", value=name)
     return UnalignedError(
-        f"Value '{name}' has shape {list(value.shape[1:])} per row in one batch and {list(earlier.shape[1:])} in "
-        "another. Pad the data to one length."
+        f"Value '{name}' has shape {list(value.shape[1:])} per sample in one batch and {list(earlier.shape[1:])} in "
+        "another. Pad the data to one length.",
+        value=name,
     )
 
 
-def _count_rows(model: ir.Model, inputs: Mapping[str, Array]) -> int:
+def _checked_inputs(model: ir.Model, inputs: Mapping[str, Array]) -> list[str]:
+    """The names of a model's inputs, for all of which there are samples."""
     expected = [_name(value) for value in model.graph.inputs]
     missing = [name for name in expected if name not in inputs]
     if missing:
         raise DataError(f"The data lacks the inputs {', '.join(missing)}. It has {', '.join(inputs) or 'nothing'}.")
-    rows = {name: len(inputs[name]) for name in expected}
-    if len(set(rows.values())) != 1 or 0 in rows.values():
-        raise DataError(f"All inputs must have the same number of rows, at least one. Got {rows}.")
-    return next(iter(rows.values()))
+    counts = {name: len(inputs[name]) for name in expected}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise DataError(f"All inputs must have the same number of samples, at least one. Got {counts}.")
+    return expected
 
 
 def _key(source: _Source, names: Sequence[str], key: str) -> str:
@@ -345,8 +389,8 @@ def _key_parts(source: _Source, names: Sequence[str], key: str) -> Iterator[byte
     yield from fingerprint.model_parts(source.model)
     for library in source.libraries:
         yield Path(library).read_bytes()
-    for name, array in source.inputs.items():
-        yield from fingerprint.array_parts(name, array)
+    for name, array in source.data.inputs.items():
+        yield from fingerprint.array_parts(f"{name} {source.data.places.get(name)}", array)
     for name in names:
         yield name.encode()
     yield key.encode()

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import onnxpq
+from onnxpq.data import of_objects
 from onnxpq.errors import DataError, ModelError, RuntimeLibraryError
 from onnxpq.graph import files
 from onnxpq.support import memory
@@ -50,6 +51,7 @@ EXTENSIONS_DOMAINS: Final = ("ai.onnx.contrib", "com.microsoft.extensions")
 """Domains of the operators of the package onnxruntime-extensions."""
 
 _ERRORS_ONLY: Final = 3
+_FATAL_ONLY: Final = 4
 _WITHOUT_PREPACKING: Final = "session.disable_prepacking"
 _NOT_REGISTERED: Final = "is not a registered function/op"
 """What onnxruntime says of an operator of a domain that it does not know."""
@@ -133,7 +135,7 @@ def session(
     for library in custom_ops_libraries:
         _register(ort, options, _existing(library))
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
-        source = _source(model, Path(scratch))
+        source = source_of(model, Path(scratch))
         open_session = partial(
             ort.InferenceSession,
             source,
@@ -188,20 +190,24 @@ def is_large(model: Model) -> bool:
     return (len(model) if isinstance(model, bytes) else model.ByteSize()) > files.LARGE_BYTES
 
 
-def run(session: "InferenceSession", inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def run(
+    session: "InferenceSession", inputs: Mapping[str, NDArray[Any]], *, quiet: bool = False
+) -> dict[str, NDArray[Any]]:
     """Run a session on a batch, with every output as an array.
 
     Args:
         session: from `session`.
         inputs: input name -> array.
+        quiet: onnxruntime prints nothing where it fails, as for inputs that are only tried.
 
     Returns:
         Output name -> array. A list of maps (ZipMap of skl2onnx: for each of N samples a score for each of C
-        classes) becomes [N, C] with the classes in ascending order.
+        classes) becomes [N, C] with the classes in ascending order. Any other sequence becomes an array of objects,
+        which are arrays; any other map one of two, its keys in ascending order and their values.
 
     Raises:
         DataError: the inputs do not fit the model.
-        ModelError: the model fails while it runs, or an output is neither tensor nor list of maps.
+        ModelError: the model fails while it runs, or an output is of another type.
     """
     expected = [i.name for i in session.get_inputs()]
     if set(inputs) != set(expected):
@@ -212,8 +218,11 @@ def run(session: "InferenceSession", inputs: Mapping[str, NDArray[Any]]) -> dict
         )
     ort = _onnxruntime()
     names = [o.name for o in session.get_outputs()]
+    options = ort.RunOptions() if quiet else None
+    if options is not None:
+        options.log_severity_level = _FATAL_ONLY
     try:
-        values = session.run(names, dict(inputs))
+        values = session.run(names, dict(inputs), options)
     except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
         found = ", ".join(f"'{name}' {array.dtype}{list(array.shape)}" for name, array in inputs.items())
         wanted = ", ".join(f"'{i.name}' {i.type} {i.shape}" for i in session.get_inputs())
@@ -313,8 +322,8 @@ def _extensions_path() -> str:
         ) from error
 
 
-def _source(model: Model, scratch: Path) -> str | bytes:
-    """What onnxruntime loads: a path or bytes. A large model in memory goes by way of a file."""
+def source_of(model: Model, scratch: Path) -> str | bytes:
+    """What onnxruntime loads: a path or bytes. A large model in memory goes by way of a file in `scratch`."""
     if isinstance(model, bytes):
         return model
     if isinstance(model, str | os.PathLike):
@@ -341,9 +350,16 @@ def _as_array(name: str, value: object) -> NDArray[Any]:
         keys = sorted({key for row in value for key in row})
         if all(len(row) == len(keys) for row in value):
             return np.array([[row[key] for key in keys] for row in value], np.float32).reshape(len(value), len(keys))
+    if isinstance(value, dict):
+        keys = sorted(value)
+        return of_objects([np.array(keys), np.array([value[key] for key in keys])])
+    if isinstance(value, list | tuple):
+        return of_objects([_as_array(name, entry) for entry in value])
+    if value is None or isinstance(value, bool | int | float | str | bytes | np.generic):
+        return np.asarray(value, None if isinstance(value, bool | int | float | np.generic) else object)
     raise ModelError(
-        f"Output '{name}' is a {type(value).__name__}; expected a tensor, or a list of maps that all have the same keys"
-        " (as ZipMap gives them). Make the model output tensors."
+        f"Output '{name}' is a {type(value).__name__}; expected a tensor, or sequences and maps of them. Make the "
+        "model output tensors."
     )
 
 

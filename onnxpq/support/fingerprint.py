@@ -34,8 +34,12 @@ def of_file(path: str | PathLike[str]) -> str:
 
 
 def array_parts(name: str, array: Array) -> Iterator[bytes]:
-    """An array's name, type, shape and values, for `digest`."""
+    """The name, type, shape and values of an array, or of an array of arrays, for `digest`."""
     yield f"{name} {array.dtype} {array.shape}".encode()
+    if array.dtype.hasobject and any(isinstance(entry, np.ndarray) for entry in array.flat):
+        for entry in array.flat:
+            yield from array_parts(name, np.asarray(entry))
+        return
     if array.ndim == 0:
         yield _array_bytes(array)
     for start in range(0, len(array) if array.ndim else 0, _ROWS):

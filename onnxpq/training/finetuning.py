@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxpq.config import TrainingConfig
+from onnxpq.data import Place
 from onnxpq.errors import TrainingError
 from onnxpq.graph import Layer
 from onnxpq.network import Network
@@ -60,11 +61,15 @@ VALIDATION_BATCHES = 4
 """Validation runs so many training batches at a time: it keeps no values for a gradient."""
 
 
+LARGEST_TAUGHT: Final = 1e18
+"""Of the original's outputs: the square of ten times as much leaves float32."""
+
+
 class Batch(NamedTuple):
     """Some samples, where torch computes.
 
     Attributes:
-        inputs: of the network.
+        inputs: of the network, samples first.
         taught: what the original gets in their place.
         teacher: what the original makes of it.
         labels: if there are any.
@@ -86,6 +91,7 @@ class Problem:
         output: the network's output that the loss looks at.
         vectors: names of initializers that are trained along: biases, scales and shifts of normalizations.
         fixed_batch: the number of samples that the network takes at a time; None for any.
+        places: where the samples lie in the network's inputs and in the output; along axis 0 in what is not named.
         objective: the loss; None for what the settings and the labels ask for.
         originals: initializers of the network that have other values in the original, by name, and those values.
     """
@@ -95,8 +101,19 @@ class Problem:
     output: str
     vectors: Sequence[str] = ()
     fixed_batch: int | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
     objective: Objective | None = None
     originals: Mapping[str, Array] = field(default_factory=dict)
+
+    def run(self, inputs: Inputs, weights: Mapping[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
+        """What the network gives: inputs and `output` have the samples first, values to `keep` are as they are."""
+        given = {name: self._place(name).to_model(value) for name, value in inputs.items()}
+        found: dict[str, Tensor] = dict(self.network(given, weights=weights, keep=keep))
+        found[self.output] = self._place(self.output).to_front(found[self.output])
+        return found
+
+    def _place(self, name: str) -> Place:
+        return self.places.get(name, Place())
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +240,26 @@ def finetune(  # noqa: PLR0913 -- what a caller may leave out, by keyword
     return Finetuned(*student.kept, describe, course.before, course.start, course.best, schedule, epochs)
 
 
+def _diverged(loss: float, teacher: Tensor, output: str, settings: TrainingConfig) -> TrainingError:
+    """Why a loss is no number: the original's own outputs may be none, or too large to be squared."""
+    if not bool(teacher.isfinite().all()):
+        return TrainingError(
+            f"The original model's value '{output}' holds NaN or infinite numbers on the training data, so that there "
+            "is nothing to learn from it. Leave out the samples that cause them."
+        )
+    largest = float(teacher.double().abs().max())
+    if largest > LARGEST_TAUGHT:
+        return TrainingError(
+            f"The original model's value '{output}' reaches {largest:.1e} on the training data, and float32 does not "
+            f"hold its square: at most {LARGEST_TAUGHT:.0e} can be learned. Compress without training (--epochs 0), or "
+            "scale the weights that it is computed by."
+        )
+    return TrainingError(
+        f"The training loss became {loss}: the weights ran away. Lower --learning-rate ({settings.learning_rate:g}) or "
+        f"--alpha ({settings.final_alpha:g})."
+    )
+
+
 class _Trainer:
     """The loop: batches, schedules, two optimizers."""
 
@@ -347,10 +384,7 @@ class _Trainer:
         loss, task = self.loss(batch, phase, share * self.settings.features)
         value = float(task)
         if not math.isfinite(value):
-            raise TrainingError(
-                f"The training loss became {value}: the weights ran away. Lower --learning-rate "
-                f"({self.settings.learning_rate:g}) or --alpha ({self.settings.final_alpha:g})."
-            )
+            raise _diverged(value, batch.teacher, self.problem.output, self.settings)
         if loss.requires_grad:  # else the batch took the branch of an If that has none of the layers
             loss.backward()  # type: ignore[no-untyped-call]
         elif alpha == 0:
@@ -376,7 +410,7 @@ class _Trainer:
         mixture = self._mixture(batch, self.random)
         original = self._original(mixture, kept) if mixture.is_mixed or kept else {}
         teacher = original.get(self.problem.output, batch.teacher)
-        found = self.problem.network(mixture.batch.inputs, weights=self.student.weights(phase), keep=kept)
+        found = self.problem.run(mixture.batch.inputs, self.student.weights(phase), kept)
         loss = mixture.loss(self.objective, found[self.problem.output], teacher)
         value = loss.detach()
         for name in kept:
@@ -405,8 +439,7 @@ class _Trainer:
     @torch.no_grad()
     def _original(self, mixture: "_Mixture", kept: Collection[str] = ()) -> dict[str, Tensor]:
         """What the original makes of samples, with the values `kept`."""
-        found: dict[str, Tensor] = self.problem.network(mixture.batch.taught, weights=self.originals, keep=kept)
-        return found
+        return self.problem.run(mixture.batch.taught, self.originals, kept)
 
     @torch.no_grad()
     def validate(self, samples: Samples, *, original: bool = False) -> float:
@@ -429,7 +462,7 @@ class _Trainer:
             mixture = self._mixture(batch, np.random.default_rng(start)) if mixes else _Mixture(batch)
             teacher = self._original(mixture)[self.problem.output] if mixture.is_mixed else batch.teacher
             inputs = mixture.batch.taught if original else mixture.batch.inputs
-            scores = self.problem.network(inputs, weights=weights)[self.problem.output]
+            scores = self.problem.run(inputs, weights)[self.problem.output]
             total += count * float(mixture.loss(self.objective, scores, teacher, count))
         return total / len(samples)
 

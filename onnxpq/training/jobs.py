@@ -102,27 +102,30 @@ def prepare(job: Job) -> Prepared:
     Raises:
         OnnxpqError: see `onnxpq.network.routing.plan` and `onnxpq.runtime.activations.capture`.
     """
-    few = job.data.take(slice(CHECKED_SAMPLES)).inputs
+    few = job.data.some(CHECKED_SAMPLES, job.config.seed)
     plan = routing.plan(job.model, job.layers, job.output, few, job.libraries)
     if plan.part is None:
         return Prepared(plan, None)
-    cut = plan.part.cut
     capture = partial(
-        activations.capture, cache_dir=job.cache_dir, libraries=job.libraries, progress=job.ticker("caching")
+        activations.capture,
+        cache_dir=job.cache_dir,
+        libraries=job.libraries,
+        places=plan.part.places,
+        progress=job.ticker("caching"),
     )
     try:
-        given, taught, teaching = partition.boundary_values(cut, job.data.inputs, capture), None, cut
-        if job.original is not None:
-            teaching = partition.cut(job.original, _weights(plan.part), [job.output])
-            taught = partition.boundary_values(teaching, job.data.inputs, capture)
-            partition.complete_types(teaching.suffix, taught)
-        teacher = capture(teaching.suffix, [job.output], taught or given)[job.output]
+        given, taught = partition.boundary_values(plan.part.cut, job.data, capture), None
+        if job.original is None:
+            teacher = capture(plan.part.cut.suffix, [job.output], given)
+        else:
+            taught, teacher = routing.taught(plan.part, job.original, job.output, job.data, capture)
     except UnalignedError as error:
         # The few samples fitted together, all of them do not: texts of many lengths, for one.
-        weights = dict.fromkeys(_weights(plan.part), str(error))
+        weights = dict.fromkeys(plan.part.weights, str(error))
         return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
     rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
-    learn, choose = (Samples(given, teacher, job.data.labels, part, taught) for part in rows)
+    target, before = teacher.inputs[job.output], None if taught is None else taught.inputs
+    learn, choose = (Samples(given.inputs, target, job.data.labels, part, before) for part in rows)
     return Prepared(plan, (learn, choose))
 
 
@@ -161,7 +164,13 @@ def _piece(job: Job, way: str, start: Mapping[str, Quantized]) -> Piece:
 def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained: Trained) -> None:
     start = {layer.weight: trained.quantized[layer.weight] for layer in part.layers}
     problem = Problem(
-        part.network, part.layers, job.output, vectors(job, part), part.fixed_batch, originals=_originals(job, part)
+        part.network,
+        part.layers,
+        job.output,
+        vectors(job, part),
+        part.fixed_batch,
+        places=part.places,
+        originals=_originals(job, part),
     )
     tuned = finetuning.finetune(
         problem,
@@ -192,10 +201,6 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
     )
 
 
-def _weights(part: Part) -> list[str]:
-    return list(dict.fromkeys(layer.weight for layer in part.layers))
-
-
 def _originals(job: Job, part: Part) -> dict[str, Array]:
     """What the tables are in the original that lie in the part, as those do that no sample decides about."""
     if job.original is None:
@@ -217,15 +222,18 @@ def _ways(before: Mapping[str, Quantized], after: Mapping[str, Quantized]) -> di
 
 def vectors(job: Job, part: Part) -> list[str]:
     """What shifts and scales in the part, and nowhere else in the model: to train it costs no bytes."""
-    found = set(part.network.vectors())
-    for name in list(found):
-        uses = (graph.initializers[name].uses() for graph in (job.model.graph, part.cut.suffix.graph))
-        if name not in job.constants or len({len(places) for places in uses}) > 1:
-            found.remove(name)
     parameters = {name for name, _ in part.network.named_initializers()}
     own = {layer.bias for layer in part.layers if layer.bias is not None} & parameters
     others = {layer.bias for layer in job.layers if layer.weight not in {own.weight for own in part.layers}}
-    return sorted((found | own) - others - {layer.weight for layer in job.layers})
+    found = (set(part.network.vectors()) & set(job.constants)) | own
+    inside = {name for name in found if _is_inside(job, name, part.cut.suffix.graph)}
+    return sorted(inside - others - {layer.weight for layer in job.layers})
+
+
+def _is_inside(job: Job, name: str, graph: ir.Graph) -> bool:
+    """Whether an initializer of the model has its effect through a part of it alone, and is no output itself."""
+    value = job.model.graph.initializers[name]
+    return not value.is_graph_output() and len(value.uses()) == len(graph.initializers[name].uses())
 
 
 def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, trained: Trained) -> None:
@@ -249,30 +257,31 @@ def _by_itself(job: Job, layers: Sequence[Layer], reason: str, minutes: float, t
         rows = activations.capture_rows(
             subgraphs.expose(job.model, [alone.input]),
             alone.input,
-            job.data.inputs,
+            job.data,
             limit=LAYER_ROWS,
             flatten=alone.by_rows or bool(layer.place),
             cache_dir=job.cache_dir,
             libraries=job.libraries,
         )
     except (ModelError, UnalignedError) as error:
-        if not layer.place:
+        if isinstance(error, ModelError) and not layer.place:
             raise
-        # No sample reaches the subgraph, or a loop changes shapes from iteration to iteration.
+        # No sample that is trained on reaches it, or a loop changes shapes from iteration to iteration.
         trained.ways[layer.weight] = f"{NOT_TRAINED}: {reason}; {error}"
         return
-    teacher = activations.capture(alone.model, [alone.output], {alone.input: rows}, cache_dir=job.cache_dir)
+    teacher = activations.capture(alone.model, [alone.output], Dataset({alone.input: rows}), cache_dir=job.cache_dir)
     # Rows of one sample resemble each other: what is held out is the end, which comes from other samples.
     held_out = min(len(rows) - 1, max(1, round(job.config.training.validation * len(rows))))
     index = np.arange(len(rows))
-    inputs, target = {alone.input: rows}, teacher[alone.output]
+    inputs, target = {alone.input: rows}, teacher.inputs[alone.output]
     learn, choose = (Samples(inputs, target, None, part) for part in (index[:-held_out], index[-held_out:]))
     objective = objectives.relative_squared_error(target)
     network = importing.import_model(alone.model)
-    bias = {layer.bias} & {name for name, _ in network.named_initializers()}
+    parameters = {name for name, _ in network.named_initializers()}
+    bias = [name for name in {layer.bias} & parameters if name and _is_inside(job, name, alone.model.graph)]
     start = {layer.weight: trained.quantized[layer.weight]}
     tuned = finetuning.finetune(
-        Problem(network, [layer], alone.output, sorted(filter(None, bias)), objective=objective),
+        Problem(network, [layer], alone.output, bias, places=teacher.places, objective=objective),
         start,
         (learn, choose),
         # A mixture tells nothing new about a layer, which is linear, and the layer's output is what the loss looks at.

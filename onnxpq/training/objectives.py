@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from onnxpq.config import TrainingConfig
 from onnxpq.errors import ConfigError, DataError
-from onnxpq.verification import are_probabilities, check_classes, check_numbers, is_scores
+from onnxpq.verification import IGNORED, are_probabilities, check_classes, check_numbers, is_one_hot, is_scores
 
 _SAMPLE = 4096
 """Rows of the original's output that tell its kind and its variance."""
@@ -29,17 +29,23 @@ class Objective:
         supervised: (output, labels) -> scalar; None without labels.
         distilled: (output, the original's output) -> scalar.
         share: of `distilled` where there are labels.
+        has_classes: whether labels are numbers of classes, one for each row of scores.
     """
 
     describe: str
     supervised: Callable[[Tensor, Tensor], Tensor] | None
     distilled: Callable[[Tensor, Tensor], Tensor]
     share: float
+    has_classes: bool = False
 
     def __call__(self, output: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """The loss of a batch; without labels it is distillation alone."""
+        """The loss of a batch; without labels it is distillation alone. What is labelled `IGNORED` does not count."""
         if self.supervised is None or labels is None:
             return self.distilled(output, teacher)
+        if self.has_classes and bool((shown := labels.long() != IGNORED).logical_not().any()):
+            if not bool(shown.any()):
+                return output.sum() * 0
+            output, teacher, labels = output[shown], teacher[shown], labels[shown]
         if self.share == 0:
             return self.supervised(output, labels)
         return self.share * self.distilled(output, teacher) + (1 - self.share) * self.supervised(output, labels)
@@ -69,7 +75,7 @@ def choose(settings: TrainingConfig, teacher: NDArray[np.generic], labels: NDArr
         _check_scores(labels, teacher)
         divergence = _divergence(settings.temperature, logits)
         name = _describe("cross-entropy", settings)
-        return Objective(name, _cross_entropy(logits), divergence, settings.distillation)
+        return Objective(name, _cross_entropy(logits), divergence, settings.distillation, has_classes=True)
     divergence, squared = _divergence(settings.temperature, logits), _squared(_variance(teacher))
     if loss == "mse" and labels is not None:
         check_numbers(labels, teacher)
@@ -117,11 +123,15 @@ def _describe(loss: str, settings: TrainingConfig) -> str:
 
 def _check_scores(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"Cross-entropy needs integer class labels; found {labels.dtype}. Use --loss mse for numbers.")
+        what = "numbers of classes are expected: give labels.argmax(-1)" if is_one_hot(labels) else "use --loss mse"
+        raise DataError(
+            f"Cross-entropy needs integer class labels; found {labels.dtype}{list(labels.shape)}"
+            f"{', which are one-hot' if is_one_hot(labels) else ''}: {what}."
+        )
     if not is_scores(scores):
         raise ConfigError(
-            f"Cross-entropy needs an output of class scores [N, ..., C]; found shape {list(scores.shape)}. Name "
-            "another output with --output-name, or use --loss mse."
+            f"Cross-entropy needs an output of class scores [N, ..., C]; found shape "
+            f"{[len(labels), *scores.shape[1:]]}. Name another output with --output-name, or use --loss mse."
         )
     check_classes(labels, scores)
 

@@ -5,11 +5,21 @@ output's meaning off the graph, needs the importer and so torch; the rest does n
 """
 
 from onnxpq.verification.floor import Kind, above_floor, kind_of
-from onnxpq.verification.metrics import are_probabilities, check_classes, check_numbers, choose_output, is_scores
-from onnxpq.verification.proof import check_labels, prove
+from onnxpq.verification.metrics import (
+    IGNORED,
+    are_probabilities,
+    check_classes,
+    check_numbers,
+    choose_output,
+    flattened,
+    is_one_hot,
+    is_scores,
+)
+from onnxpq.verification.proof import check_labels, prove, without_samples
 from onnxpq.verification.scoring import Drop, Metric
 
 __all__ = [
+    "IGNORED",
     "Drop",
     "Kind",
     "Metric",
@@ -19,9 +29,12 @@ __all__ = [
     "check_labels",
     "check_numbers",
     "choose_output",
+    "flattened",
+    "is_one_hot",
     "is_scores",
     "kind_of",
     "outputs",
     "prove",
     "scoring",
+    "without_samples",
 ]

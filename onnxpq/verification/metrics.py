@@ -1,11 +1,14 @@
 """Figures that compare two models: streaming sums over batches, and the intervals of shares.
 
+Outputs of single samples have the samples first (`onnxpq.data.places`), those of whole calls are as they are.
+
 All are tested on numbers worked by hand; memory does not grow with the number of samples.
 """
 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,10 @@ from onnxpq.support.figures import Interval
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
+IGNORED = -100
+"""The label of what counts neither in a loss nor in a metric, as torch and Hugging Face have it: parts of words, and
+what fills up texts."""
+
 UNIT_TOLERANCE = 1e-3
 """Sums of probabilities, and squares of lengths, are 1 within this."""
 
@@ -24,6 +31,26 @@ UNIT_TOLERANCE = 1e-3
 def is_scores(array: NDArray[np.generic]) -> bool:
     """Whether an output holds scores of classes: floats, [N, ..., C] with at least two columns."""
     return np.issubdtype(array.dtype, np.floating) and array.ndim >= 2 and array.shape[-1] >= 2
+
+
+def is_sequence(array: NDArray[np.generic]) -> bool:
+    """Whether an output is a sequence of arrays, or a map (`onnxpq.runtime.run`)."""
+    return array.dtype.hasobject and any(isinstance(entry, np.ndarray) for entry in array.flat)
+
+
+def flattened(array: NDArray[Any]) -> NDArray[Any]:
+    """A sequence as one array of all entries of its arrays, [entries]; any other output as it is."""
+    if not is_sequence(array):
+        return array
+    parts = [flattened(np.asarray(entry)).ravel() for entry in array.flat]
+    if all(np.issubdtype(part.dtype, np.floating) for part in parts):
+        return np.concatenate(parts)
+    return np.concatenate([part.astype(object) for part in parts])
+
+
+def rows_of(array: NDArray[np.generic]) -> int:
+    """The answers that an output gives: one for each row of scores, else one for each entry."""
+    return math.prod(array.shape[:-1]) if is_scores(array) else array.size
 
 
 def are_one(values: NDArray[np.floating]) -> bool:
@@ -52,13 +79,13 @@ def choose_output(
         outputs: the original model's outputs on some samples.
         wanted: the user's choice, or None: the first that holds scores of classes, else the first with several
             columns, else the first of floats, else the first of integers (a model that gives labels alone; no gradient
-            comes from them).
+            comes from them), else the first of all.
         numbers: outputs that look like scores and are not (`onnxpq.verification.outputs.not_scores`).
         pooled: those of them that others with several columns are made of (`onnxpq.verification.outputs.pooled`),
             which go before.
 
     Raises:
-        ConfigError: there is no such output, or it holds no floats; or no output holds numbers.
+        ConfigError: there is no such output, or it holds no floats.
     """
     floats = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.floating)]
     if wanted is not None:
@@ -71,11 +98,9 @@ def choose_output(
             )
         return wanted
     integers = [name for name, array in outputs.items() if np.issubdtype(array.dtype, np.integer)]
-    if not floats and not integers:
-        raise ConfigError("No output of the model holds numbers: there is nothing to compare or to train.")
     columns = [name for name in floats if is_scores(outputs[name])]
     scores = [name for name in columns if name not in numbers]
-    return (scores + [name for name in columns if name not in pooled] + floats + integers)[0]
+    return (scores + [name for name in columns if name not in pooled] + floats + integers + list(outputs))[0]
 
 
 def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bool:
@@ -90,27 +115,61 @@ def name_classes(labels: NDArray[np.generic], output: NDArray[np.generic]) -> bo
     return np.issubdtype(output.dtype, np.integer) or (is_scores(output) and labels.shape[1:] != output.shape[1:])
 
 
+def counted(labels: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Which entries of integer labels count."""
+    return np.asarray(labels != IGNORED)
+
+
 def check_classes(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> None:
     """Check integer labels [N, ...] against scores of classes [n, ..., C], or numbers of classes, of some samples.
 
     Raises:
-        DataError: another shape is expected, or a label is no class.
+        DataError: another shape is expected, a label is no class, or none counts.
     """
     if not is_scores(scores):
         check_numbers(labels, scores)
         return
     shape = [len(labels), *scores.shape[1:]]
+    if list(labels.shape) == shape:
+        raise DataError(_one_per_class(labels))
     if list(labels.shape) != shape[:-1]:
         raise DataError(
             f"Labels of shape {list(labels.shape)} do not fit scores of shape {shape}: {shape[:-1]} is expected."
         )
     numbers, classes = labels.astype(np.int64), scores.shape[-1]
-    wrong = (numbers < 0) | (numbers >= classes)
-    if wrong.any():
+    is_counted = counted(numbers)
+    if not is_counted.any():
         raise DataError(
-            f"Labels are out of range: found {numbers.min()} to {numbers.max()} (the first wrong one is that of sample "
-            f"{np.argwhere(wrong)[0][0]}); the output has {classes} classes, so 0 to {classes - 1} is expected."
+            f"All labels are {IGNORED}, which says that they do not count: nothing can be learned from them."
         )
+    wrong = is_counted & ((numbers < 0) | (numbers >= classes))
+    if wrong.any():
+        found = numbers[is_counted]
+        raise DataError(
+            f"Labels are out of range: found {found.min()} to {found.max()} (the first wrong one is that of sample "
+            f"{np.argwhere(wrong)[0][0]}); the output has {classes} classes, so 0 to {classes - 1} is expected, or "
+            f"{IGNORED} for what is to be ignored."
+        )
+
+
+def is_one_hot(labels: NDArray[np.generic]) -> bool:
+    """Whether labels [..., C >= 2] hold a 1 for the right class and 0 for all others."""
+    if labels.ndim < 2 or labels.shape[-1] < 2 or labels.dtype.kind not in "biuf":
+        return False
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(-1) == 1).all())
+
+
+def _one_per_class(labels: NDArray[np.generic]) -> str:
+    """What to do with integer labels of which there is one for each score."""
+    what = f"Labels of shape {list(labels.shape)} have an integer for each of {labels.shape[-1]} classes"
+    if is_one_hot(labels):
+        return f"{what} and are one-hot: numbers of classes are expected. Give labels.argmax(-1)."
+    if np.isin(labels, (0, 1)).all():
+        return (
+            f"{what}, several of which may be right (multi-label): that is trained and judged by the squared error. "
+            "Give labels.astype('float32')."
+        )
+    return f"{what}: give one number of a class for each sample, or floats to be compared with the output."
 
 
 def check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> None:
@@ -133,31 +192,79 @@ def check_numbers(labels: NDArray[np.generic], output: NDArray[np.generic]) -> N
 
 @dataclass
 class Difference:
-    """Sums over batches from which the difference of two arrays follows."""
+    """Sums over pairs of values from which their difference follows.
+
+    Attributes:
+        squared_difference: of floats of the same shape.
+        squared_reference: likewise.
+        numbers: how many these are.
+        largest: absolute difference of them.
+        agreeing: entries (of scores: rows) that say the same; none where the shapes differ.
+        compared: number of these.
+        floats: whether all are floats.
+        finite: of the second ones.
+        finite_reference: of the first ones.
+        entries: numbers and other entries of the first ones.
+        values: pairs.
+        reshaped: those whose shapes differ.
+        shapes: the first such shapes, of both.
+        is_whole: whether some pairs are of whole calls, not of single samples.
+    """
 
     squared_difference: float = 0.0
     squared_reference: float = 0.0
+    numbers: int = 0
     largest: float = 0.0
     agreeing: int = 0
     compared: int = 0
     floats: bool = True
     finite: bool = True
     finite_reference: bool = True
+    entries: int = 0
+    values: int = 0
+    reshaped: int = 0
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    is_whole: bool = False
 
     def add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
-        """Count in one batch; both arrays of the same shape, with samples along axis 0."""
-        if not np.issubdtype(reference.dtype, np.floating):
-            self.floats = False
-            self.agreeing += int((reference == other).sum())
+        """Count in one pair: of any shapes and types, sequences of arrays among them."""
+        reshaped = self.reshaped
+        self._add(reference, other)
+        self.values += 1
+        self.reshaped = min(self.reshaped, reshaped + 1)
+
+    def _add(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+        self.floats &= np.issubdtype(reference.dtype, np.floating) or is_sequence(reference)
+        if reference.shape != other.shape:
+            self._add_shapes(reference, other)
+        elif is_sequence(reference):
+            for one, two in zip(reference.flat, other.flat, strict=True):
+                self._add(np.asarray(one), np.asarray(two))
+        elif np.issubdtype(reference.dtype, np.floating):
+            self._add_floats(reference, other)
+        else:
+            self.agreeing += int(np.sum(reference == other))
             self.compared += reference.size
-            return
+            self.entries += reference.size
+
+    def _add_shapes(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+        """Values of different shapes have nothing in common."""
+        self.reshaped += 1
+        self.shapes = self.shapes or (reference.shape, other.shape)
+        if not self.floats or is_scores(reference):
+            self.compared += max(rows_of(reference), rows_of(other))
+        self.entries += reference.size
+
+    def _add_floats(self, reference: NDArray[np.generic], other: NDArray[np.generic]) -> None:
         exact, found = reference.astype(np.float64), other.astype(np.float64)
         self.finite &= bool(np.isfinite(found).all())
         self.finite_reference &= bool(np.isfinite(exact).all())
         gap = np.abs(found - exact)
         self.squared_difference += float(np.square(gap).sum())
         self.squared_reference += float(np.square(exact).sum())
+        self.numbers += exact.size
         self.largest = max(self.largest, float(gap.max(initial=0.0)))
+        self.entries += exact.size
         if is_scores(reference):
             same = exact.argmax(-1) == found.argmax(-1)
             self.agreeing += int(same.sum())
@@ -170,12 +277,26 @@ class Difference:
             return 0.0 if self.squared_difference == 0 else math.inf
         return math.sqrt(self.squared_difference / self.squared_reference)
 
+    @property
+    def mean(self) -> float:
+        """Root mean square difference of floats of the same shape."""
+        return math.sqrt(self.squared_difference / max(1, self.numbers))
+
     def report(self, name: str) -> OutputReport:
         """The figures of the output `name`."""
         agreement = self.agreeing / self.compared if self.compared else None
-        if not self.floats:
-            return OutputReport(name, None, None, agreement)
-        return OutputReport(name, self.largest, self.relative, agreement)
+        is_measured = self.floats and self.entries > 0 and self.reshaped < self.values
+        return OutputReport(
+            name,
+            self.largest if is_measured else None,
+            self.relative if is_measured else None,
+            agreement,
+            values=self.values,
+            reshaped=self.reshaped,
+            shapes=self.shapes,
+            is_empty=self.entries == 0,
+            is_whole=self.is_whole,
+        )
 
 
 @dataclass
@@ -189,7 +310,8 @@ class Correct:
 
     def add(self, labels: NDArray[np.generic], original: NDArray[np.generic], compressed: NDArray[np.generic]) -> None:
         """Count in one batch: labels [N, ...], scores [N, ..., C] or numbers of classes, as many as labels."""
-        first, second = (_classes(output).reshape(labels.shape) == labels for output in (original, compressed))
+        shown = counted(labels)
+        first, second = ((_classes(x).reshape(labels.shape) == labels)[shown] for x in (original, compressed))
         self.both += int((first & second).sum())
         self.only_original += int((first & ~second).sum())
         self.only_compressed += int((~first & second).sum())

@@ -4,13 +4,17 @@ Every metric is a loss per sample of both models and a unit: ``drop = sum(after 
 accuracy is in points, and that of a squared error is a share.
 
 A score of the user's own is a function ``score(outputs, original, labels)``: outputs of a model and of the original
-({name: array [N, ...]}), and the labels or None. It gives one number or one for each sample, higher being better.
+({name: array [N, ...]}), and the labels or None. It gives one number or one for each sample, higher being better. The
+samples come first, wherever the model has them; an output that is not of single samples is [calls, ...], an array of
+objects where the shapes differ.
+
+Where the output to look at is not of single samples, calls of one sample each are what is judged.
 """
 
 import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
@@ -18,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.data import Dataset, batches
+from onnxpq.data import Alignment, Dataset, batches, of_objects
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.support.figures import Interval
-from onnxpq.verification.metrics import Z95, is_scores, name_classes
+from onnxpq.verification.metrics import Z95, counted, flattened, is_scores, name_classes
 
 Array: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = Mapping[str, Array]
@@ -89,8 +93,9 @@ def choose(wanted: str, output: str, values: Array, labels: Array | None, *, num
     Raises:
         ConfigError: the metric does not fit the output or needs labels; or the function cannot be imported.
     """
+    values = flattened(values)
     classes = labels is not None and name_classes(labels, values)
-    countable = is_scores(values) or np.issubdtype(values.dtype, np.integer)
+    countable = is_scores(values) or not np.issubdtype(values.dtype, np.floating)
     squared = Metric("relative mse" if labels is None or classes else "mse", output)
     if ":" in wanted:
         return Metric(wanted, output, _imported(wanted))
@@ -119,6 +124,7 @@ def measure(
     models: tuple[runtime.Model, runtime.Model],
     dataset: Dataset,
     *,
+    aligned: Alignment,
     fixed_batch: int | None,
     libraries: runtime.Libraries = (),
 ) -> Drop:
@@ -128,6 +134,7 @@ def measure(
         metric: from `choose`.
         models: original and compressed.
         dataset: the samples, with labels where the metric needs them.
+        aligned: where the samples lie in the original's outputs (`onnxpq.runtime.alignment`).
         fixed_batch: the number of samples that the models take at a time; None for any.
         libraries: custom-operator libraries that the models need.
 
@@ -141,21 +148,20 @@ def measure(
     parts: list[tuple[Outputs, Outputs]] = []
     losses: list[NDArray[np.float64]] = []
     squares = np.zeros(2)
-    for part, count in batches(dataset, fixed_batch or BATCH, exact=fixed_batch is not None):
-        before, after = (_cut(runtime.run(session, part.inputs), count) for session in (original, compressed))
-        exact, found = before[metric.output], after[metric.output]
-        if np.issubdtype(exact.dtype, np.floating):
-            squares += _square(found - exact).sum(), _square(exact).sum()
-        labels = None if part.labels is None else part.labels[:count]
-        if metric.score is None:
-            losses.append(_losses(metric.name, exact, found, labels))
-        else:
-            parts.append((before, after))
+    size = fixed_batch or (BATCH if metric.output in aligned.places else 1)
+    for part, count in batches(dataset, size, exact=fixed_batch is not None):
+        for before, after, labels in _runs(metric.output, (original, compressed), part, count, aligned, fixed_batch):
+            exact, found = before[metric.output], after[metric.output]
+            squares += _squares(exact, found)
+            if metric.score is None:
+                losses.append(_losses(metric.name, exact, found, labels))
+            else:
+                parts.append((before, after))
     if metric.score is not None:
-        losses.append(_scored(metric, metric.score, parts, dataset.labels))
+        losses.append(_scored(metric, metric.score, parts, dataset))
     relative = math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else None
     every = np.concatenate(losses)
-    wrong = float(every[:, 0].mean()) if metric.name == "accuracy" else None
+    wrong = float(every[:, 0].sum() / max(1.0, every[:, 2].sum())) if metric.name == "accuracy" else None
     return Drop(metric.name, _interval(every), relative, len(dataset), wrong)
 
 
@@ -182,18 +188,48 @@ def _read_as_numbers(output: str, reason: str) -> str:
     )
 
 
+def _runs(
+    output: str, sessions: tuple[Any, Any], part: Dataset, count: int, aligned: Alignment, fixed: int | None
+) -> Iterator[tuple[Outputs, Outputs, Array | None]]:
+    """What both models give for the first `count` samples, and the labels; sample by sample where that is needed."""
+    pair = [runtime.run(session, part.feeds) for session in sessions]
+    if (
+        fixed is None
+        and len(part) > 1
+        and aligned.samples(output, len(part), *(found[output] for found in pair)) is None
+    ):
+        for index in range(count):
+            yield from _runs(output, sessions, part.take(slice(index, index + 1)), 1, aligned, fixed)
+        return
+    before, after = (_by_samples(outputs, aligned, len(part), count) for outputs in pair)
+    yield before, after, None if part.labels is None else part.labels[:count]
+
+
+def _by_samples(outputs: Outputs, aligned: Alignment, samples: int, count: int) -> dict[str, Array]:
+    """The outputs of the first `count` samples, [count, ...]; those that are of the call as a whole, [1, ...]."""
+    found = {name: aligned.samples(name, samples, value) for name, value in outputs.items()}
+    whole = {name: flattened(value)[None] for name, value in outputs.items() if found[name] is None}
+    return {name: whole[name] if front is None else front[0][:count] for name, front in found.items()}
+
+
 def _losses(metric: str, exact: Array, found: Array, labels: Array | None) -> NDArray[np.float64]:
     """Loss of the original, of the compressed model, and unit, per sample: [n, 3]."""
-    one = np.ones(len(exact))
+    one, zero = np.ones(len(exact)), np.zeros(len(exact))
+    fits = exact.shape == found.shape
     if metric == "accuracy" and labels is not None:
-        wrong = [1 - _mean(_classes(values).reshape(labels.shape) == labels) for values in (exact, found)]
-        return np.stack([*wrong, one], 1)
+        shown = counted(labels).reshape(len(labels), -1)
+        unit = (shown.any(1)).astype(np.float64)
+        before, after = (_wrong(values, labels, shown) for values in (exact, found if fits else None))
+        return np.stack([before, after, unit], 1)
     if metric == "agreement":
-        return np.stack([0 * one, 1 - _mean(_classes(exact) == _classes(found)), one], 1)
+        return np.stack([zero, 1 - _mean(_classes(exact) == _classes(found)) if fits else one, one], 1)
     if metric == "relative mse" or labels is None:
-        return np.stack([0 * one, _mean(_square(found - exact)), _mean(_square(exact))], 1)
+        unit = _mean(_square(exact))
+        # What has another shape is as far off as if nothing were there.
+        return np.stack([zero, _mean(_square(found - exact)) if fits else unit, unit], 1)
     wanted = labels.reshape(exact.shape)
-    before, after = (_mean(_square(values - wanted)) for values in (exact, found))
+    before = _mean(_square(exact - wanted))
+    after = _mean(_square((found if fits else np.zeros_like(exact)) - wanted))
     return np.stack([before, after, before], 1)
 
 
@@ -211,14 +247,14 @@ def _interval(losses: NDArray[np.float64]) -> Interval:
 
 
 def _scored(
-    metric: Metric, score: Score, parts: list[tuple[Outputs, Outputs]], labels: Array | None
+    metric: Metric, score: Score, parts: list[tuple[Outputs, Outputs]], dataset: Dataset
 ) -> NDArray[np.float64]:
     """The losses by the user's score, [n, 3] or [1, 3]."""
-    before, after = ({name: np.concatenate([part[i][name] for part in parts]) for name in parts[0][i]} for i in (0, 1))
+    before, after = ({name: _joined([part[i][name] for part in parts]) for name in parts[0][i]} for i in (0, 1))
     found = []
     for outputs in (before, after):
-        given = np.asarray(score(outputs, before, labels))
-        count = len(before[metric.output])
+        given = np.asarray(score(outputs, before, dataset.labels))
+        count = len(dataset)
         if given.dtype.kind not in "biuf" or given.shape not in ((), (count,)) or not np.isfinite(given).all():
             raise DataError(
                 f"The metric '{metric.name}' gave an array of {given.dtype}{list(given.shape)}; one finite number, or "
@@ -228,6 +264,13 @@ def _scored(
     if found[0].shape != found[1].shape:
         raise DataError(f"The metric '{metric.name}' gave one number for one model and one per sample for the other.")
     return np.stack([*found, np.ones_like(found[0])], 1)
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Parts [n, ...] as one array; of objects where their shapes differ."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    return of_objects([row for part in parts for row in part])
 
 
 def _imported(name: str) -> Score:
@@ -249,18 +292,31 @@ def _imported(name: str) -> Score:
     return cast(Score, found)
 
 
-def _cut(outputs: Outputs, count: int) -> Outputs:
-    return {name: array[:count] for name, array in outputs.items()}
-
-
 def _classes(values: Array) -> Array:
     return values.argmax(-1) if is_scores(values) else values
 
 
+def _wrong(values: Array | None, labels: Array, shown: Array) -> NDArray[np.float64]:
+    """Share of a sample's labels that are missed, of those that count; where there is no value, of all."""
+    missed = np.ones(labels.shape, bool) if values is None else _classes(values).reshape(labels.shape) != labels
+    return np.asarray((missed.reshape(shown.shape) & shown).sum(1) / np.maximum(1, shown.sum(1)))
+
+
 def _mean(values: Array) -> NDArray[np.float64]:
-    """Mean over all but the samples."""
-    return np.asarray(values.reshape(len(values), -1).mean(1, dtype=np.float64))
+    """Mean over all but the samples; that of nothing is 0, and all of nothing agrees."""
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
+    if rows.shape[1] == 0:
+        return np.full(len(rows), float(values.dtype == np.bool_))
+    return np.asarray(rows.mean(1, dtype=np.float64))
 
 
 def _square(values: Array) -> NDArray[np.float64]:
     return np.square(values.astype(np.float64))
+
+
+def _squares(exact: Array, found: Array) -> NDArray[np.float64]:
+    """Sums of squares: of the difference, and of the exact values."""
+    if not np.issubdtype(exact.dtype, np.floating):
+        return np.zeros(2)
+    whole = _square(exact).sum()
+    return np.array([_square(found - exact).sum() if exact.shape == found.shape else whole, whole])

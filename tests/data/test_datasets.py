@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxpq.data import datasets
+from onnxpq.config import Config
+from onnxpq.data import datasets, sampling
 from onnxpq.data.datasets import Dataset, InputSpec
 from onnxpq.errors import DataError, ModelError
 
@@ -344,12 +345,35 @@ def test_a_call_has_no_parts() -> None:
     call = datasets.load_call(
         {"x": np.ones((4, 3), np.float32), "rate": np.array(8), "more": np.zeros(1)}, specs, what="test"
     )
-    assert (len(call), call.is_call, call.unused) == (1, True, ("more",))
-    assert call.take(np.array([0, 0])) is call
-    assert list(datasets.batches(call, 64, exact=True)) == [(call, 1)]
+    assert (len(call), call.whole, call.unused) == (1, True, ("more",))
+    assert {name: array.shape for name, array in call.feeds.items()} == {"x": (4, 3), "rate": ()}
+    twice = call.take(np.array([0, 0]))
+    parts = list(datasets.batches(twice, 64, exact=True))
+    assert [(len(part), count) for part, count in parts] == [(1, 1), (1, 1)]
+    assert all(part.feeds["x"].shape == (4, 3) for part, _ in parts)
 
 
 def test_a_call_that_does_not_fit_is_refused() -> None:
     specs = [InputSpec("x", FLOAT32, (2, 3))]
     with pytest.raises(DataError, match=r"test: input 'x' has shape \[4, 3\], the model expects float32 \[2, 3\]\.$"):
         datasets.load_call({"x": np.ones((4, 3), np.float32)}, specs, what="test")
+
+
+def test_samples_drawn_at_random_are_not_the_first_ones() -> None:
+    data = Dataset({"x": np.arange(100)}, np.arange(100))
+    few = data.some(8, seed=3)
+    np.testing.assert_array_equal(few.inputs["x"], few.labels)
+    assert len(set(few.inputs["x"].tolist())) == 8
+    assert few.inputs["x"].max() >= 8
+    np.testing.assert_array_equal(data.some(8, seed=3).labels, few.labels)
+    assert len(data.some(200)) == 100
+
+
+def test_labels_are_told_as_they_were_given() -> None:
+    labels = np.arange(20)
+    specs = [InputSpec("x", FLOAT32, (None, 3))]
+    arrays = {"x": np.zeros((20, 3), np.float32), "y": labels}
+    train, evidence, _ = sampling.prepare(specs, arrays, test=None, labels="y", config=Config())
+    np.testing.assert_array_equal(evidence.labels_as_given(train), labels)
+    train, evidence, _ = sampling.prepare(specs, arrays, test=arrays, labels="y", config=Config())
+    np.testing.assert_array_equal(evidence.labels_as_given(train), labels)

@@ -13,7 +13,7 @@ from sklearn.neural_network import MLPClassifier
 
 from onnxpq import rewriting
 from onnxpq.errors import ModelError, OutputError
-from onnxpq.graph import files, protobuf
+from onnxpq.graph import files, opset, opsets, protobuf
 
 
 def proto(opset: int = 17, ir_version: int = 8, weight: np.ndarray | None = None) -> onnx.ModelProto:
@@ -80,14 +80,14 @@ class TestLoad:
         monkeypatch.chdir("/")
         files.load(external_file)
 
-    @pytest.mark.parametrize("opset", [7, 8])
-    def test_old_opsets_are_raised(self, opset, tmp_path: Path):
+    @pytest.mark.parametrize("version", [7, 8])
+    def test_old_opsets_are_raised(self, version, tmp_path: Path):
         path = tmp_path / "old.onnx"
-        old = proto(opset, ir_version=4)
+        old = proto(version, ir_version=4)
         old.metadata_props.add(key="mean", value="0.5")
         onnx.save(old, path)
         model = files.load(path)
-        assert files.opset(model) == 13
+        assert opset(model) == 13
         assert model.metadata_props == {"mean": "0.5"}
         assert [node.name for node in model.graph] == ["", "add"]
         np.testing.assert_allclose(run(files.to_bytes(model)), run(path.read_bytes()), rtol=1e-6)
@@ -95,14 +95,14 @@ class TestLoad:
     def test_old_opset_with_external_data(self, tmp_path: Path):
         path = tmp_path / "old.onnx"
         onnx.save(proto(8, ir_version=4), path, save_as_external_data=True, location="w.bin", size_threshold=0)
-        assert files.opset(files.load(path)) == 13
+        assert opset(files.load(path)) == 13
 
     def test_an_old_opset_that_cannot_be_raised(self):
         text = """<ir_version: 4, opset_import: ["" : 8]>
         main (float[1,3,4,4] x) => (float[1,3,8,8] y) { [up] y = Upsample(x) }"""
         old = onnx.parser.parse_model(text)
         with pytest.raises(ModelError, match=r"opset 8; onnxpq needs 9 or newer.*Export it again with a newer opset"):
-            files._with_supported_opset(protobuf.from_proto(old, "'old.onnx'"), "'old.onnx'")
+            opsets.raised(old, 8, "'old.onnx'")
 
     def test_map_types_survive(self, tmp_path: Path):
         x = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
@@ -183,7 +183,7 @@ class TestBadInput:
             files.load(external_file)
 
     def test_external_data_of_bytes(self, external_file: Path):
-        with pytest.raises(ModelError, match=r"'weights.bin', which does not exist.*pass the model by its path"):
+        with pytest.raises(ModelError, match=r"'.*weights.bin', which does not exist.*pass the model by its path"):
             files.load(external_file.read_bytes())
 
     def test_short_external_data(self, external_file: Path):
@@ -200,7 +200,7 @@ class TestBadInput:
             for entry in tensor.external_data:
                 entry.value = "../weights.bin" if entry.key == "location" else entry.value
         (inner / "escape.onnx").write_bytes(model.SerializeToString())
-        with pytest.raises(ModelError, match=r"The tensor 'w' cannot be read: .*outside"):
+        with pytest.raises(ModelError, match=r"'w' has its external data in '../weights.bin', .* lies outside"):
             files.load(inner / "escape.onnx")
 
     def test_what_the_checker_refuses(self):
@@ -242,19 +242,11 @@ class TestBadInput:
         with pytest.raises(ModelError, match=sentence):
             files.load(proto(weight=spoiled(value)))
 
-    def test_parts_that_would_be_lost(self):
-        sparse = proto()
-        values = numpy_helper.from_array(np.ones(1, np.float32), "s")
-        indices = numpy_helper.from_array(np.zeros(1, np.int64), "s_indices")
-        sparse.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [4]))
-        with pytest.raises(ModelError, match="sparse initializers or training information"):
-            files.load(sparse)
-
     def test_opset_of_a_domain_that_is_not_imported(self):
         model = files.load(proto(opset=15))
-        assert files.opset(model) == files.opset(model, "ai.onnx") == 15
+        assert opset(model) == opset(model, "ai.onnx") == 15
         with pytest.raises(ModelError, match=r"does not import the operator set 'ai.onnx.ml'. It imports: '' 15."):
-            files.opset(model, "ai.onnx.ml")
+            opset(model, "ai.onnx.ml")
 
 
 class TestSave:

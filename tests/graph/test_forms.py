@@ -10,7 +10,7 @@ from onnxpq.graph.forms import Forms
 
 
 def forms(source: files.Source, *, runs: bool = True) -> Forms:
-    return Forms.of(source, lambda _: runs)
+    return Forms.of(source, lambda _: None if runs else "it has no kernel for it")
 
 
 def test_bytes_of_a_file_and_of_a_model_in_memory(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_only_what_onnxruntime_cannot_run_is_widened(runs: bool) -> None:
 
 
 def test_whether_it_runs_is_asked_only_where_there_is_doubt() -> None:
-    def never(_: ir.Model) -> bool:
+    def never(_: files.Source) -> str | None:
         raise AssertionError("a float32 model runs")
 
     found = Forms.of(mlp(), never)

@@ -282,7 +282,7 @@ def test_a_rule_that_fails_is_named(monkeypatch):
 def test_infinities_and_nan_agree_with_themselves_only():
     graph = next(iter(MIXED.graph))
     same = np.array([np.inf, -np.inf, np.nan, 1.0], np.float32)
-    assert importing._difference(same, same, graph, "v") == (0.0, 0.0)
+    assert importing._difference(same, same, graph, "v") == (0.0, 0.0, 0.0)
     for other in (0.0, -np.inf, np.nan):
         assert importing._difference(same, np.array([other, -np.inf, np.nan, 1.0], np.float32), graph, "v")[1] == np.inf
 
@@ -290,9 +290,34 @@ def test_infinities_and_nan_agree_with_themselves_only():
 def test_differences_by_hand():
     graph = next(iter(MIXED.graph))
     found, expected = np.array([3.0, 4.5], np.float32), np.array([3.0, 4.0], np.float32)
-    assert importing._difference(found, expected, graph, "v") == (0.5, 0.1)
+    assert importing._difference(found, expected, graph, "v") == (0.5, 0.1, pytest.approx(0.5 / np.sqrt(2)))
     zero = np.zeros(4, np.float32)
     assert importing._difference(zero + 1e-9, zero, graph, "v")[1] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(("offset", "fits"), [(1.5e-8, True), (1e-6, False)])
+def test_rounding_near_zero_is_no_defect(monkeypatch, offset, fits):
+    """A sigmoid of 2e-6 that is off by 1.5e-8 is off by nearly 1 %."""
+    model = make(
+        [node("MatMul", ["x", "w"], ["a"]), node("Sub", ["a", "low"], ["l"]), node("Sigmoid", ["l"], ["y"])],
+        {"w": W, "low": np.float32(15)},
+    )
+    right = registry._built_in["", "Sigmoid"][13]
+    monkeypatch.setitem(registry._built_in["", "Sigmoid"], 13, lambda x: right(x) + offset)
+    if fits:
+        assert check_forward(import_model(model), model, X).max_rel < FORWARD_TOLERANCE
+    else:
+        with pytest.raises(ForwardMismatchError, match=r"Node 'n_y' \(Sigmoid\) computes 'y' in torch with a relative"):
+            check_forward(import_model(model), model, X)
+
+
+@pytest.mark.parametrize("factor", [1.02, 0.98])
+def test_two_percent_of_a_sigmoid_are_a_defect(monkeypatch, factor):
+    model = make([node("MatMul", ["x", "w"], ["a"]), node("Sigmoid", ["a"], ["y"])], {"w": W})
+    right = registry._built_in["", "Sigmoid"][13]
+    monkeypatch.setitem(registry._built_in["", "Sigmoid"], 13, lambda x: factor * right(x))
+    with pytest.raises(ForwardMismatchError, match=r"difference of 0.02 to onnxruntime"):
+        check_forward(import_model(model), model, X)
 
 
 def test_float16_models():

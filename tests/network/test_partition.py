@@ -9,11 +9,12 @@ import torch
 from skl2onnx import to_onnx
 from sklearn.neural_network import MLPClassifier
 
+from onnxpq.data import Dataset
 from onnxpq.errors import ConfigError, DataError, TrainingError, UnsupportedOperatorError
 from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
 from onnxpq.network.importing import check_forward, import_model
-from onnxpq.network.partition import cut
+from onnxpq.network.partition import cut, with_open_batch
 from onnxpq.runtime.activations import capture, fixed_batch
 
 FLOAT, INT64, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
@@ -53,16 +54,17 @@ def ops(model):
 def assert_parts_equal_the_whole(model, parts, feeds, tolerance=1e-5):
     """Prefix in onnxruntime, then suffix in torch and in onnxruntime: both give what the whole model gives."""
     names = [value.name for value in parts.suffix.graph.outputs]
-    whole = capture(model, names, feeds, cache_dir=None, batch_size=3)
-    boundary = capture(parts.prefix or model, parts.boundary, feeds, cache_dir=None, batch_size=3)
-    network = import_model(parts.suffix)
+    whole = capture(model, names, Dataset(feeds), cache_dir=None, batch_size=3)
+    boundary = capture(parts.prefix or model, parts.boundary, Dataset(feeds), cache_dir=None, batch_size=3)
+    suffix = with_open_batch(parts.suffix, boundary.places) or parts.suffix
+    network = import_model(suffix)
     assert set(network.input_names) == set(parts.boundary)
-    found = network({name: torch.from_numpy(array) for name, array in boundary.items()})
-    again = capture(parts.suffix, names, boundary, cache_dir=None, batch_size=3)
+    found = network({name: torch.from_numpy(array) for name, array in boundary.feeds.items()})
+    again = capture(suffix, names, boundary, cache_dir=None, batch_size=3)
     for name in names:
-        np.testing.assert_allclose(found[name].numpy(), whole[name], rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(again[name], whole[name], rtol=tolerance, atol=tolerance)
-    assert check_forward(network, parts.suffix, boundary).max_rel < tolerance
+        np.testing.assert_allclose(found[name].numpy(), whole.feeds[name], rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(again.feeds[name], whole.feeds[name], rtol=tolerance, atol=tolerance)
+    assert check_forward(network, suffix, boundary.feeds).max_rel < tolerance
 
 
 def lenet(batch="N") -> ir.Model:
@@ -103,11 +105,12 @@ def test_the_convolutions_are_prefix_and_the_boundary_is_flat(batch):
 def test_a_fixed_batch_is_opened_only_where_nothing_depends_on_it():
     assert fixed_batch(lenet(1)) == 1
     assert fixed_batch(cut(lenet(1), ["w1"]).prefix) == 1
-    assert fixed_batch(cut(lenet(1), ["w1"]).suffix) is None
+    assert fixed_batch(with_open_batch(cut(lenet(1), ["w1"]).suffix, {})) is None
+    assert with_open_batch(cut(lenet(), ["w1"]).suffix, {}) is None  # it is open already
     nodes = [node("MatMul", ["x", "w"], ["a"]), node("Reshape", ["a", "to"], ["y"])]
-    for sizes, batch in (([1, 2, 3], 1), ([0, 2, 3], None)):
+    for sizes, opens in (([1, 2, 3], False), ([0, 2, 3], True)):
         model = make(nodes, {"x": [1, 4]}, {"y": None}, {"w": normal(4, 6), "to": np.array(sizes)})
-        assert fixed_batch(cut(model, ["w"]).suffix) == batch
+        assert (with_open_batch(cut(model, ["w"]).suffix, {}) is not None) == opens
 
 
 def test_only_the_last_layer():
@@ -237,20 +240,33 @@ def test_sizes_are_computed_in_the_suffix():
     assert_parts_equal_the_whole(model, parts, {"x": normal(7, 4)})
 
 
-@pytest.mark.parametrize("length", [5, "S"])
-def test_a_boundary_that_does_not_start_with_the_batch_moves_up(length):
-    model = make(
+def time_major(length, batch="N") -> ir.Model:
+    return make(
         [
             node("Relu", ["x"], ["h"]),
             node("Transpose", ["h"], ["t"], perm=[1, 0, 2]),
             node("MatMul", ["t", "w"], ["a"]),
             node("Transpose", ["a"], ["y"], perm=[1, 0, 2]),
         ],
-        {"x": ["N", length, 4]},
+        {"x": [batch, length, 4]},
         {"y": None},
         {"w": normal(4, 3)},
     )
+
+
+@pytest.mark.parametrize("length", [5, "S"])
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_a_boundary_need_not_start_with_the_batch(length, batch):
+    model = time_major(length, batch)
     parts = cut(model, ["w"])
+    assert parts.boundary == ["t"]
+    assert ops(parts.suffix) == ["MatMul", "Transpose"]
+    assert_parts_equal_the_whole(model, parts, {"x": normal(7, 5, 4)})
+
+
+def test_a_value_that_is_known_to_lack_the_batch_moves_up():
+    model = time_major(5)
+    parts = cut(model, ["w"], inner=["t"])
     assert parts.boundary == ["h"]
     assert ops(parts.suffix) == ["Transpose", "MatMul", "Transpose"]
     assert_parts_equal_the_whole(model, parts, {"x": normal(7, 5, 4)})
@@ -279,7 +295,9 @@ def test_an_input_that_does_not_start_with_the_batch_is_refused():
         {"y": None},
         {"w": normal(4, 3)},
     )
-    with pytest.raises(DataError, match=r"Input 'factor' of the graph has shape \[\], whose first dimension is not"):
+    with pytest.raises(
+        DataError, match=r"Input 'factor' of the graph has shape \[\], no dimension of which is the batch"
+    ):
         cut(model, ["w"])
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny_models import CLASSES, FEATURES, HIDDEN, build, initializer, mlp, samples
 
 from onnxpq import rewriting
+from onnxpq.data import Dataset
 from onnxpq.errors import ForwardMismatchError
 from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
@@ -44,7 +45,7 @@ def three(*between: onnx.NodeProto, outputs: dict | None = None, **kinds: object
 def plan_of(model: onnx.ModelProto, output: str = "y", few: dict | None = None) -> routing.Plan:
     loaded = files.load(model)
     layers, _ = rewriting.find(loaded)
-    return routing.plan(normalise(loaded), layers, output, few or X)
+    return routing.plan(normalise(loaded), layers, output, Dataset(few or X))
 
 
 def end_to_end(plan: routing.Plan) -> list[str]:

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxpq.config.settings import PQConfig
+from onnxpq.config.settings import GENTLE_SUB_VECTOR, SUB_VECTOR, Config, LayerConfig, PQConfig
 from onnxpq.errors import ConfigError
 from onnxpq.graph.layers import Layer
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.tensor import packed_bytes
-from onnxpq.quantization.allocation import layout_of
+from onnxpq.quantization.allocation import layout_of, layouts
 
 
 def layer(out: int, columns: int) -> Layer:
@@ -76,3 +76,15 @@ def test_every_layout_is_sound(out: int, columns: int, d: int, codewords: int, c
         assert layout.groups == 1 or 2 * books <= codes
     if isinstance(codebooks, int):
         assert layout.groups <= codebooks
+
+
+@pytest.mark.parametrize(("has_data", "d"), [(True, SUB_VECTOR), (False, GENTLE_SUB_VECTOR)])
+def test_without_data_what_is_left_open_is_cut_gently(has_data: bool, d: int) -> None:
+    found = layouts([layer(512, 64)], Config(), has_data=has_data)
+    assert found["W"].sub_vector == d
+
+
+@pytest.mark.parametrize("config", [Config(pq=PQConfig(4)), Config(layer=(LayerConfig("fc", sub_vector=4),))])
+@pytest.mark.parametrize("has_data", [True, False])
+def test_what_is_asked_for_is_what_one_gets(config: Config, has_data: bool) -> None:
+    assert layouts([layer(512, 64)], config, has_data=has_data)["W"].sub_vector == 4

@@ -22,11 +22,14 @@ from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
 from onnxpq.graph.normalising import normalise
 from onnxpq.pq.statistics import InputStatistics
-from onnxpq.quantization import calibration
+from onnxpq.quantization import calibration, subject
+from onnxpq.runtime import sessions
 
 pytestmark = pytest.mark.rounding
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
+
+MS = "com.microsoft"
 
 MOMENT_BUDGET = 1e-4
 """Relative error of a moment: onnxruntime's float32 against numpy's."""
@@ -66,7 +69,11 @@ def run_hidden(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def one_node(nodes: Sequence[onnx.NodeProto], *shape: int | str, weight: tuple[int, ...] = (6, 4)) -> onnx.ModelProto:
     return tiny.build(
-        list(nodes), {"x": list(shape)}, {"y": [None] * len(shape)}, [tiny.initializer("W", *weight, seed=1)]
+        list(nodes),
+        {"x": list(shape)},
+        {"y": [None] * len(shape)},
+        [tiny.initializer("W", *weight, seed=1)],
+        domains=(MS,),
     )
 
 
@@ -131,11 +138,66 @@ def test_layers_of_the_same_input_share_statistics() -> None:
     assert found["W"] is found["V"]
 
 
+@pytest.mark.parametrize(
+    ("node", "weight"),
+    [
+        pytest.param(helper.make_node("MatMul", ["x", "W"], ["y"]), (6, 4), id="MatMul"),
+        pytest.param(helper.make_node("Gemm", ["x", "W"], ["y"], transB=1), (4, 6), id="Gemm"),
+        pytest.param(
+            helper.make_node("FusedMatMul", ["x", "W"], ["y"], domain=MS, alpha=0.5), (6, 4), id="FusedMatMul"
+        ),
+        pytest.param(
+            helper.make_node("FusedMatMul", ["x", "W"], ["y"], domain=MS, transB=1), (4, 6), id="FusedMatMul of W'"
+        ),
+        pytest.param(helper.make_node("FusedGemm", ["x", "W"], ["y"], domain=MS), (6, 4), id="FusedGemm"),
+    ],
+)
+def test_a_product_with_rows(node: onnx.NodeProto, weight: tuple[int, int]) -> None:
+    x = tiny.samples(20)[:, :6]
+    assert_moment(collect(one_node([node], "N", 6, weight=weight), x)["W"], x)
+
+
+@pytest.mark.parametrize(
+    ("node", "weight"),
+    [
+        pytest.param(helper.make_node("Gemm", ["t", "W"], ["y"], transA=1), (6, 4), id="Gemm"),
+        pytest.param(helper.make_node("FusedGemm", ["t", "W"], ["y"], domain=MS, transA=1), (6, 4), id="FusedGemm"),
+        pytest.param(helper.make_node("FusedMatMul", ["t", "W"], ["y"], domain=MS, transA=1), (6, 4), id="FusedMatMul"),
+        pytest.param(helper.make_node("MatMul", ["W", "t"], ["y"]), (4, 6), id="the weight is on the left"),
+    ],
+)
+def test_a_product_with_columns(node: onnx.NodeProto, weight: tuple[int, int]) -> None:
+    x = tiny.samples(20)[:, :6]
+    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]), node]
+    assert_moment(collect(one_node(nodes, "N", 6, weight=weight), x)["W"], x)
+
+
+def test_columns_of_a_stack() -> None:
+    node = helper.make_node("FusedMatMul", ["x", "W"], ["y"], domain=MS, transA=1)
+    x = np.random.default_rng(0).standard_normal((10, 6, 5)).astype(np.float32)
+    assert_moment(collect(one_node([node], "N", 6, 5), x)["W"], x.swapaxes(1, 2))
+
+
+def unseen() -> onnx.ModelProto:
+    """A layer in an If in a Loop, which stacks no values that are there in some iterations only."""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\nunseen {UNSEEN_LOOP}')
+    model.graph.initializer.extend(
+        [tiny.initializer("W", 64, 64, seed=1), onnx.numpy_helper.from_array(np.array(2), "two")]
+    )
+    return model
+
+
+UNSEEN_LOOP = """(float[N,64] x) => (float[N,64] y) {
+    y = Loop(two, , x) <body = g (int64 i, bool k, float[N,64] s) => (bool k2, float[N,64] r) {
+        k2 = Identity(k) c = Cast<to = 9>(i)
+        r = If(c) <then_branch = a () => (float[N,64] p) { t = Tanh(s) p = MatMul(t, W) },
+                   else_branch = b () => (float[N,64] q) { q = Identity(s) }>
+    }>
+}"""
+
+
 def test_weights_whose_inputs_cannot_be_told_are_named() -> None:
-    nodes = [helper.make_node("Gemm", ["x", "W"], ["y"], transA=1)]
-    x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
-    found = collect(one_node(nodes, 6, 3), x)["W"]
-    assert found == calibration.UNSEEN.format(weight="W")
+    assert collect(unseen(), tiny.samples(6))["W"] == calibration.UNSEEN.format(weight="W")
 
 
 BRANCHES = """(float[N,6] x, bool[N] c) => (float[N,4] y) {
@@ -198,8 +260,8 @@ def test_several_passes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x = tiny.samples(100)
     once = collect(tiny.mlp(), x)
     loaded: list[object] = []
-    real = runtime.session
-    monkeypatch.setattr(runtime, "session", lambda *a, **k: loaded.append(a) or real(*a, **k))
+    real = sessions.session
+    monkeypatch.setattr(sessions, "session", lambda *a, **k: loaded.append(a) or real(*a, **k))
     monkeypatch.setattr(calibration, "MOMENT_BYTES", 1)
     again = collect(tiny.mlp(), x)
     assert len(loaded) == 1, "the first layer's inputs are the data themselves"
@@ -248,11 +310,9 @@ def test_compressing_with_data_gives_smaller_errors_than_without() -> None:
 
 
 def test_a_layer_whose_inputs_were_not_seen_is_noted() -> None:
-    nodes = [helper.make_node("Gemm", ["x", "W"], ["y"], name="fc", transA=1)]
-    model = one_node(nodes, 32, 4, weight=(32, 64))
-    x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    x = tiny.samples(64)
     config = Config(training=TrainingConfig(epochs=0))
-    report = onnxpq.compress(model, {"x": x}, test={"x": x[:32]}, config=config).report
+    report = onnxpq.compress(unseen(), {"x": x}, test={"x": x[:32]}, config=config).report
     assert calibration.UNSEEN.format(weight="W") in report.notes
 
 
@@ -357,3 +417,51 @@ def test_a_large_model_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     large = collect(tiny.mlp(), x)
     for name in ("W1", "W2"):
         np.testing.assert_allclose(second_moment(large[name]), second_moment(small[name]), rtol=1e-4, atol=1e-6)
+
+
+# What no sample reaches
+
+
+def filtered(limit: float, size: int = 6) -> onnx.ModelProto:
+    """``x [N, size]`` -> V for all rows; and W for those that have a number above a limit."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["m"], axes=[1], keepdims=0),
+        helper.make_node("Greater", ["m", "limit"], ["g"]),
+        helper.make_node("Compress", ["x", "g"], ["c"], axis=0),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("MatMul", ["r", "W"], ["y"]),
+        helper.make_node("MatMul", ["x", "V"], ["z"]),
+    ]
+    weights = [tiny.initializer(name, size, 64, seed=1) for name in ("W", "V")]
+    weights.append(onnx.numpy_helper.from_array(np.float32(limit), "limit"))
+    return tiny.build(nodes, {"x": ["N", size]}, {"y": ["K", 64], "z": ["N", 64]}, weights)
+
+
+def test_layers_that_no_sample_reaches() -> None:
+    x = tiny.samples(200)[:, :6]
+    x[-1, 0] = 50
+    for limit, expected in ((60.0, {"W"}), (40.0, set())):
+        model, layers = prepare(filtered(limit))
+        assert calibration.unreached(model, layers, Dataset({"x": x}), seed=0) == expected
+    model, layers = prepare(branches())
+    for taken in (True, False):
+        data = Dataset({"x": x, "c": np.full(200, taken)})
+        # That the other branch multiplies a value of the main graph does not tell whether it is run.
+        assert calibration.unreached(model, layers, data, seed=0) == (set() if taken else {"W"})
+
+
+def test_they_are_left_alone() -> None:
+    config = Config(min_weights=1, training=TrainingConfig(epochs=0))
+    report = onnxpq.compress(filtered(60.0, 64), {"x": tiny.samples(200)}, config=config).report
+    assert [layer.weight for layer in report.layers] == ["V"]
+    assert [entry.reason for entry in report.skipped if entry.op_type == "MatMul"] == [subject.UNREACHED]
+    assert [output.is_empty for output in report.verification.outputs] == [True, False]
+
+
+def test_a_fixed_batch_counts_each_sample_once_wherever_it_is() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["t", "W"], ["y"]),
+    ]
+    x = np.random.default_rng(0).standard_normal((10, 5, 6)).astype(np.float32)
+    assert_moment(collect(one_node(nodes, 4, 5, 6), x)["W"], x)

@@ -1,8 +1,9 @@
 import re
 
+import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from tiny_models import build, initializer, mlp
 
 from onnxpq.config.settings import Config, PQConfig
@@ -46,17 +47,45 @@ def test_settings_change_the_sizes() -> None:
     found = lines(mlp(), Config(pq=pq, min_weights=2000))
     # codes of 8 blocks x 16 sub-vectors x 16 bytes, 16 codebooks of 2048, scales 512
     assert f"fc1 Gemm W1 128 x 64 4 256 16 32768 {8 * 16 * 16 + 16 * 2048 + 512}" in found
-    assert "fc2 (Gemm): It has 1280 weights; layers with fewer than 2000 gain too little." in found
+    why = "It has fewer than 2000 weights (--min-weights), and would gain too little."
+    # with its bias of 10 numbers
+    assert f"5,160 bytes in 1 Gemm (fc2): {why}" in found
 
 
 def test_other_nodes_have_their_reason() -> None:
     found = lines(with_convolution(), Config(exclude=("fc",)))
     assert "No layer can be compressed." in found
     at = found.index("Left alone")
-    assert found[at + 1] == (
-        "conv (Conv): The constant 'K' is a convolution kernel; only fully-connected layers are compressed."
-    )
-    assert found[at + 2] == "fc (MatMul): Excluded by 'fc'."
+    assert found[at + 1 : at + 3] == [
+        "25,600 bytes in 1 MatMul (fc): Excluded by 'fc'.",
+        "18,432 bytes in 1 Conv (conv): The constant 'K' is a convolution kernel; only fully-connected layers are "
+        "compressed.",
+    ]
+
+
+def test_constants_that_are_left_alone_are_counted_once_and_those_of_layers_not() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "K"], ["c1"], name="c1", pads=[1] * 4),
+        helper.make_node("Conv", ["c1", "K"], ["c2"], name="c2", pads=[1] * 4),
+        helper.make_node("Conv", ["c2", "L"], ["c3"], name="c3", pads=[1] * 4),
+        helper.make_node("Reshape", ["c3", "rows"], ["r"], name="rows of channels"),
+        helper.make_node("MatMul", ["r", "W"], ["y"], name="fc"),
+        helper.make_node("MatMul", ["r", "V"], ["z"], name="small"),
+    ]
+    weights = [
+        *(initializer(name, 32, 32, 3, 3, seed=seed) for seed, name in enumerate("KL")),
+        numpy_helper.from_array(np.array([-1, 32]), "rows"),
+        initializer("W", 32, 100, seed=1),
+        initializer("V", 32, 4, seed=2),
+    ]
+    model = build(nodes, {"x": ["N", 32, 4, 4]}, {"y": ["M", 100], "z": ["M", 4]}, weights)
+    found = lines(model)
+    at = found.index("Left alone")
+    why = "The constant is a convolution kernel; only fully-connected layers are compressed."
+    assert found[at + 1 :] == [
+        f"{2 * 4 * 32 * 32 * 9:,} bytes in 3 Conv (c1, c2, c3): {why}",
+        "512 bytes in 1 MatMul (small): It has fewer than 1024 weights (--min-weights), and would gain too little.",
+    ]
 
 
 def test_weights_of_constant_nodes_are_counted() -> None:

@@ -314,7 +314,7 @@ def test_their_mean_is_what_errors_cost() -> None:
 def part_behind_the_table(model: onnx.ModelProto, ids: np.ndarray) -> routing.Part:
     normal, layers = normal_with_layers(model)
     table = [layer for layer in layers if layer.is_table]
-    part = routing.plan(normal, table, "y", {"ids": ids[:8]}).part
+    part = routing.plan(normal, table, "y", Dataset({"ids": ids[:8]})).part
     assert part is not None
     return part
 

@@ -16,7 +16,7 @@ def subject(source: files.Source) -> Subject:
     layers, skipped = rewriting.find(model)
     evidence = Evidence(Dataset({"x": samples()}), "", True)
     return Subject(
-        Forms(source, model, model, model, model),
+        Forms(source, model, model, model, model, (), file_runs=True),
         layers,
         skipped,
         input_specs(model),

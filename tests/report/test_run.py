@@ -25,7 +25,7 @@ LAYERS = (
     LayerReport("fc1_again", "W1", (96, 64), 8, 16, 2, 0, 0, 0.512345),
     LayerReport("fc2", "W2", (10, 96), 8, 16, 1, 3840, 488, 0.25),
 )
-SKIPPED = (SkippedReport("conv", "Conv", "its constant 'K' is a convolution kernel."),)
+SKIPPED = (SkippedReport("conv", "Conv", "its constant 'K' is a convolution kernel.", 2304),)
 TRAINING = Training(
     loss="cross-entropy",
     samples=900,
@@ -73,7 +73,12 @@ def test_json_holds_everything() -> None:
     assert found["layers"][0]["shape"] == [96, 64]
     assert found["layers"][2]["bytes_after"] == 488
     assert found["skipped"] == [
-        {"node": "conv", "op_type": "Conv", "reason": "its constant 'K' is a convolution kernel."}
+        {
+            "node": "conv",
+            "op_type": "Conv",
+            "reason": "its constant 'K' is a convolution kernel.",
+            "nbytes": 2304,
+        }
     ]
     assert found["training"]["epochs"][1] == {"phase": "tuned", "loss": 1.0, "validation": 1.0, "alpha": 0.0}
     assert found["verification"]["accuracy"]["drop"] == {"value": 0.015, "low": -0.01, "high": 0.04}
@@ -90,9 +95,13 @@ def test_json_has_no_numbers_that_json_lacks() -> None:
         raise AssertionError(constant)
 
     found = json.loads(text, parse_constant=refuse)
-    assert found["verification"]["outputs"] == [
-        {"name": "y", "max_error": None, "relative_error": None, "agreement": None}
-    ]
+    (output,) = found["verification"]["outputs"]
+    assert {name: output[name] for name in ("name", "max_error", "relative_error", "agreement")} == {
+        "name": "y",
+        "max_error": None,
+        "relative_error": None,
+        "agreement": None,
+    }
 
 
 def test_text_names_everything() -> None:
@@ -102,7 +111,7 @@ def test_text_names_everything() -> None:
         " fc1 W1 96 x 64 8 16 2 24576 1280 19.2 0.512",
         " fc1_again W1 96 x 64 8 16 2 0 0 - 0.512",
         " fc2 W2 10 x 96 8 16 1 3840 488 7.9 0.250",
-        " conv (Conv): its constant 'K' is a convolution kernel.",
+        " 2,304 bytes in 1 Conv (conv): its constant 'K' is a convolution kernel.",
         "Fine-tuned on 900 samples by cross-entropy, in 84 steps of 32 samples (--steps 84 --batch-size 32); "
         "validations: 1 regularized, 2 tuned",
         " torch against onnxruntime before training: relative difference 1.5e-07 (node fc1); "
@@ -149,6 +158,19 @@ def test_output_of_one_column_has_no_top_1() -> None:
     outputs = (OutputReport("y", 0.5, 0.25, None),)
     text = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs)))
     assert " output y: relative error 0.2500, largest difference 0.5" in text.splitlines()
+
+
+def test_outputs_of_other_shapes_and_of_whole_calls() -> None:
+    outputs = (
+        OutputReport("boxes", None, None, 0.5, values=8, reshaped=3, shapes=((4, 3), (2, 3)), is_whole=True),
+        OutputReport("rows", None, None, None, values=8, is_empty=True),
+    )
+    lines = squeezed(replace(REPORT, verification=replace(VERIFICATION, outputs=outputs))).splitlines()
+    assert (
+        " output boxes: as a whole in 8 calls, same value 50.00 %, ANOTHER SHAPE in 3 of 8 calls, such as [2, 3] "
+        "instead of [4, 3]"
+    ) in lines
+    assert " output rows: empty in all calls, so that nothing was compared" in lines
 
 
 def test_layers_trained_by_themselves_and_not_at_all() -> None:

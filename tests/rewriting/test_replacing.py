@@ -96,7 +96,7 @@ class TestFind:
         layers, skipped = find(two_layers(), min_weights=2000)
         assert [(layer.node, layer.weight) for layer in layers] == [("first", "w1")]
         assert [(s.node, s.weight, s.reason) for s in skipped] == [
-            ("second", "w2", "It has 1536 weights; layers with fewer than 2000 gain too little.")
+            ("second", "w2", "It has fewer than 2000 weights (--min-weights), and would gain too little.")
         ]
 
     def test_include_and_exclude(self):

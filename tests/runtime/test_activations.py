@@ -3,8 +3,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxpq import runtime
+from onnxpq.data import Dataset, Place
 from onnxpq.errors import ConfigError, DataError, OutputError
+from onnxpq.runtime import sessions
 from onnxpq.runtime.activations import capture, extract, fixed_batch
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -35,13 +36,13 @@ def model(batch="N", weight=W) -> ir.Model:
 @pytest.fixture
 def counted(monkeypatch):
     runs = []
-    real = runtime.run
+    real = sessions.run
 
     def run(session, inputs):
         runs.append({name: array.shape for name, array in inputs.items()})
         return real(session, inputs)
 
-    monkeypatch.setattr(runtime, "run", run)
+    monkeypatch.setattr(sessions, "run", run)
     return runs
 
 
@@ -51,31 +52,32 @@ def test_values_of_a_whole_data_set(tmp_path, counted, on_disk):
     found = capture(
         model(),
         ["y", "a"],
-        {"x": X},
+        Dataset({"x": X}),
         cache_dir=tmp_path / "deep" / "cache" if on_disk else None,
         batch_size=4,
         progress=lambda done, total: steps.append((done, total)),
-    )
+    ).inputs
     np.testing.assert_allclose(found["a"], X @ W, rtol=1e-5)
     np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0), rtol=1e-5)
-    assert [run["x"] for run in counted] == [(4, 3), (4, 3), (2, 3)]
+    # What is measured comes first: 8 samples, and two parts of them.
+    assert [run["x"] for run in counted] == [(8, 3), (2, 3), (6, 3), (4, 3), (4, 3), (2, 3)]
     assert steps == [(4, 10), (8, 10), (10, 10)]
     assert isinstance(found["a"], np.memmap) == on_disk
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_fixed_batch_is_kept_and_the_last_one_filled_up(counted, batch):
-    found = capture(model(batch), ["y"], {"x": X}, cache_dir=None)
+    found = capture(model(batch), ["y"], Dataset({"x": X}), cache_dir=None).inputs
     np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0), rtol=1e-5)
     assert {run["x"] for run in counted} == {(batch, 3)}
 
 
 def test_a_second_run_reads_the_cache(tmp_path, counted):
-    first = capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+    first = capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path)
     runs = len(counted)
-    second = capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+    second = capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path, places=first.places)
     assert len(counted) == runs
-    np.testing.assert_array_equal(first["y"], second["y"])
+    np.testing.assert_array_equal(first.inputs["y"], second.inputs["y"])
 
 
 @pytest.mark.parametrize(
@@ -89,15 +91,27 @@ def test_a_second_run_reads_the_cache(tmp_path, counted):
     ],
 )
 def test_another_model_name_or_data_is_computed_anew(tmp_path, counted, changed, names, data):
-    capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+    capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path)
     runs = len(counted)
-    capture(changed, names, {"x": data}, cache_dir=tmp_path)
+    capture(changed, names, Dataset({"x": data}), cache_dir=tmp_path)
     assert len(counted) > runs
 
 
 def test_the_cache_cannot_be_changed_through_its_arrays(tmp_path):
-    capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)["y"][:] = 0
-    assert capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)["y"].any()
+    capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path).inputs["y"][:] = 0
+    assert capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path).inputs["y"].any()
+
+
+def test_samples_come_first_wherever_the_model_has_them(counted):
+    found = capture(model(), ["t", "a"], Dataset({"x": X}), cache_dir=None, batch_size=4)
+    np.testing.assert_allclose(found.inputs["t"], X @ W, rtol=1e-5)
+    assert found.places == {"t": Place(1), "a": Place(0)}
+    # And they go back to where the model has them.
+    np.testing.assert_allclose(found.take(slice(3)).feeds["t"], (X[:3] @ W).T, rtol=1e-5)
+    counted.clear()
+    again = capture(model(), ["t"], Dataset({"x": X}), cache_dir=None, places={"t": Place(1)})
+    np.testing.assert_array_equal(again.inputs["t"], found.inputs["t"])
+    assert len(counted) == 1
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
@@ -105,47 +119,46 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        capture(model(), ["y"], {"x": X}, cache_dir=tmp_path, batch_size=4, progress=interrupt)
+        capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path, batch_size=4, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_may_fill_the_same_cache(tmp_path):
     def other_process(done, total):
         if done == total:
-            capture(model(), ["y"], {"x": X}, cache_dir=tmp_path)
+            capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path)
 
-    found = capture(model(), ["y"], {"x": X}, cache_dir=tmp_path, progress=other_process)
+    found = capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path, progress=other_process).inputs
     np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0), rtol=1e-5)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_input_is_passed_on(counted):
-    assert capture(model(), ["x"], {"x": X}, cache_dir=None)["x"] is X
+    assert capture(model(), ["x"], Dataset({"x": X}), cache_dir=None).inputs["x"] is X
     assert counted == []
-    both = capture(model(), ["more", "y"], {"x": X, "more": X}, cache_dir=None)
+    both = capture(model(), ["more", "y"], Dataset({"x": X, "more": X}), cache_dir=None).inputs
     assert both["more"] is X
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot be cached in .*file.*Choose another cache folder, or none"):
-        capture(model(), ["y"], {"x": X}, cache_dir=tmp_path / "file")
+        capture(model(), ["y"], Dataset({"x": X}), cache_dir=tmp_path / "file")
 
 
 @pytest.mark.parametrize(
     ("names", "inputs", "sentence"),
     [
-        (["t"], {"x": X}, r"Value 't' has shape \[2, 4\] for a batch of 4 rows: its first dimension is not the batch"),
-        (["s"], {"x": X}, r"Value 's' has shape \[\] for a batch of 4 rows"),
+        (["s"], {"x": X}, "Value 's' has no dimension whose size is that of the batch, so that it cannot be kept for"),
         (["text"], {"x": X}, "Value 'text' holds object and cannot be collected"),
         (["y"], {}, "The data lacks the inputs x. It has nothing"),
-        (["z"], {"x": X, "other": X[:3, :2]}, r"same number of rows, at least one. Got {'x': 10, 'other': 3}"),
+        (["z"], {"x": X, "other": X[:3, :2]}, r"same number of samples, at least one. Got {'x': 10, 'other': 3}"),
         (["y"], {"x": X[:0]}, r"Got {'x': 0}"),
     ],
 )
 def test_data_that_does_not_fit(names, inputs, sentence):
     with pytest.raises(DataError, match=sentence):
-        capture(model(), names, inputs, cache_dir=None, batch_size=4)
+        capture(model(), names, Dataset(inputs), cache_dir=None, batch_size=4)
 
 
 def test_a_value_whose_size_changes_from_batch_to_batch():
@@ -158,15 +171,19 @@ def test_a_value_whose_size_changes_from_batch_to_batch():
     )
     counting = ir.from_proto(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8))
     data = np.array([[1], [1], [0], [1]], dtype=np.float32)
-    with pytest.raises(DataError, match=r"shape \[1\] per row in one batch and \[2\] in another. Pad the data"):
-        capture(counting, ["n"], {"x": data}, cache_dir=None, batch_size=2)
+    with pytest.raises(DataError, match="Value 'n' has no dimension whose size is that of the batch"):
+        capture(counting, ["n"], Dataset({"x": data}), cache_dir=None, batch_size=2)
+    # Where the few that were looked at let nothing suspect it.
+    known = {"n": Place(1)}
+    with pytest.raises(DataError, match=r"has shape \[2, 1\] for a batch of 2 samples: its size depends on what they"):
+        capture(counting, ["n"], Dataset({"x": data}), cache_dir=None, batch_size=2, places=known)
 
 
 def test_unknown_values_are_refused():
     with pytest.raises(ConfigError, match="values x cannot be computed from "):
-        capture(extract(model(), ["a"], ["y"]), ["x"], {"a": X}, cache_dir=None)
+        capture(extract(model(), ["a"], ["y"]), ["x"], Dataset({"a": X}), cache_dir=None)
     with pytest.raises(ConfigError, match="nowhere"):
-        capture(model(), ["nowhere"], {"x": X}, cache_dir=None)
+        capture(model(), ["nowhere"], Dataset({"x": X}), cache_dir=None)
     with pytest.raises(ConfigError, match="cannot be computed from other"):
         extract(model(), ["other"], ["y"])
 

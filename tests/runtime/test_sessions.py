@@ -221,12 +221,26 @@ def test_list_of_maps_without_samples() -> None:
     assert sessions.run(session, {"scores": np.zeros((0, 3), np.float32)})["maps"].shape[0] == 0
 
 
+def returning(value: object) -> SimpleNamespace:
+    """A session with one output."""
+    return SimpleNamespace(get_inputs=list, get_outputs=lambda: [SimpleNamespace(name="y")], run=lambda *_: [value])
+
+
+def test_sequences_and_maps_become_objects() -> None:
+    found = sessions.run(returning([X, X[:2], None, [X]]), {})["y"]
+    assert found.shape == (4,)
+    assert [entry.shape for entry in found] == [X.shape, (2, *X.shape[1:]), (), (1,)]
+    assert found[2].item() is None
+    keys, values = sessions.run(returning({"b": 1.0, "a": 2.0}), {})["y"]
+    assert (keys.tolist(), values.tolist()) == (["a", "b"], [2.0, 1.0])
+    maps = sessions.run(returning([{"b": 1.0}, {"a": 2.0}]), {})["y"]
+    assert [[part.tolist() for part in entry] for entry in maps] == [[["b"], [1.0]], [["a"], [2.0]]]
+    assert sessions.run(returning([]), {})["y"].shape[0] == 0
+
+
 def test_output_of_another_kind_is_refused() -> None:
-    session = SimpleNamespace(
-        get_inputs=list, get_outputs=lambda: [SimpleNamespace(name="states")], run=lambda *_: [[X, X]]
-    )
-    with pytest.raises(ModelError, match="Output 'states' is a list; expected a tensor, or a list of maps"):
-        sessions.run(session, {})
+    with pytest.raises(ModelError, match="Output 'y' is a object; expected a tensor, or sequences and maps of them"):
+        sessions.run(returning(object()), {})
 
 
 def test_failure_while_running_is_a_model_error() -> None:

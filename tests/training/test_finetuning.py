@@ -1,6 +1,7 @@
 """Fine-tuning on a small problem whose answer is known: a network that must be told classes apart."""
 
 import copy
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -107,8 +108,13 @@ def test_stops_early_without_progress(network: Network, data: tuple[Samples, Sam
 def test_divergence_is_an_error(network: Network, data: tuple[Samples, Samples]) -> None:
     train, validation = data
     broken = Samples(train.inputs, np.full_like(train.teacher, np.inf), train.labels, train.rows)
-    with pytest.raises(TrainingError, match=r"training loss became (nan|inf).*Lower --learning-rate"):
+    with pytest.raises(TrainingError, match=r"^The original model's value 'scores' holds NaN or infinite numbers"):
         tune(network, (broken, validation), mixup=0.0)
+
+
+def test_weights_that_run_away_are_not_blamed_on_the_original() -> None:
+    error = finetuning._diverged(math.inf, torch.ones(3), "scores", TrainingConfig(learning_rate=2.0))
+    assert str(error).startswith("The training loss became inf: the weights ran away. Lower --learning-rate (2)")
 
 
 def test_labels_out_of_range(network: Network, data: tuple[Samples, Samples]) -> None:

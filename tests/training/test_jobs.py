@@ -12,12 +12,14 @@ from tiny_models import CLASSES, FEATURES, HIDDEN, build, initializer, mlp
 import onnxpq
 from onnxpq import rewriting
 from onnxpq.config.settings import Config, TrainingConfig
+from onnxpq.data import Dataset
 from onnxpq.errors import DataError, UnalignedError
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
 from onnxpq.graph.normalising import normalise
 from onnxpq.network import partition
 from onnxpq.quantization import calibration
+from onnxpq.quantization.subject import UNREACHED
 from onnxpq.runtime.activations import capture, capture_rows
 
 pytestmark = pytest.mark.rounding
@@ -100,42 +102,56 @@ def test_a_weight_of_two_layers_is_trained_once() -> None:
     assert len({layer.training for layer in report.layers}) == 1
 
 
-def texts_of_many_lengths() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Repeats a row as often as its first number says; then a layer, whose input so has no row per sample."""
+def texts_of_many_lengths(*, known: bool) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Repeats a row as often as its first number says; then a layer, whose input so has no row per sample.
+
+    Args:
+        known: whether the importer has a rule for the operator in between.
+    """
+    between = ("Relu", "") if known else ("Trilu", "com.microsoft")
     nodes = [
         helper.make_node("Cast", ["count"], ["n"], name="cast", to=7),
         helper.make_node("Reshape", ["n", "one"], ["times"], name="times"),
         helper.make_node("Concat", ["times", "one"], ["repeats"], name="repeats", axis=0),
-        helper.make_node("Tile", ["x", "repeats"], ["t"], name="tile"),
+        helper.make_node("Tile", ["x", "repeats"], ["t0"], name="tile"),
+        helper.make_node(between[0], ["t0"], ["t"], name="between", domain=between[1]),
         helper.make_node("Gemm", ["t", "w"], ["h"], name="fc"),
         helper.make_node("ReduceMean", ["h"], ["y"], name="mean", axes=[0], keepdims=1),
     ]
     weights = [initializer("w", FEATURES, HIDDEN, seed=0), numpy_helper.from_array(np.array([1]), "one")]
-    model = build(nodes, {"x": [1, FEATURES], "count": [1]}, {"y": [1, HIDDEN]}, weights)
+    domains = ("com.microsoft",) if between[1] else ()
+    model = build(nodes, {"x": [1, FEATURES], "count": [1]}, {"y": [1, HIDDEN]}, weights, domains=domains)
     count = 1 + np.arange(60) % 5
     return model, {"x": correlated(60), "count": count.astype(np.float32)}
 
 
-def test_an_input_without_a_row_per_sample() -> None:
-    model, data = texts_of_many_lengths()
+def test_a_value_without_an_entry_per_sample_is_computed_in_the_trained_part() -> None:
+    model, data = texts_of_many_lengths(known=True)
     report = onnxpq.compress(model, data, config=QUICK).report
-    (alone,) = report.layer_wise
-    assert "its first dimension is not the batch" in alone.reason or "per row in one batch" in alone.reason
+    assert report.layer_wise == ()
+    assert (report.training.prefix, report.training.batch) == (2, 1)  # how often is known before
+    assert report.training.best < report.training.quantized
+
+
+def test_an_input_without_a_row_per_sample() -> None:
+    model, data = texts_of_many_lengths(known=False)
+    (alone,) = onnxpq.compress(model, data, config=QUICK).report.layer_wise
+    assert "com.microsoft::Trilu" in alone.reason
     assert alone.rows + alone.validation_rows > 100
 
 
 def test_rows_are_bounded_and_come_from_many_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = normalise(files.load(sequence_model()))
     x = np.broadcast_to(np.arange(2000, dtype=np.float32)[:, None, None], (2000, TIMES, FEATURES)).copy()
-    rows = capture_rows(model, "x", {"x": x}, limit=400, flatten=True, cache_dir=tmp_path)
+    rows = capture_rows(model, "x", Dataset({"x": x}), limit=400, flatten=True, cache_dir=tmp_path)
     assert rows.shape == (400, FEATURES)
     assert len(np.unique(rows[:, 0])) > 200
     assert not np.array_equal(rows[:, 0], np.sort(rows[:, 0]))
-    again = capture_rows(model, "x", {"x": x}, limit=400, flatten=True, cache_dir=tmp_path)
+    again = capture_rows(model, "x", Dataset({"x": x}), limit=400, flatten=True, cache_dir=tmp_path)
     np.testing.assert_array_equal(rows, again)
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr("onnxpq.runtime.activations.ROWS_BYTES", 4 * FEATURES * 10)
-    assert len(capture_rows(model, "m", {"x": x}, limit=400, flatten=True, cache_dir=None)) <= 10
+    assert len(capture_rows(model, "m", Dataset({"x": x}), limit=400, flatten=True, cache_dir=None)) <= 10
 
 
 def test_a_layer_alone_gives_what_it_gives_in_the_model() -> None:
@@ -144,18 +160,19 @@ def test_a_layer_alone_gives_what_it_gives_in_the_model() -> None:
     x = {"x": correlated(20, TIMES)}
     alone = partition.alone(model, layers[0])
     assert (alone.input, alone.output, alone.by_rows) == ("x", "h", True)
-    whole = capture(model, ["h"], x, cache_dir=None)["h"].reshape(-1, HIDDEN)
+    whole = capture(model, ["h"], Dataset(x), cache_dir=None).inputs["h"].reshape(-1, HIDDEN)
     rows = {"x": x["x"].reshape(-1, FEATURES)}
-    np.testing.assert_allclose(capture(alone.model, ["h"], rows, cache_dir=None)["h"], whole, rtol=1e-4, atol=1e-4)
+    found = capture(alone.model, ["h"], Dataset(rows), cache_dir=None).inputs["h"]
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_a_value_that_has_no_rows() -> None:
     nodes = [helper.make_node("ReduceSum", ["x"], ["s"], name="sum", keepdims=0)]
     model = normalise(files.load(build(nodes, {"x": ["N", 4]}, {"s": []}, [])))
     with pytest.raises(UnalignedError, match="Value 's' is a scalar and has no rows"):
-        capture_rows(model, "s", {"x": np.ones((9, 4), np.float32)}, limit=5, flatten=True, cache_dir=None)
+        capture_rows(model, "s", Dataset({"x": np.ones((9, 4), np.float32)}), limit=5, flatten=True, cache_dir=None)
     with pytest.raises(DataError, match="lacks the inputs x"):
-        capture_rows(model, "s", {}, limit=5, flatten=True, cache_dir=None)
+        capture_rows(model, "s", Dataset({}), limit=5, flatten=True, cache_dir=None)
 
 
 def test_a_layer_in_a_branch_that_no_gradient_reaches_is_trained_by_itself() -> None:
@@ -185,18 +202,15 @@ def test_a_layer_in_a_branch_that_no_gradient_reaches_is_trained_by_itself() -> 
     model.graph.initializer.append(numpy_helper.from_array(np.float32(100), "hundred"))
     model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
     report = onnxpq.compress(model, {"x": correlated(200)}, config=QUICK).report
-    ways = {layer.node: layer.training for layer in report.layers}
-    assert {node: way.partition(":")[0] for node, way in ways.items()} == {
-        "fc_w1": "layer-wise",
-        "fc_w2": "not trained",
-    }
+    assert {layer.node: layer.training.partition(":")[0] for layer in report.layers} == {"fc_w1": "layer-wise"}
+    # No sample reaches the other branch, so it is left as it is.
+    assert {entry.node: entry.reason for entry in report.skipped} == {"fc_w2": UNREACHED}
+    assert any(note.startswith("No sample of the data reaches the layers 'fc_w2', so") for note in report.notes)
     (alone,) = report.layer_wise
     assert alone.reason == "node 'round' (Round) lets no gradient through"
     assert alone.rows + alone.validation_rows == 180
     assert alone.best < 0.8 * alone.quantized
-    assert "'t_w2' is empty for all samples: none of them reaches it" in ways["fc_w2"]
     assert report.training is None
-    assert "Not fine-tuned" in report.to_text()
 
 
 def test_what_shifts_and_scales_is_trained_along_unless_it_is_used_elsewhere() -> None:

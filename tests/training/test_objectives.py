@@ -77,6 +77,24 @@ def test_two_losses_are_mixed_by_their_shares() -> None:
     assert parts[2] == pytest.approx(0.75 * parts[0] + 0.25 * parts[1], rel=ROUNDING)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_is_ignored_is_not_learned(share: float) -> None:
+    settings = TrainingConfig(distillation=share)
+    labels = np.array(LABELS)
+    labels[1:] = -100
+    assert loss(settings, OTHER, LOGITS, labels) == pytest.approx(
+        loss(settings, OTHER[:1], LOGITS[:1], labels[:1]), rel=ROUNDING
+    )
+    # A batch in which nothing counts has no loss, and no gradient that is NaN.
+    objective = choose(settings, LOGITS, labels)
+    output = torch.from_numpy(OTHER).requires_grad_()
+    none = objective(output, torch.from_numpy(LOGITS), torch.full((len(LOGITS),), -100))
+    none.backward()
+    assert none.item() == 0
+    assert output.grad is not None
+    assert not output.grad.any()
+
+
 def test_squared_error_is_relative_to_the_variance() -> None:
     teacher = np.array([[1.0], [3.0], [2.0], [2.0]], np.float32)  # variance 0.5
     output = np.array([[1.0], [3.0], [2.0], [3.0]], np.float32)
@@ -131,7 +149,7 @@ def test_choice(settings: TrainingConfig, teacher: np.ndarray, labels: np.ndarra
             LOGITS,
             LABELS.astype(np.float32),
             DataError,
-            "Cross-entropy needs integer class labels; found float32. Use --loss mse for numbers.",
+            "Cross-entropy needs integer class labels; found float32[2]: use --loss mse.",
         ),
         (
             "auto",

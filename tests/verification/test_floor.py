@@ -130,10 +130,10 @@ def test_where_the_columns_change_all_numbers_are_one() -> None:
 def test_the_output_that_counts_decides_and_every_output_may_stand_still() -> None:
     good, noise = rows(), rows(seed=5)
     losses = {"y": loss(Kind.CLASSES, good, good), "z": loss(Kind.NUMBERS, good, noise)}
-    assert judge(losses, "y", None, floor=None, held_out=True).kept
-    assert not judge(losses, "z", None, floor=None, held_out=True).kept
+    assert judge(losses, "y", None, floor=None).kept
+    assert not judge(losses, "z", None, floor=None).kept
     losses["w"] = loss(Kind.NUMBERS, good, 0 * good)
-    found = judge(losses, "y", None, floor=None, held_out=True)
+    found = judge(losses, "y", None, floor=None)
     assert not found.kept
     assert "output 'w' gives the same numbers for everything" in found.sentence()
 
@@ -141,7 +141,7 @@ def test_the_output_that_counts_decides_and_every_output_may_stand_still() -> No
 @pytest.mark.parametrize(("floor", "kept"), [(None, False), (0.1, True), (0.05, False)])
 def test_labels_decide_where_there_are_any(floor: float | None, kept: bool) -> None:
     good = rows()
-    found = judge({"y": loss(Kind.CLASSES, good, good)}, "y", 0.07, floor=floor, held_out=True)
+    found = judge({"y": loss(Kind.CLASSES, good, good)}, "y", 0.07, floor=floor)
     assert found.kept is kept
     assert found.measure == "loss of accuracy"
     if not kept:
@@ -153,7 +153,14 @@ def test_two_per_cent_more_than_the_floor_is_too_much() -> None:
     noise = rows(1000, 1, seed=1)
     spread = np.sqrt(np.square(reference - reference.mean()).sum() / np.square(noise).sum())
     at = [reference + share * FLOORS[Kind.NUMBERS] * spread * noise for share in (0.98, 1.02)]
-    kept = [
-        judge({"y": loss(Kind.NUMBERS, reference, found)}, "y", None, floor=None, held_out=True).kept for found in at
-    ]
+    kept = [judge({"y": loss(Kind.NUMBERS, reference, found)}, "y", None, floor=None).kept for found in at]
     assert kept == [True, False]
+
+
+def test_made_up_inputs_only_tell_a_ruined_model() -> None:
+    reference, found = rows(100), rows(100)
+    found[:15] = found[:15, ::-1]
+    losses = {"y": loss(Kind.CLASSES, reference, found)}
+    assert not judge(losses, "y", None, floor=None).kept
+    assert judge(losses, "y", None, floor=None, made_up=True).kept
+    assert not judge(losses, "y", None, floor=0.05, made_up=True).kept, "what was asked for holds"

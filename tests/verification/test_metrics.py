@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from onnxpq.data import of_objects
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.verification import metrics
 from onnxpq.verification.metrics import Correct, Difference
@@ -229,7 +230,6 @@ def test_probabilities(scores: np.ndarray, expected: bool) -> None:
             "label",
             "Output 'label' holds int64, which has no gradient. Choose one of: none.",
         ),
-        ({"text": np.array(["a"])}, None, "No output of the model holds numbers: there is nothing to"),
     ],
 )
 def test_output_that_cannot_be_used(outputs: dict[str, np.ndarray], wanted: str | None, message: str) -> None:
@@ -260,7 +260,7 @@ def test_labels_that_name_classes(labels: np.ndarray, output: np.ndarray, expect
         (
             np.array([0, 3, 1]),
             "Labels are out of range: found 0 to 3 (the first wrong one is that of sample 1); the output has 3 "
-            "classes, so 0 to 2 is expected.",
+            "classes, so 0 to 2 is expected, or -100 for what is to be ignored.",
         ),
         (np.array([0, 2, -1]), "Labels are out of range: found -1 to 2 (the first wrong one is that of sample 2)"),
         (
@@ -298,3 +298,119 @@ def test_labels_against_an_output_of_labels() -> None:
     assert (correct.both, correct.only_original, correct.only_compressed, correct.neither) == (2, 1, 0, 1)
     with pytest.raises(DataError, match="as many numbers are expected"):
         metrics.check_classes(labels, np.zeros((4, 2), np.int64))
+
+
+# Labels that do not count, and labels of other forms
+
+IGNORE = metrics.IGNORED
+
+
+def test_what_is_ignored_is_counted_nowhere() -> None:
+    scores = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    labels = np.array([0, IGNORE, 1, IGNORE])
+    metrics.check_classes(labels, scores)
+    found = Correct()
+    found.add(labels, scores, scores[::-1])
+    assert (found.both, found.only_original, found.only_compressed, found.neither) == (1, 0, 1, 0)
+    with pytest.raises(DataError, match=r"^All labels are -100, which says that they do not count"):
+        metrics.check_classes(np.full(4, IGNORE), scores)
+    with pytest.raises(
+        DataError, match=r"found 0 to 3 \(the first wrong one is that of sample 2\).*or -100 for what is"
+    ):
+        metrics.check_classes(np.array([0, IGNORE, 3, 1]), scores)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            np.eye(3, dtype=np.int64),
+            "Labels of shape [3, 3] have an integer for each of 3 classes and are one-hot: numb",
+        ),
+        (
+            np.tri(3, dtype=np.int64),
+            "for each of 3 classes, several of which may be right (multi-label): that is trained",
+        ),
+        (
+            np.arange(9).reshape(3, 3),
+            "for each of 3 classes: give one number of a class for each sample, or floats to be",
+        ),
+    ],
+)
+def test_an_integer_for_each_class(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        metrics.check_classes(labels, np.zeros((8, 3), np.float32))
+
+
+def test_where_nothing_holds_numbers_the_first_output_counts() -> None:
+    text, flags = np.array(["a"], object), np.array([True])
+    assert metrics.choose_output({"text": text, "flags": flags}, None) == "text"
+    assert metrics.choose_output({"text": text, "number": np.array([1])}, None) == "number"
+
+
+def test_a_sequence_as_one_array() -> None:
+    one = np.array([1.0, 2.0])
+    np.testing.assert_array_equal(metrics.flattened(of_objects([one, one[:1]])), [1, 2, 1])
+    assert metrics.flattened(of_objects([np.array(["a"]), one])).tolist() == ["a", 1.0, 2.0]
+    assert metrics.flattened(one) is one
+    words = np.array(["a", "b"], object)
+    assert metrics.flattened(words) is words
+
+
+def test_one_hot() -> None:
+    assert metrics.is_one_hot(np.eye(3, dtype=np.float32))
+    for other in (np.tri(3), np.zeros((3, 3)), 2 * np.eye(3), np.eye(3)[0], np.ones((3, 1)), np.eye(2) > 1):
+        assert not metrics.is_one_hot(other)
+
+
+# Values of any shape and type
+
+
+def add(reference: object, other: object, kind: type | None = None) -> Difference:
+    found = Difference()
+    found.add(np.asarray(reference, kind), np.asarray(other, kind))
+    return found
+
+
+def test_a_scalar() -> None:
+    report = add(4.0, 5.0).report("y")
+    assert (report.max_error, report.relative_error, report.agreement) == (1.0, 0.25, None)
+    assert add(4, 5).report("y").agreement == 0
+    assert add("a", "a", object).report("y").agreement == 1
+
+
+def test_other_shapes_are_said_and_never_cut_to_fit() -> None:
+    found = add([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0]])
+    report = found.report("y")
+    assert (report.max_error, report.relative_error, report.agreement) == (None, None, 0.0)
+    assert (report.values, report.reshaped, report.shapes) == (1, 1, ((2, 2), (1, 2)))
+    # What has the same shape in another call counts; the rows of the first one are wrong, all of them.
+    found.add(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.5], [1.0, 0.0]]))
+    report = found.report("y")
+    assert report.relative_error == pytest.approx(0.5 / np.sqrt(26))
+    assert (report.agreement, report.values, report.reshaped) == (0.5, 2, 1)
+
+
+def test_more_rows_than_there_were_are_wrong_too() -> None:
+    assert add([1, 2], [1, 2, 3, 4]).report("y").agreement == 0
+    assert add([1, 2], [1, 2, 3, 4]).compared == 4
+
+
+def test_nothing_at_all_is_called_so() -> None:
+    report = add(np.zeros((0, 3)), np.zeros((0, 3))).report("y")
+    assert (report.is_empty, report.relative_error, report.agreement) == (True, None, None)
+    assert not add([1.0], [1.0]).report("y").is_empty
+
+
+def test_sequences_of_arrays() -> None:
+    one, other = np.array([3.0, 4.0]), np.array([3.0, 4.5])
+    found = Difference()
+    found.add(of_objects([one, one]), of_objects([one, other]))
+    assert found.report("y").relative_error == pytest.approx(0.5 / np.sqrt(50))
+    found.add(of_objects([one, one[:1], one[:1]]), of_objects([one, one, one]))
+    assert (found.reshaped, found.values) == (1, 2)
+    found.add(of_objects([one]), of_objects([one, one]))
+    assert (found.reshaped, found.values) == (2, 3)
+    words = Difference()
+    words.add(of_objects([np.array(["a", "b"]), one]), of_objects([np.array(["a", "c"]), one]))
+    assert words.report("y").agreement == 0.5

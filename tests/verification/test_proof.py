@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_models import CLASSES, FEATURES, build, classes, initializer, mlp, sam
 import onnxpq
 from benchmarks.common.chain import build as build_chain
 from onnxpq import data, runtime
+from onnxpq.data import Alignment
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import DataError, ModelError, VerificationError
 from onnxpq.graph import files
@@ -24,6 +26,7 @@ from onnxpq.quantization.encoding import quantize
 from onnxpq.report.run import Verification
 from onnxpq.rewriting.listing import find
 from onnxpq.rewriting.replacing import rewrite
+from onnxpq.runtime import alignment
 from onnxpq.verification import proof
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -41,9 +44,16 @@ def verify(tmp_path: Path) -> Verify:
     def run(original: onnx.ModelProto, compressed: onnx.ModelProto, dataset: Dataset, **options: Any) -> Verification:
         paths = [save_model(tmp_path / f"{i}.onnx", model) for i, model in enumerate((original, compressed))]
         settings = {"output": "logits", "description": "test", "held_out": True, "file_bytes": (100, 50), **options}
-        return proof.verify(*paths, dataset, data.input_specs(ir.from_proto(original)), **settings)
+        specs = data.input_specs(ir.from_proto(original))
+        known = aligned(original, dataset, data.fixed_batch(specs))
+        return proof.verify(*paths, dataset, specs, aligned=known, **settings)
 
     return run
+
+
+def aligned(model: runtime.Model, dataset: Dataset, fixed: int | None = None) -> Alignment:
+    """Where the samples lie in its outputs."""
+    return alignment.measure(partial(runtime.run, runtime.session(model, use_library=False)), dataset, fixed)[0]
 
 
 def with_scaled_logits(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
@@ -116,6 +126,7 @@ def test_a_compressed_model_runs_both_ways(tmp_path: Path) -> None:
         Dataset({"x": samples()}),
         data.input_specs(original),
         output="logits",
+        aligned=aligned(original, Dataset({"x": samples()})),
         description="",
         held_out=False,
         file_bytes=(len(files.to_bytes(original)), files.file_bytes(path)),
@@ -137,6 +148,7 @@ def test_large_models_are_not_folded_and_not_timed_on_stock_operators(tmp_path: 
     files.save(rewrite(original, layers, {layer.weight: quantized(original, layer) for layer in layers}), path)
     dataset, specs = Dataset({"x": samples()}, classes()), data.input_specs(original)
     options = {"output": "logits", "description": "", "held_out": True, "file_bytes": (10**6, 10**5)}
+    options["aligned"] = aligned(original, dataset)
     found = []
     for limit in (10**6, 10**6 - 1):
         monkeypatch.setattr(files, "LARGE_BYTES", limit)
@@ -201,6 +213,7 @@ def test_maps_of_scores_are_compared_as_a_matrix() -> None:
         dataset,
         data.input_specs(files.load(path)),
         output="output_probability",
+        aligned=aligned(path, dataset),
         description="",
         held_out=True,
         file_bytes=(2, 1),
@@ -275,6 +288,122 @@ def test_labels_that_do_not_fit(verify: Verify, labels: np.ndarray, message: str
         proof.check_labels(labels, outputs_of(mlp(), samples(1))[0])
 
 
+# Outputs of all layouts
+
+
+STEPS = 5
+
+
+def steps_model(kind: str, *, batch: int | str = "N", last: float = 1.0, low: float = 0.0) -> onnx.ModelProto:
+    """``x [batch, T, 4] -> z = x * factor``, and an output of some kind.
+
+    Args:
+        kind: "time major" gives z as [T, batch, 4], "flat" as [batch * T, 4], "sum" the sum of all, "found" the places
+            where it is above `low`, and "rows" the steps [K, 4] whose sum is.
+        batch: first dimension.
+        last: factor of the last step; that of the others is 1.
+        low: a limit.
+    """
+    node = helper.make_node
+    nodes = {
+        "time major": [node("Transpose", ["z"], ["y"], name="n", perm=[1, 0, 2])],
+        "flat": [node("Reshape", ["z", "rows"], ["y"], name="n")],
+        "sum": [node("ReduceSum", ["z"], ["y"], name="n", keepdims=0)],
+        "found": [node("Greater", ["z", "low"], ["g"], name="g"), node("NonZero", ["g"], ["y"], name="n")],
+        "rows": [
+            node("Reshape", ["z", "rows"], ["f"], name="f"),
+            node("ReduceMax", ["f"], ["m"], name="m", axes=[1], keepdims=0),
+            node("Greater", ["m", "low"], ["g"], name="g"),
+            node("Compress", ["f", "g"], ["y"], name="n", axis=0),
+        ],
+    }
+    factor = np.ones((STEPS, 1), np.float32)
+    factor[-1] = last
+    constants = {"factor": factor, "rows": np.array([-1, 4]), "low": np.array(low, np.float32)}
+    model = build(
+        [node("Mul", ["x", "factor"], ["z"], name="z"), *nodes[kind]],
+        {"x": [batch, STEPS, 4]},
+        {"y": []},
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        output_types={"y": TensorProto.INT64} if kind == "found" else {},
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    return model
+
+
+def steps_samples(count: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, STEPS, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["time major", "flat"])
+@pytest.mark.parametrize("batch", ["N", 1, 7])
+def test_every_step_of_every_sample_counts(verify: Verify, kind: str, batch: int | str) -> None:
+    """What differs is the last step of each sample; a batch of 7 is filled up, which does not count."""
+    x = steps_samples(30)
+    models = steps_model(kind, batch=batch), steps_model(kind, batch=batch, last=-1)
+    found = verify(*models, Dataset({"x": x}), output="y").outputs[0]
+    last = np.linalg.norm(x[:, -1].astype(np.float64))
+    assert found.relative_error == pytest.approx(2 * last / np.linalg.norm(x.astype(np.float64)), rel=FLOAT32_BUDGET)
+    assert found.max_error == pytest.approx(2 * np.abs(x[:, -1]).max(), rel=FLOAT32_BUDGET)
+    assert found.agreement == 1 - 1 / STEPS
+    assert (found.is_whole, found.reshaped) == (False, 0)
+
+
+def test_labels_of_steps(verify: Verify) -> None:
+    x = steps_samples(30)
+    labels = x.argmax(-1)
+    for kind in ("time major", "flat"):
+        models = steps_model(kind, batch=7), steps_model(kind, batch=7, last=-1)
+        accuracy = verify(*models, Dataset({"x": x}, labels), output="y").accuracy
+        assert accuracy is not None
+        assert (accuracy.original.value, accuracy.compressed.value) == (1.0, 1 - 1 / STEPS)
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 7])
+def test_a_sum_of_all_is_compared_call_by_call(verify: Verify, batch: int | str) -> None:
+    x = steps_samples(14)
+    found = verify(
+        steps_model("sum", batch=batch), steps_model("sum", batch=batch, last=-1), Dataset({"x": x}), output="y"
+    )
+    size = 14 if batch == "N" else int(batch)
+    sums, wrong = (v.reshape(-1, size).sum(1, dtype=np.float64) for v in (x.sum((1, 2)), -2 * x[:, -1].sum(1)))
+    (report,) = found.outputs
+    assert report.relative_error == pytest.approx(np.linalg.norm(wrong) / np.linalg.norm(sums), rel=1e-3)
+    assert (report.is_whole, report.values) == (True, 14 // size)
+
+
+def test_places_that_are_found_are_compared_whole(verify: Verify) -> None:
+    """Of single samples, as the numbers of a whole batch always differ."""
+    x = steps_samples(30)
+    found = verify(steps_model("found"), steps_model("found", low=1.0), Dataset({"x": x}), output="y").outputs[0]
+    before, after = ((x > low).sum((1, 2)) for low in (0.0, 1.0))
+    different = before != after
+    assert (found.values, found.reshaped) == (30, different.sum())
+    assert found.shapes is not None
+    assert (found.max_error, found.relative_error) == (None, None)
+    agreeing = sum(3 * n for n, other in zip(before, different, strict=True) if not other)
+    assert found.agreement == pytest.approx(agreeing / (3 * before.sum()))
+
+
+def test_rows_that_are_left_over(verify: Verify) -> None:
+    x = steps_samples(30)
+    same = verify(steps_model("rows"), steps_model("rows"), Dataset({"x": x}), output="y").outputs[0]
+    assert (same.relative_error, same.agreement, same.reshaped) == (0.0, 1.0, 0)
+    fewer = verify(steps_model("rows"), steps_model("rows", low=1.5), Dataset({"x": x}), output="y").outputs[0]
+    assert fewer.reshaped == ((x.max(-1) > 0).sum(1) != (x.max(-1) > 1.5).sum(1)).sum()
+    none = verify(steps_model("rows", low=9.0), steps_model("rows", low=9.0), Dataset({"x": x}), output="y").outputs[0]
+    assert (none.is_empty, none.relative_error, none.agreement) == (True, None, None)
+
+
+def test_labels_of_what_has_no_samples(verify: Verify) -> None:
+    x = steps_samples(6)
+    message = (
+        r"^Output 'y' has shape \[\] for 6 samples: it has no entry for each of them that labels could be compared"
+    )
+    with pytest.raises(DataError, match=message):
+        verify(steps_model("sum"), steps_model("sum"), Dataset({"x": x}, np.zeros(6)), output="y")
+
+
 # What is no proof
 
 
@@ -325,6 +454,36 @@ def test_library_and_body_that_disagree(
         verify(mlp(), mlp(), Dataset({"x": samples()}))
 
 
+@pytest.mark.parametrize(("scale", "fits"), [(1e-7, True), (1e-3, False)])
+def test_rounding_near_zero_is_no_defect(
+    verify: Verify, library_gives: Callable[[onnx.ModelProto], None], scale: float, fits: bool
+) -> None:
+    """2 % of numbers near 0 are below what onnxruntime's functions round by; 2 % of others are not."""
+    library_gives(with_scaled_logits(mlp(), 1.02 * scale))
+    both = with_scaled_logits(mlp(), scale), with_scaled_logits(mlp(), scale)
+    if fits:
+        assert verify(*both, Dataset({"x": samples()})).library_agreement == 0
+    else:
+        with pytest.raises(VerificationError, match=r"native operator and function body differ by 2\.00e-02"):
+            verify(*both, Dataset({"x": samples()}))
+
+
+def test_a_sum_that_is_small_beside_its_terms_may_differ_more(
+    verify: Verify, library_gives: Callable[[onnx.ModelProto], None]
+) -> None:
+    data = Dataset({"x": steps_samples(14)})
+    # The last step is one of five: 2 % of it are more of what is left of the sum.
+    for last, fits in ((1.02, True), (3.0, False)):
+        library_gives(steps_model("sum", last=last))
+        if fits:
+            found = verify(steps_model("sum"), steps_model("sum"), data, output="y").library_agreement
+            assert found is not None
+            assert 0 < found < proof.FEW_NUMBERS_FACTOR * proof.LIBRARY_BUDGET
+        else:
+            with pytest.raises(VerificationError, match=r"^Output 'y': native operator and function body differ by"):
+                verify(steps_model("sum"), steps_model("sum"), data, output="y")
+
+
 def test_body_alone_that_is_not_finite(verify: Verify, library_gives: Callable[[onnx.ModelProto], None]) -> None:
     library_gives(mlp())
     with pytest.raises(VerificationError, match=r"^Output 'logits': native operator and function body differ by nan"):
@@ -349,6 +508,7 @@ def test_a_file_that_onnxruntime_refuses(tmp_path: Path) -> None:
             Dataset({"x": samples()}),
             [],
             output="logits",
+            aligned=Alignment(),
             description="",
             held_out=True,
             file_bytes=(2, 1),

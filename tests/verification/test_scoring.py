@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 from tiny_models import build
 
+from onnxpq.data import Alignment, Place, of_objects
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.support.figures import Interval
@@ -16,6 +17,7 @@ from onnxpq.verification import scoring
 from onnxpq.verification.metrics import Z95
 from onnxpq.verification.scoring import Drop, Metric
 
+FIRST = Alignment({"y": Place(0)})
 SCORES = np.eye(3, dtype=np.float32)
 LABELS = np.array([0, 1, 2])
 
@@ -30,7 +32,7 @@ def scaled(factor: np.ndarray) -> Any:
 def drop(metric: Metric, factor: list[float], x: np.ndarray, labels: np.ndarray | None = None, **kwargs: Any) -> Drop:
     """Between the identity and a scaling of columns."""
     models = (scaled(np.ones(len(factor))).SerializeToString(), scaled(np.array(factor)).SerializeToString())
-    return scoring.measure(metric, models, Dataset({"x": x}, labels), fixed_batch=None, **kwargs)
+    return scoring.measure(metric, models, Dataset({"x": x}, labels), aligned=FIRST, fixed_batch=None, **kwargs)
 
 
 # Which metric
@@ -105,6 +107,15 @@ def test_accuracy() -> None:
     assert found.relative_error == pytest.approx(np.sqrt(missed / np.square(x.astype(float)).sum()))
 
 
+def test_labels_that_do_not_count() -> None:
+    x = np.array([[[4, 1], [3, 2], [1, 9]], [[1, 3], [9, 1], [9, 1]]], np.float32)  # [N, T, C]
+    models = tuple(scaled(np.array([[1, factor]] * 3)).SerializeToString() for factor in (1, 2))
+    labels = np.array([[0, 0, -100], [-100, -100, -100]])
+    found = scoring.measure(Metric("accuracy", "y"), models, Dataset({"x": x}, labels), aligned=FIRST, fixed_batch=None)
+    # Of the first sample's two labels that count one is lost; the second sample has none.
+    assert (found.drop.value, found.wrong) == (0.5, 0.0)
+
+
 @pytest.mark.parametrize(
     ("decided", "proof", "remarked"),
     [
@@ -140,7 +151,7 @@ def test_agreement() -> None:
 def test_agreement_counts_each_place_of_a_sample() -> None:
     x = np.array([[[4, 1], [3, 2]], [[1, 3], [1, 5]]], np.float32)  # [N, T, C]
     models = tuple(scaled(np.array([[1, factor], [1, factor]])).SerializeToString() for factor in (1, 2))
-    found = scoring.measure(Metric("agreement", "y"), models, Dataset({"x": x}), fixed_batch=None)
+    found = scoring.measure(Metric("agreement", "y"), models, Dataset({"x": x}), aligned=FIRST, fixed_batch=None)
     assert found.drop.value == 0.25
     assert found.samples == 2
 
@@ -187,9 +198,107 @@ def test_what_fills_up_a_fixed_batch_does_not_count() -> None:
         nodes = [helper.make_node("Mul", ["x", "F"], ["y"], name="mul")]
         weight = helper.make_tensor("F", 1, [2], np.array([1.0, factor], np.float32))
         models.append(build(nodes, {"x": [2, 2]}, {"y": [2, 2]}, [weight]).SerializeToString())
-    found = scoring.measure(Metric("agreement", "y"), (models[0], models[1]), Dataset({"x": x}), fixed_batch=2)
+    found = scoring.measure(
+        Metric("agreement", "y"), (models[0], models[1]), Dataset({"x": x}), aligned=FIRST, fixed_batch=2
+    )
     assert found.samples == 3
     assert found.drop.value == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_time_major_outputs_are_judged_by_all_steps(batch: int | None) -> None:
+    x = np.random.default_rng(0).standard_normal((8, 5, 4)).astype(np.float32)
+    models = []
+    for last in (1.0, -1.0):
+        factor = helper.make_tensor("F", 1, [5, 1], np.array([1, 1, 1, 1, last], np.float32))
+        nodes = [
+            helper.make_node("Mul", ["x", "F"], ["z"], name="mul"),
+            helper.make_node("Transpose", ["z"], ["y"], name="turn", perm=[1, 0, 2]),
+        ]
+        size = batch or "N"
+        models.append(build(nodes, {"x": [size, 5, 4]}, {"y": [5, size, 4]}, [factor]).SerializeToString())
+    aligned = Alignment({"y": Place(1)})
+    found = scoring.measure(
+        Metric("agreement", "y"), (models[0], models[1]), Dataset({"x": x}), aligned=aligned, fixed_batch=batch
+    )
+    assert (found.samples, found.drop.value) == (8, pytest.approx(0.2))
+    # Each sample loses one step of five, so nothing is uncertain.
+    assert found.drop.high == pytest.approx(0.2)
+    labels = x.argmax(-1)
+    found = scoring.measure(
+        Metric("accuracy", "y"), (models[0], models[1]), Dataset({"x": x}, labels), aligned=aligned, fixed_batch=batch
+    )
+    assert (found.drop.value, found.wrong) == (pytest.approx(0.2), 0.0)
+
+
+def above(limit: float, kind: str = "NonZero") -> bytes:
+    """``y``: the places [1, K] in ``x [N]`` that are above a limit, or the values [K] there."""
+    last = helper.make_node(kind, ["g"] if kind == "NonZero" else ["x", "g"], ["y"], name="n")
+    nodes = [helper.make_node("Greater", ["x", "F"], ["g"], name="g"), last]
+    model = build(
+        nodes,
+        {"x": ["N"]},
+        {"y": []},
+        [helper.make_tensor("F", 1, [], [limit])],
+        output_types={"y": 7} if kind == "NonZero" else {},
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    return model.SerializeToString()
+
+
+def test_what_has_another_shape_is_lost() -> None:
+    x = np.array([1, 2, 3, 4], np.float32)
+    found = scoring.measure(
+        Metric("agreement", "y"), (above(0), above(1.5)), Dataset({"x": x}), aligned=Alignment(), fixed_batch=None
+    )
+    assert (found.drop.value, found.samples) == (0.25, 4)
+    values = above(0, "Compress"), above(1.5, "Compress")
+    # Of few samples it looked as if each had an entry of its own.
+    for aligned in (Alignment(), FIRST):
+        found = scoring.measure(
+            Metric("relative mse", "y"), values, Dataset({"x": x}), aligned=aligned, fixed_batch=None
+        )
+        assert found.drop.value == pytest.approx(1 / 30)
+        assert found.relative_error == pytest.approx(np.sqrt(1 / 30))
+
+
+def test_sequences_and_text() -> None:
+    data = Dataset({"x": np.array([[1, 2], [3, 4]], np.float32)})
+
+    def models(*nodes: Any, kind: Any) -> tuple[bytes, bytes]:
+        found = []
+        for factor in (1.0, 1.5):
+            first = helper.make_node("Mul", ["x", "F"], ["z"], name="mul")
+            weight = helper.make_tensor("F", 1, [2], [1.0, factor])
+            model = build([first, *nodes], {"x": ["N", 2]}, {}, [weight])
+            model.graph.output.append(kind)
+            found.append(model.SerializeToString())
+        return found[0], found[1]
+
+    split = models(
+        helper.make_node("SplitToSequence", ["z"], ["y"], name="split", axis=1),
+        kind=helper.make_tensor_sequence_value_info("y", 1, None),
+    )
+    metric = scoring.choose("auto", "y", of_objects([np.ones(2), np.ones(2)]), None)
+    found = scoring.measure(metric, split, data, aligned=Alignment(), fixed_batch=None)
+    assert (metric.name, found.drop.value) == ("relative mse", pytest.approx((1 + 4) / 30))
+    text = models(
+        helper.make_node("Cast", ["z"], ["i"], name="i", to=7),
+        helper.make_node("Cast", ["i"], ["y"], name="text", to=8),
+        kind=helper.make_tensor_value_info("y", 8, ["N", 2]),
+    )
+    metric = scoring.choose("auto", "y", np.array([["1", "2"]], object), None)
+    found = scoring.measure(metric, text, data, aligned=FIRST, fixed_batch=None)
+    assert (metric.name, found.drop.value) == ("agreement", 0.5)
+
+
+def test_nothing_on_both_sides_agrees() -> None:
+    x = np.array([1, 2, 3, 4], np.float32)
+    for metric in ("agreement", "relative mse"):
+        found = scoring.measure(
+            Metric(metric, "y"), (above(9), above(9)), Dataset({"x": x}), aligned=Alignment(), fixed_batch=None
+        )
+        assert found.drop == Interval(0, 0, 0)
 
 
 # Scores of the user's own
@@ -228,6 +337,8 @@ def test_a_score_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monke
 def test_outputs_of_integers_have_no_relative_error() -> None:
     nodes = [helper.make_node("ArgMax", ["x"], ["y"], name="top", axis=1, keepdims=0)]
     model = build(nodes, {"x": ["N", 3]}, {"y": ["N"]}, [], output_types={"y": 7}).SerializeToString()
-    found = scoring.measure(Metric("agreement", "y"), (model, model), Dataset({"x": SCORES}), fixed_batch=None)
+    found = scoring.measure(
+        Metric("agreement", "y"), (model, model), Dataset({"x": SCORES}), aligned=FIRST, fixed_batch=None
+    )
     assert found.relative_error is None
     assert found.drop == Interval(0, 0, 0)

@@ -28,9 +28,13 @@ import onnx
 from torch import Tensor
 
 from onnxpq.errors import ConfigError, OnnxpqError, UnsupportedOperatorError
+from onnxpq.graph import is_private
 
 Handler = Callable[..., Any]
 _F = TypeVar("_F", bound=Handler)
+
+ONNXRUNTIME = "onnxruntime"
+"""Stands for the domain ai.onnx of operators that onnxruntime alone has there (`onnxpq.graph.private`)."""
 
 _TOLD = frozenset({"n_outputs", "input_type"})
 """Keywords of handlers that are no attributes of ONNX."""
@@ -129,8 +133,9 @@ def resolve(domain: str, op_type: str, opset: int, node: str) -> Handler:
         UnsupportedOperatorError: if no handler serves the version in force.
     """
     domain = canonical_domain(domain)
-    version = version_in_force(domain, op_type, opset)
-    known = _built_in.get((domain, op_type), {})
+    is_own = is_private(domain, op_type, opset)
+    version = 1 if is_own else version_in_force(domain, op_type, opset)
+    known = _built_in.get((ONNXRUNTIME if is_own else domain, op_type), {})
     if version in known and _schema_is_current(domain, opset):
         return known[version]
     users = {since: fn for since, fn in _users.get((domain, op_type), {}).items() if since <= opset}

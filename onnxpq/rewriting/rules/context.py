@@ -17,8 +17,16 @@ Shape: TypeAlias = tuple[int | str | None, ...]
 _NOT_FROM_VALUES = frozenset({"Shape", "Size"})
 """Operators whose result on a weight tells nothing of its values."""
 
-_NOT_INFERRED = frozenset({("ai.onnx.ml", "Scaler"), ("ai.onnx.ml", "Normalizer")})
-"""Operators of float32 results in the shape of their input where ONNX's shape inference stops."""
+_TO_FLOAT = frozenset({("ai.onnx.ml", "Scaler"), ("ai.onnx.ml", "Normalizer")})
+"""Operators of float32 results in the shape of their first input where ONNX's shape inference stops."""
+
+_SHAPE_KEPT = frozenset(
+    {("", name) for name in ("Affine", "ImageScaler", "LayerNormalization", "ParametricSoftplus", "ScaledTanh")}
+    | {("", name) for name in ("SimplifiedLayerNormalization", "ThresholdedRelu")}
+    | {("com.microsoft", name) for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")}
+    | {("com.microsoft", name) for name in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")}
+)
+"""The same for results in the type of the input: operators of onnxruntime's."""
 
 
 @dataclass(frozen=True)
@@ -131,20 +139,19 @@ def _places(graph: ir.Graph, place: str, labels: Mapping[ir.Node, str]) -> Itera
 
 def _shapes(model: ir.Model) -> dict[str, Shape]:
     proto = structure(model)
+    told: set[str] = set()
     while True:
         graph = onnx.shape_inference.infer_shapes(proto).graph
-        shapes = {info.name: _shape(info) for info in _infos(graph) if _is_shaped_tensor(info)}
-        stops = [
-            node
-            for node in graph.node
-            if (node.domain, node.op_type) in _NOT_INFERRED and node.input[0] in shapes and node.output[0] not in shapes
-        ]
+        infos = {info.name: info for info in _infos(graph) if _is_shaped_tensor(info)}
+        kept = [node for node in graph.node if (node.domain, node.op_type) in _TO_FLOAT | _SHAPE_KEPT]
+        stops = [node for node in kept if node.input[0] in infos and node.output[0] not in infos.keys() | told]
         if not stops:
-            return shapes
-        proto.graph.value_info.extend(
-            onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, shapes[node.input[0]])
-            for node in stops
-        )
+            return {name: _shape(info) for name, info in infos.items()}
+        told |= {node.output[0] for node in stops}
+        for node in stops:
+            info = proto.graph.value_info.add(name=node.output[0], type=infos[node.input[0]].type)
+            if (node.domain, node.op_type) in _TO_FLOAT:
+                info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

@@ -30,7 +30,7 @@ def explain(node: ir.Node, context: Context, model: ir.Model) -> Skipped | None:
     """Why a node that no rule matches keeps its large constant; None where it has none."""
     label = context.labels[node]
     if node.domain == DOMAIN and node.op_type in OP_TYPES:
-        codes = node.inputs[CODES]
+        codes = node.inputs[CODES] if len(node.inputs) > CODES else None
         return Skipped(label, node.op_type, codes.name if codes else None, "It is compressed already.")
     origin = _large_constant(node, context)
     if origin is None:

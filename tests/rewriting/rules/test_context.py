@@ -42,6 +42,19 @@ def test_ranks_are_known_behind_scalers():
     assert [describe(model).rank(node.outputs[0]) for node in model.graph] == [2, 2, 2, 2, 2]
 
 
+def test_ranks_are_known_behind_operators_of_onnxruntime():
+    text = """<ir_version: 8, opset_import: ["" : 13, "com.microsoft" : 1]>
+    main (float16[N,4] x, float16[4] s) => (float16[N,4] y) {
+        a = LayerNormalization(x, s)
+        b = com.microsoft.Gelu(a)
+        c = SimplifiedLayerNormalization(b, s)
+        d = Exp(c)
+        y = com.microsoft.SkipLayerNormalization(d, d, s)
+    }"""
+    model = files.load(onnx.parser.parse_model(text))
+    assert [describe(model).rank(node.outputs[0]) for node in model.graph] == [2, 2, 2, 2, 2]
+
+
 def axes():
     return numpy_helper.from_array(np.array([1], np.int64), "axes")
 

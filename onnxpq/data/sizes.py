@@ -1,0 +1,133 @@
+"""Sizes of inputs that the model leaves open, where nobody gave data: they are tried out.
+
+A network of convolutions with a head of a fixed size says nothing of its images' height and width, and runs with one
+size only. What is right is known to onnxruntime alone, and to the user.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from os import PathLike
+from typing import Final, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxpq.data.datasets import InputSpec, Source, arrays_of, input_specs, random_inputs
+from onnxpq.errors import DataError, OnnxpqError
+
+Run: TypeAlias = Callable[[Mapping[str, NDArray[np.generic]]], Mapping[str, NDArray[np.generic]]]
+"""Runs the model on inputs by name; raises an `OnnxpqError` where it does not take them."""
+
+USUAL: Final = (
+    224,
+    256,
+    64,
+    32,
+    128,
+    512,
+    28,
+    299,
+    96,
+    160,
+    192,
+    384,
+    320,
+    416,
+    448,
+    640,
+    48,
+    16,
+    8,
+    240,
+    260,
+    300,
+    380,
+)
+"""Heights and widths of images, those of the most networks first."""
+
+MULTIPLES: Final = range(8, 1025, 8)
+
+SMALL: Final = range(2, 129)
+
+RANKS: Final = (2, 4, 3, 1, 5)
+"""Of an input that tells nothing of its shape: tables, images, sequences, ..."""
+
+SECONDS: Final = 60.0
+"""That are spent on trying."""
+
+ENTRIES: Final = 2**24
+"""Of one trial's inputs: sizes that make more are not tried."""
+
+
+def ranks(model: ir.Model, sources: Iterable[Source | None]) -> dict[str, int]:
+    """The ranks, by name, that data have for inputs which do not tell theirs."""
+    names, found = unshaped(model), dict[str, int]()
+    # An iterable can be gone through once, which is left to those who read it.
+    for source in sources if names else ():
+        if isinstance(source, str | PathLike | Mapping):
+            found |= {name: np.ndim(array) for name, array in arrays_of(source, "data")[1].items() if name in names}
+    return found
+
+
+def unshaped(model: ir.Model) -> list[str]:
+    """Names of inputs that do not tell their rank."""
+    return [str(v.name) for v in model.graph.inputs if v.shape is None and isinstance(v.type, ir.TensorType)]
+
+
+def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[str]]:
+    """The inputs of a model with sizes with which it runs.
+
+    Args:
+        model: whose open sizes are tried, the batch apart.
+        run: runs it.
+        seed: of the numbers that are tried.
+
+    Returns:
+        The inputs, of which only the batch is open, and a note that says what was made up.
+
+    Raises:
+        DataError: it runs with none of the sizes.
+        ModelError: an input is no tensor.
+    """
+    names = unshaped(model)
+    first = input_specs(model, dict.fromkeys(names, RANKS[0]))
+    if not names and not any(None in spec.shape[1:] for spec in first):
+        return first, []
+    started, failure = time.monotonic(), ""
+    tried: list[int] = []
+    for specs in _candidates(model, names):
+        try:
+            outputs = run(random_inputs(specs, 1, seed).inputs)
+        except OnnxpqError as error:
+            failure = failure or str(error)
+        else:
+            if all(array.size for array in outputs.values()):
+                made = ", ".join(f"'{spec.name}' {spec.describe()}" for spec in specs)
+                return specs, [f"Sizes that the model leaves open were made up: {made}. --test gives it true inputs."]
+            failure = failure or "an output is empty."
+        tried.append(max(size or 1 for spec in specs for size in spec.shape[1:] or (1,)))
+        if time.monotonic() - started > SECONDS:
+            break
+    wanted = ", ".join(f"'{spec.name}' {spec.describe() if spec.name not in names else spec.dtype}" for spec in first)
+    raise DataError(
+        f"The model leaves sizes of its inputs open ({wanted}), and with made-up ones from {min(tried)} to "
+        f"{max(tried)} it does not run. Give inputs that it takes with --test, or with --data. The first "
+        f"failure: {failure}"
+    )
+
+
+def _candidates(model: ir.Model, unknown: list[str]) -> Iterator[list[InputSpec]]:
+    """Inputs with all open sizes the same: 1, those that images have, those of constants of the model, and others."""
+    constants = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    own = sorted({size for tensor in constants if tensor is not None for size in tensor.shape.numpy() if size > 1})
+    for size in dict.fromkeys((1, *USUAL, *own, *MULTIPLES, *SMALL)):
+        for rank in RANKS if unknown else (0,):
+            specs = [
+                replace(spec, shape=tuple(size if dim is None and axis else dim for axis, dim in enumerate(spec.shape)))
+                for spec in input_specs(model, dict.fromkeys(unknown, rank))
+            ]
+            if all(math.prod(dim or 1 for dim in spec.shape) <= ENTRIES for spec in specs):
+                yield specs
