@@ -1,7 +1,7 @@
 """Compares two readers of time-major outputs by itself, with nothing of onnxpq but its session.
 
-``python tests/whole_outputs.py ORIGINAL COMPRESSED DATA.npz`` runs both on each picture and prints what a report should
-say of whole outputs and of the strings that they spell.
+``python tests/whole_outputs.py ORIGINAL COMPRESSED DATA.npz`` runs both on each picture and prints, of whole outputs
+and of the strings that they spell, what a report should say.
 """
 
 import json
