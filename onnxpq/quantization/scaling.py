@@ -86,9 +86,7 @@ def scales(
     if data is not None:
         own = _own_values(normal, {layer.node for layer in layers})
         doubtful = [
-            group
-            for group, size in sizes.items()
-            if by_weights(size, group) is not None or all(place.input in own for place in group)
+            group for group, size in sizes.items() if _share(size) < FEW or all(place.input in own for place in group)
         ]
         seen = _seen(normal, doubtful, data, seed=seed, libraries=libraries)
     found = {
@@ -105,15 +103,19 @@ def by_weights(size: Columns, group: Group) -> Scale | None:
         size: [in], root mean square of each input's weights.
         group: the layers that have them.
     """
-    known = size[size > 0]
-    if not len(known):
+    share = _share(size)
+    if share >= FEW:
         return None
-    share = np.square(known) / np.square(known).sum()
-    # As many as there would be if all those that count counted the same: the exponential of the entropy.
-    few = float(np.exp(-(share * np.log(share)).sum())) / len(size)
-    middle = np.median(known)
+    middle = np.median(size[size > 0])
     scale = Scale.by(middle / np.where(size > 0, size, middle), group[0].dtype)
-    return scale if few < FEW and _pays(scale, 1 / few, group) else None
+    return scale if _pays(scale, 1 / share, group) else None
+
+
+def _share(size: Columns) -> float:
+    """Of how many inputs the weights would be, if all of those counted the same: the exponential of the entropy."""
+    power = np.square(size[size > 0])
+    shares = power / power.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum())) / len(size) if len(power) else 1.0
 
 
 def by_data(size: Columns, seen: ColumnStatistics, group: Group) -> Scale | None:
@@ -128,7 +130,7 @@ def by_data(size: Columns, seen: ColumnStatistics, group: Group) -> Scale | None
     if not (size * np.hypot(deviation, mean)).any():
         return None
     offset = np.square(size * mean).sum() / max(np.square(size * deviation).sum(), TINY)
-    centred = Scale.at(mean, NEAR * _at_least(size, deviation))
+    centred = Scale.at(mean, np.where(size > 0, NEAR * _at_least(deviation, size), np.inf))
     can_be_centred = seen.rows >= LEAST_ROWS and all(place.can_be_centred for place in group)
     is_centred = can_be_centred and offset > OFFSET and _pays(centred, 1 + offset, group)
     spread = deviation if is_centred else np.hypot(deviation, mean)
@@ -163,18 +165,17 @@ def _pays(scale: Scale, gain: float, group: Group) -> bool:
 
 def _units(size: Columns, spread: Columns) -> Columns:
     """The unit of each input, so that what is left of inputs and weights differs as much."""
+    larger = _at_least(spread, size)
     with np.errstate(divide="ignore", invalid="ignore"):
-        units = np.sqrt(_at_least(size, spread) / _at_least(spread, size))
+        units = np.sqrt(larger / _at_least(size, larger))
     return np.where(np.isfinite(units) & (units > 0), units, 1.0)
 
 
-def _at_least(size: Columns, spread: Columns) -> Columns:
-    """The spread of each input, or what makes it count `LEAST` (infinity where it has no weights)."""
-    power = size * spread
+def _at_least(one: Columns, other: Columns) -> Columns:
+    """The first factor of what an input counts, or what makes it count `LEAST` where the second factor can."""
+    power = one * other
     least = LEAST * np.median(power[power > 0]) if power.any() else 0.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Columns = np.fmax(spread, least / size)
-    return found
+    return np.maximum(one, np.divide(least, other, out=np.zeros(len(one)), where=other > 0))
 
 
 def _sizes(normal: ir.Model, group: Group) -> Columns:
