@@ -1,6 +1,7 @@
 """A classifier whose inputs are in different units, beside the same function with a scaler in front.
 
     python -m benchmarks units              # what is not stored yet, then the tables
+    python -m benchmarks units --ordinary   # whether it would pay on models whose inputs are of one unit
     python -m benchmarks units --table
 
 scikit-learn's breast-cancer data; an MLPClassifier behind a StandardScaler, exported by skl2onnx twice: as the pipeline
@@ -9,15 +10,21 @@ that it is, and with the scaler folded into the first weights, as pipelines are 
 means of `offset` standard deviations; both at "own" are those that the data come with. Each row is the mean over
 `SEEDS` splits of the data in halves: accuracy on the half that was not trained on, and the relative error of the
 probabilities there. Nothing has labels but the test.
+
+`--ordinary` gives every layer of other models a scale of its own for each input, or an origin, or both, whether it
+pays by `onnxpq.quantization.scaling` or not: without training, and after a short one.
 """
 
 import argparse
 import copy
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -30,10 +37,13 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 import onnxpq
+from benchmarks.common import processes
+from benchmarks.common.folders import material_of, mnist_folder
 from benchmarks.common.store import Results, Rows
 from onnxpq import runtime
 from onnxpq.config.settings import Config, PQConfig, TrainingConfig
 from onnxpq.errors import MissedError, OnnxpqError
+from onnxpq.quantization import scaling
 
 RESULTS: Final = Results.of(__name__)
 SEEDS: Final = 3
@@ -46,6 +56,24 @@ LAYOUTS: Final = tuple(itertools.product((2, 4, 8), (16, 256)))
 """d, K."""
 
 STEPS: Final = (0, 600)
+OTHERS: Final = "other models"
+
+MODELS: Final = processes.ROOT / "models"
+ORDINARY: Final[dict[str, Callable[[], tuple[Path, ...]]]] = {
+    "digits": lambda: (MODELS / "digits_mlp.onnx", MODELS / "digits_train.npz", MODELS / "digits_test.npz"),
+    "mnist_lenet": lambda: files_of(mnist_folder("mnist_lenet")),
+    "minilm": lambda: files_of(material_of("minilm")),
+}
+ORDINARY_LAYOUTS: Final = ((8, 16), (4, 256))
+ORDINARY_STEPS: Final = (0, 200)
+_ALL: Final = {"FEW": math.inf, "_pays": lambda *_: True}
+WAYS: Final[dict[str, dict[str, Any]]] = {
+    "as it is": {"SPREAD": math.inf, "OFFSET": math.inf, "FEW": 0.0},
+    "scaled": {"SPREAD": 0.0, "OFFSET": math.inf, **_ALL},
+    "centred": {"SPREAD": math.inf, "OFFSET": 0.0, **_ALL},
+    "both": {"SPREAD": 0.0, "OFFSET": 0.0, **_ALL},
+}
+"""The settings of `onnxpq.quantization.scaling` that do so everywhere."""
 
 Matrix = NDArray[np.float32]
 
@@ -106,6 +134,11 @@ def measure(given: Case, model: onnx.ModelProto, layout: tuple[int, int], steps:
     return row | {"layers": sum(layer.bytes_after for layer in result.report.layers)}
 
 
+def files_of(folder: Path) -> tuple[Path, ...]:
+    """Model, training and test data."""
+    return folder / "model.onnx", folder / "train.npz", folder / "test.npz"
+
+
 def accuracy(scores: Matrix, labels: NDArray[np.int64]) -> float:
     return float(np.mean(scores.argmax(1) == labels))
 
@@ -125,6 +158,38 @@ def missing(stored: Rows, *, quick: bool) -> Iterator[tuple[tuple[str, ...], tup
             place = place.get(name, {})
         if not place:
             yield names, (form, spread, offset, layout, steps)
+
+
+def ordinary(stored: Rows) -> Iterator[tuple[tuple[str, ...], Rows]]:
+    """Names and contents of the rows of other models that are not stored."""
+    for name, layout, steps, way in itertools.product(ORDINARY, ORDINARY_LAYOUTS, ORDINARY_STEPS, WAYS):
+        names = (name, f"d={layout[0]} K={layout[1]}", str(steps), way)
+        if way in stored.get(name, {}).get(names[1], {}).get(names[2], {}):
+            continue
+        model, train, test = ORDINARY[name]()
+        config = Config(pq=PQConfig(*layout, "auto"), training=TrainingConfig(steps=steps, batch_size=64))
+        with mock.patch.multiple(scaling, **WAYS[way]):
+            try:
+                report = onnxpq.compress(model, train, test=test, config=config).report
+            except MissedError as error:
+                report = error.result.report
+        errors = [output.relative_error for output in report.verification.outputs if output.relative_error is not None]
+        yield names, {"error": errors[-1], "layers": sum(layer.bytes_after for layer in report.layers)}
+
+
+def ordinary_table(stored: Rows) -> str:
+    """Errors of each way, relative to those of the models as they are."""
+    lines = [
+        "",
+        f"| model | layout | steps | as it is | {' | '.join(list(WAYS)[1:])} |",
+        "|---" * (3 + len(WAYS)) + "|",
+    ]
+    for name, layouts in stored.items():
+        for (layout, kinds), steps in itertools.product(layouts.items(), map(str, ORDINARY_STEPS)):
+            errors = [kinds.get(steps, {}).get(way, {}).get("error", math.nan) for way in WAYS]
+            relative = " | ".join(f"{100 * (error / errors[0] - 1):+.1f} %" for error in errors[1:])
+            lines.append(f"| {name} | {layout} | {steps} | {errors[0]:.4f} | {relative} |")
+    return "\n".join(lines)
 
 
 def mean(rows: list[Rows]) -> Rows:
@@ -156,17 +221,27 @@ def cell(row: Rows) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ordinary", action="store_true", help="other models, instead")
     parser.add_argument("--quick", action="store_true", help="two layouts, fewer spreads")
     parser.add_argument("--under", default="now", help="the name that rows are stored under, such as that of a commit")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is stored")
     options = parser.parse_args()
-    stored = RESULTS.rows().get(options.under, {})
-    for names, (form, spread, offset, layout, steps) in () if options.table else missing(stored, quick=options.quick):
-        rows = []
-        for seed in range(SEEDS):
-            given = case(spread, offset, seed)
-            rows.append(measure(given, given.folded if form == "folded" else given.in_front, layout, steps))
-        print(*names, mean(rows), flush=True)
-        RESULTS.add(mean(rows), options.under, *names)
+    if not options.table:
+        for names, row in rows_of(options):
+            print(*names, row, flush=True)
+            RESULTS.add(row, *names)
     for name, rows in RESULTS.rows().items():
-        print(f"\n{name}:\n{table(rows)}")
+        print(f"\n{name}:\n{ordinary_table(rows) if name == OTHERS else table(rows)}")
+
+
+def rows_of(options: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], Rows]]:
+    """Names and contents of the rows that are asked for and not stored."""
+    if options.ordinary:
+        for names, row in ordinary(RESULTS.rows().get(OTHERS, {})):
+            yield (OTHERS, *names), row
+        return
+    stored = RESULTS.rows().get(options.under, {})
+    for names, (form, spread, offset, layout, steps) in missing(stored, quick=options.quick):
+        cases = (case(spread, offset, seed) for seed in range(SEEDS))
+        rows = [measure(it, it.folded if form == "folded" else it.in_front, layout, steps) for it in cases]
+        yield (options.under, *names), mean(rows)

@@ -29,6 +29,7 @@ from onnxpq.quantization import calibration
 from onnxpq.rewriting import rescaling
 from onnxpq.rewriting.rescaling import Group, Scale
 from onnxpq.runtime import Libraries
+from onnxpq.support import memory
 
 Columns: TypeAlias = NDArray[np.floating]
 
@@ -39,7 +40,8 @@ LEAST_ROWS: Final = 32
 """Of fewer the mean is that of the samples, and not of the inputs."""
 
 SPREAD: Final = 16.0
-"""Inputs are scaled where one that counts has more than this times the power that the weights are made for."""
+"""Inputs are scaled where one that counts has so many times the power that the weights are made for, and weights of so
+much less."""
 
 OFFSET: Final = 1.0
 """Inputs are centred where their means have more than this times the power of their deviations."""
@@ -82,6 +84,7 @@ def scales(
         libraries: custom-operator libraries that the model needs.
     """
     sizes = {group: _sizes(normal, group) for group in rescaling.groups(model, layers)}
+    memory.give_back()
     seen: Mapping[Group, ColumnStatistics] = {}
     if data is not None:
         own = _own_values(normal, {layer.node for layer in layers})
@@ -144,12 +147,18 @@ def by_data(size: Columns, seen: ColumnStatistics, group: Group) -> Scale | None
 
 
 def _difference(size: Columns, spread: Columns) -> float:
-    """The largest power of an input that counts, relative to what the weights are made for."""
+    """By what factor an input that counts has more power, and its weights less, than where the weights' power lies.
+
+    One of both is no other unit: what is often seen has more power than what is rare, and an input that the output
+    hardly depends on has smaller weights.
+    """
     power = np.square(size * spread)
     if not power.any():
         return 0.0
-    expected = power.sum() / np.square(size).sum()
-    return float(np.square(spread[power >= COUNTS * power.mean()]).max() / expected)
+    squares = np.square(size)
+    made_for, larger = power.sum() / squares.sum(), np.square(squares).sum() / squares.sum()
+    counts = power >= COUNTS * power.mean()
+    return float(np.minimum(np.square(spread[counts]) / made_for, larger / squares[counts]).max())
 
 
 def _pays(scale: Scale, gain: float, group: Group) -> bool:

@@ -147,7 +147,13 @@ def test_what_is_of_one_unit_stays() -> None:
     for x in (samples(np.ones(IN)), np.maximum(samples(np.ones(IN)), 0) * (rng.random(IN) < 0.7), np.zeros((50, IN))):
         assert scaling.by_data(np.ones(IN), seen(x), group()) is None
     # Large inputs that the network was trained on as they are: their weights are no smaller.
-    assert scaling.by_data(np.ones(IN), seen(samples(np.where(np.arange(IN) < 8, 5.0, 1.0))), group()) is None
+    one = np.where(np.arange(IN) < 1, 50.0, 1.0)
+    assert scaling.by_data(np.ones(IN), seen(samples(one)), group()) is None
+    # Nor is a class of another unit that is seen more often than the others.
+    hot = np.eye(IN)[np.minimum(rng.geometric(0.4, 4000), IN) - 1]
+    assert scaling.by_data(rng.uniform(0.5, 1, IN), seen(hot), group()) is None
+    # An input that the output hardly depends on.
+    assert scaling.by_data(1 / one, seen(samples(np.ones(IN))), group()) is None
     assert scaling.by_weights(np.zeros(IN), group()) is None
     assert scaling.by_weights(rng.random(IN), group()) is None
 
