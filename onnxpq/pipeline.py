@@ -89,7 +89,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         own = subject.read(run, model, data, test, labels)
         targeting.check(run, own)
         own = subject.looked_up(run, subject.reached(run, own))
-        own = arranging.orderable(run, own)
+        own = arranging.orderable(run, arranging.scaled(run, own))
         if kept.folder is None and run.config.target.is_set:
             run.layers = workspace.temporary(Path(scratch))
         trainer = Trainer(run, Path(cache_dir or kept.activations or scratch), own.train, own.output)

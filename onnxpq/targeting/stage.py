@@ -351,7 +351,7 @@ def _gain(case: Case, weight: str) -> float:
 def _bytes(case: Case, weight: str, layout: Layout) -> int:
     """What a weight takes in the file: each subgraph that uses it has a copy."""
     layers = [layer for layer in case.subject.layers if layer.weight == weight]
-    return len({layer.place for layer in layers}) * layout.nbytes + sum(layer.order_bytes for layer in layers)
+    return len({layer.place for layer in layers}) * layout.nbytes + sum(layer.input_bytes for layer in layers)
 
 
 def _weigh(case: Case, layouts: Layouts) -> int:
