@@ -369,7 +369,7 @@ def test_names_that_are_no_text_are_damage() -> None:
 def test_two_initializers_of_one_name_and_different_values_are_refused() -> None:
     model = tiny.mlp()
     model.graph.initializer.append(tiny.initializer("b1", tiny.HIDDEN, seed=9))
-    with pytest.raises(ModelError, match=r"'tiny' has two initializers 'b1' of different values, .* Remove one"):
+    with pytest.raises(ModelError, match=r"'tiny' has two initializers 'b1' of different values: .* Remove one"):
         files.read(model)
 
 
