@@ -95,7 +95,7 @@ def test_an_existing_output_is_replaced(folder: Path) -> None:
 def test_convolutions_of_one_point_are_taken_where_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(folder / "conv.onnx", FORMS["Conv 1x1"].model())
     assert cli.main(["inspect", "conv.onnx"]) == 0
-    assert "fc (Conv): It is a convolution with a kernel of one point" in capsys.readouterr().out
+    assert "1 Conv (fc): It is a convolution with a kernel of one point" in capsys.readouterr().out
     assert cli.main(["inspect", "conv.onnx", "--conv1x1"]) == 0
     assert "160 x 96" in capsys.readouterr().out
 

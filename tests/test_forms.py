@@ -111,6 +111,7 @@ def test_trained_end_to_end(name, monkeypatch):
     assert stored <= report.verification.bytes_before <= stored + 2000, "the report counts the weights' bytes"
 
 
+@pytest.mark.rounding
 def test_training_changes_what_is_in_a_branch():
     form = FORMS["weight of the main graph and a branch"]
     data = form.inputs(rows=1500, seed=3)

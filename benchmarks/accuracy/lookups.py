@@ -31,6 +31,7 @@ from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
 from onnxpq.network import matrices
 from onnxpq.pq.layout import Layout
+from onnxpq.pq.reference import decode
 from onnxpq.pq.tensor import PQTensor
 from onnxpq.quantization import calibration, encoding, lookups
 from onnxpq.quantization.lookups import Lookups
@@ -72,7 +73,9 @@ def losses() -> None:
                 quantized = encoding.quantize(
                     matrix, layout, seed=0, statistics=use.statistics, importance=use.importance
                 )
-                stored = encoding.constant_of(normal, table, quantized)
+                frozen = quantized.freeze()
+                decoded = decode(frozen.codebooks, frozen.codes, frozen.scales, frozen.in_features)
+                stored = matrices.constant_of(normal, table, decoded)
                 missed = np.linalg.norm(stored - matrix.numpy()) / np.linalg.norm(matrix.numpy())
                 target = Path(scratch) / "small.onnx"
                 files.save(rewriting.rewrite(model, [table], {table.weight: quantized.freeze()}), target)

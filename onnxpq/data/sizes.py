@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.data.datasets import InputSpec, Source, arrays_of, input_specs, random_inputs
+from onnxpq.data.datasets import InputSpec, Source, arrays_of, has_samples, input_specs, random_inputs
 from onnxpq.errors import DataError, OnnxpqError
 
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.generic]]], Mapping[str, NDArray[np.generic]]]
@@ -48,7 +48,8 @@ USUAL: Final = (
 )
 """Heights and widths of images, those of the most networks first."""
 
-MULTIPLES: Final = range(8, 1025, 8)
+MULTIPLES: Final = (*range(8, 1025, 8), 2048, 3000, 4096, 8000, 16000)
+"""The last ones are those of sounds: frames, and a second of samples."""
 
 SMALL: Final = range(2, 129)
 
@@ -89,18 +90,20 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
         The inputs, of which only the batch is open, and a note that says what was made up.
 
     Raises:
-        DataError: it runs with none of the sizes.
+        DataError: it runs with none of the sizes, or nobody can make up what its inputs hold.
         ModelError: an input is no tensor.
     """
     names = unshaped(model)
     first = input_specs(model, dict.fromkeys(names, RANKS[0]))
-    if not names and not any(None in spec.shape[1:] for spec in first):
+    is_known = not names and not any(None in spec.shape[1:] for spec in first)
+    if is_known or not has_samples(first):
         return first, []
     started, failure = time.monotonic(), ""
     tried: list[int] = []
-    for specs in _candidates(model, names):
+    for size, specs in _candidates(model, names):
+        inputs = random_inputs(specs, 1, seed).inputs
         try:
-            outputs = run(random_inputs(specs, 1, seed).inputs)
+            outputs = run(inputs)
         except OnnxpqError as error:
             failure = failure or str(error)
         else:
@@ -108,7 +111,7 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
                 made = ", ".join(f"'{spec.name}' {spec.describe()}" for spec in specs)
                 return specs, [f"Sizes that the model leaves open were made up: {made}. --test gives it true inputs."]
             failure = failure or "an output is empty."
-        tried.append(max(size or 1 for spec in specs for size in spec.shape[1:] or (1,)))
+        tried.append(size)
         if time.monotonic() - started > SECONDS:
             break
     wanted = ", ".join(f"'{spec.name}' {spec.describe() if spec.name not in names else spec.dtype}" for spec in first)
@@ -119,7 +122,7 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
     )
 
 
-def _candidates(model: ir.Model, unknown: list[str]) -> Iterator[list[InputSpec]]:
+def _candidates(model: ir.Model, unknown: list[str]) -> Iterator[tuple[int, list[InputSpec]]]:
     """Inputs with all open sizes the same: 1, those that images have, those of constants of the model, and others."""
     constants = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     own = sorted({size for tensor in constants if tensor is not None for size in tensor.shape.numpy() if size > 1})
@@ -130,4 +133,4 @@ def _candidates(model: ir.Model, unknown: list[str]) -> Iterator[list[InputSpec]
                 for spec in input_specs(model, dict.fromkeys(unknown, rank))
             ]
             if all(math.prod(dim or 1 for dim in spec.shape) <= ENTRIES for spec in specs):
-                yield specs
+                yield size, specs

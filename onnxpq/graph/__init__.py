@@ -23,7 +23,7 @@ from onnxpq.graph.opsets import opset
 from onnxpq.graph.preparing import prepare
 from onnxpq.graph.private import is_private
 from onnxpq.graph.protobuf import structure, tensor_bytes
-from onnxpq.graph.walking import graphs_of, node_label, subgraphs_of, used_values
+from onnxpq.graph.walking import graph_of, graphs_of, node_label, subgraphs_of, used_values
 
 __all__ = [
     "FLOATS",
@@ -35,6 +35,7 @@ __all__ = [
     "constant",
     "element_type",
     "files",
+    "graph_of",
     "graphs_of",
     "is_private",
     "is_standard",

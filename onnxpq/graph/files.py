@@ -32,6 +32,7 @@ from onnxpq.graph.protobuf import (
     structure,
     to_proto,
 )
+from onnxpq.graph.reading import read_proto
 from onnxpq.support.writing import scratch_folder, write_bytes
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
@@ -55,12 +56,6 @@ HELD_BY_FUNCTIONS: Final = (
 )
 
 _EXTERNAL_KEY: Final = "onnxpq.external_data"
-
-_FOREIGN_FORMATS: Final = (
-    (b"version https://git-lfs", "a Git LFS pointer; fetch the model itself with `git lfs pull`"),
-    (b"PK\x03\x04", "a zip archive, as PyTorch and Keras write them; export the model to ONNX first"),
-    (b"\x89HDF", "an HDF5 file; export the model to ONNX first"),
-)
 
 
 class Loaded(NamedTuple):
@@ -108,7 +103,7 @@ def read(source: Source, judge: Judge | None = None) -> Loaded:
     if isinstance(source, ir.Model):
         loaded, has_external = _of_model(source, where, judge)
     else:
-        proto, path, values = _read_proto(source, where)
+        proto, path, values = read_proto(source, where, LARGE_BYTES)
         loaded, has_external = _of_proto(proto, path, values, where, judge)
     model, notes, mended = loaded
     open_negative_dimensions(model)
@@ -313,67 +308,6 @@ def _describe(source: Source) -> str:
     return "the model that was passed"
 
 
-class _Read(NamedTuple):
-    """What was read of a model.
-
-    Attributes:
-        proto: without external data and `values`.
-        path: of its file, that external data is relative to; None where there is none.
-        values: of the initializers of a large file.
-    """
-
-    proto: onnx.ModelProto
-    path: str | None
-    values: mapped.Values
-
-
-def _read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto, where: str) -> _Read:
-    if isinstance(source, onnx.ModelProto):
-        proto = onnx.ModelProto()
-        proto.CopyFrom(source)
-        return _Read(proto, None, {})
-    if isinstance(source, bytes):
-        return _Read(_parse(source, where), None, {})
-    path = os.fspath(source)
-    if os.path.isdir(path):
-        raise ModelError(f"{where} is a folder; expected an ONNX file. Pass the path of the .onnx file in it.")
-    try:
-        found = mapped.read(path) if os.path.getsize(path) > LARGE_BYTES else None
-        if found is None:
-            with open(path, "rb") as file:
-                content = file.read()
-    except FileNotFoundError as error:
-        raise ModelError(f"{where} does not exist. Check the path.") from error
-    except OSError as error:
-        raise ModelError(f"{where} cannot be read: {error.strerror}. Check its permissions.") from error
-    proto, values = found or (_parse(content, where), {})
-    return _Read(proto, path, values)
-
-
-def _parse(content: bytes, where: str) -> onnx.ModelProto:
-    if not content:
-        raise ModelError(f"{where} is empty (0 bytes); expected an ONNX model. Export or download it again.")
-    for magic, kind in _FOREIGN_FORMATS:
-        if content.startswith(magic):
-            raise ModelError(f"{where} is not an ONNX model but {kind}.")
-    if content[4:8] == b"ORTM":
-        raise ModelError(f"{where} is in onnxruntime's own .ort format; pass the .onnx file that it was made from.")
-    try:
-        proto: onnx.ModelProto = onnx.ModelProto.FromString(content)
-    # protobuf's DecodeError; naming it would tie us to protobuf's own package.
-    except Exception as error:
-        # ONNX writers put field 1, the IR version, first: tag 0x08 and a small number.
-        if content[0] == 0x08 and len(content) > 1 and 0 < content[1] < 0x20:
-            raise ModelError(
-                f"{where} is damaged or truncated: it starts as an ONNX model, but its {len(content)} bytes do not "
-                "form a complete one. Download or copy it again."
-            ) from error
-        raise ModelError(f"{where} is not an ONNX model: {len(content)} bytes that are no protobuf of one.") from error
-    if not proto.ir_version and not proto.graph.node:
-        raise ModelError(f"{where} is not an ONNX model: it has neither an IR version nor a node.")
-    return proto
-
-
 def _free_initializers(model: ir.Model) -> None:
     """Before IR version 4 every initializer had to be a graph input as well: that did not make it one to be fed."""
     if model.ir_version < FIRST_IR_WITH_CONSTANTS:
@@ -427,7 +361,7 @@ def files_of(source: Source | None, *, strict: bool = False) -> list[str]:
 @lru_cache(maxsize=8)
 def _external_files(path: str, _identity: tuple[int, ...]) -> tuple[str, ...]:
     """The external data files of a model file, which is asked several times in a run."""
-    proto, _, _ = _read_proto(path, f"'{path}'")
+    proto, _, _ = read_proto(path, f"'{path}'", LARGE_BYTES)
     return tuple(sorted({tensor.path for tensor in external.find(proto, path)}))
 
 

@@ -64,7 +64,7 @@ def check_weights(model: ir.Model, nodes: Mapping[str, str]) -> None:
 def _check_fits(array: NDArray[np.float64], name: str, node: str) -> None:
     """Codebooks and scales are float32 at most."""
     largest, limits = float(np.abs(array).max(initial=0.0)), np.finfo(np.float32)
-    if largest > limits.max or 0 < largest < limits.tiny:
+    if largest > float(limits.max) or 0 < largest < float(limits.tiny):
         raise ModelError(
             f"The weight '{name}' of node '{node}' has double-precision values up to {largest:.1e}; codebooks are "
             f"float32, which reaches from {limits.tiny:.1e} to {limits.max:.1e}. Leave the layer out with --exclude "

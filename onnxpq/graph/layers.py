@@ -24,8 +24,8 @@ class Layer:
         bias: name of the bias' constant, where the layer has a constant one.
         weight_bytes: bytes of the weight in the type that the model stores it in.
         place: the subgraph that the node lies in, e.g. "choice.then_branch"; empty for the main graph.
-        order_bytes: what the order takes in which its inputs were put (`onnxpq.quantization.ordering`); the first of
-            the layers that share it counts it.
+        input_bytes: what brings its inputs to one scale and into the order in which they quantize well
+            (`onnxpq.quantization.arranging`); the first of the layers that share it counts it.
     """
 
     node: str
@@ -37,7 +37,7 @@ class Layer:
     bias: str | None
     weight_bytes: int = 0
     place: str = ""
-    order_bytes: int = field(default=0, compare=False)
+    input_bytes: int = field(default=0, compare=False)
 
     @property
     def is_table(self) -> bool:

@@ -25,6 +25,9 @@ FIRST_IR_WITH_CONSTANTS: Final = 4
 
 _USERS_DOMAIN: Final = f"{DOMAIN}.user"
 _GRAPH_NAME: Final = "graph"
+_NAMED: Final = 5
+"""Of many names a note has so many."""
+
 _MOST_VALUES: Final = 2**27
 """Of a sparse tensor that becomes a dense one."""
 
@@ -65,12 +68,29 @@ def mend(proto: onnx.ModelProto, where: str) -> Mended:
         _order,
         _outputs,
     )
+    _check_texts(proto, where)
     try:
         found = [what for step in steps for what in step(proto)]
-    # Names that are no text come as bytes, which ONNX's and Python's functions refuse each in their own way.
+    # What else is damaged, the functions of ONNX and Python refuse each in its own way.
     except (TypeError, ValueError) as error:
         raise ModelError(f"{where} is damaged: {error}. Export or copy it again.") from error
     return Mended([f"The model was mended: {what}." for what in found if what], bool(found))
+
+
+def _check_texts(proto: onnx.ModelProto, where: str) -> None:
+    """Names that are not UTF-8 come as bytes."""
+    containers = (proto, *proto.functions)
+    scopes = (*graphs_of(proto), *proto.functions)
+    names = [
+        *(entry.domain for container in containers for entry in container.opset_import),
+        *(scope.name for scope in scopes),
+        *(tensor.name for graph in graphs_of(proto) for tensor in graph.initializer),
+        *(name for node in all_nodes(proto) for name in (node.name, node.op_type, node.domain)),
+        *(name for node in all_nodes(proto) for name in (*node.input, *node.output)),
+    ]
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise ModelError(f"{where} is damaged: the name {wrong!r} is no text. Export or copy it again.")
 
 
 def _free_initializers(proto: onnx.ModelProto) -> Iterator[str]:
@@ -155,25 +175,23 @@ def _functions(proto: onnx.ModelProto) -> Iterator[str]:
             version = version_of(proto, entry.domain)
             if version is None or version == entry.version:
                 continue
-            nodes = [node for node in used if node.domain == entry.domain]
-            others = {node.op_type for node in nodes if _differs(node, entry.version, version)}
+            own = {node.op_type for node in used if node.domain == entry.domain}
+            others = sorted(name for name in own if _may_differ(name, entry.domain, entry.version, version))
             found, entry.version = entry.version, version
             yield (
-                ""
-                if not others
-                else f"function '{function.name}' imports version {found} of '{entry.domain or 'ai.onnx'}' and the "
-                f"model {version}, in which {_quoted(others)} may differ; the model's is taken, as by onnxruntime"
+                f"function '{function.name}' imports version {found} of '{entry.domain or 'ai.onnx'}' and the model "
+                f"{version}, in which {_quoted(others)} may differ; the model's is taken, as by onnxruntime"
+                if others
+                else ""
             )
 
 
-def _differs(node: onnx.NodeProto, one: int, other: int) -> bool:
-    domain = "" if is_default(node.domain) else node.domain
-    versions = [
-        onnx.defs.get_schema(node.op_type, version, domain).since_version
-        for version in (one, other)
-        if onnx.defs.has(node.op_type, version, domain)
-    ]
-    return len(set(versions)) > 1
+def _may_differ(op_type: str, domain: str, *versions: int) -> bool:
+    """Whether an operator is another one in these versions of its domain; those of other domains than ONNX's may be."""
+    name = "" if is_default(domain) else domain
+    known = [version for version in versions if onnx.defs.has(op_type, version, name)]
+    since = {onnx.defs.get_schema(op_type, version, name).since_version for version in known}
+    return len(known) < len(versions) or len(since) > 1
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[str]:
@@ -194,15 +212,32 @@ def _names(proto: onnx.ModelProto) -> Iterator[str]:
 
 
 def _initializers(proto: onnx.ModelProto) -> Iterator[str]:
-    """Of initializers of the same name onnxruntime takes the last."""
+    """Of initializers of one name but of different values onnxruntime 1.32 takes the first or the last, by size."""
     for graph in graphs_of(proto):
         last = {tensor.name: number for number, tensor in enumerate(graph.initializer)}
-        if len(last) < len(graph.initializer):
-            kept = [tensor for number, tensor in enumerate(graph.initializer) if last[tensor.name] == number]
-            shared = [name for name, count in Counter(t.name for t in graph.initializer).items() if count > 1]
-            del graph.initializer[:]
-            graph.initializer.extend(kept)
-            yield f"several initializers had the name {_quoted(shared)}; like onnxruntime it keeps the last"
+        if len(last) == len(graph.initializer):
+            continue
+        kept = [tensor for number, tensor in enumerate(graph.initializer) if last[tensor.name] == number]
+        others = [tensor for number, tensor in enumerate(graph.initializer) if last[tensor.name] != number]
+        values = {tensor.name: _content(tensor) for tensor in kept}
+        for tensor in others:
+            if _content(tensor) != values[tensor.name]:
+                raise ModelError(
+                    f"The graph '{graph.name}' has two initializers '{tensor.name}' of different values: which of "
+                    "them counts is open. Remove one."
+                )
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        yield f"the initializers {_quoted(sorted({tensor.name for tensor in others}))} were there twice"
+
+
+def _content(tensor: onnx.TensorProto) -> bytes:
+    """What a tensor is, without what is said of it."""
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    copy.ClearField("doc_string")
+    del copy.metadata_props[:]
+    return bytes(copy.SerializeToString(deterministic=True))
 
 
 def _sparse(proto: onnx.ModelProto) -> Iterator[str]:
@@ -303,4 +338,6 @@ def _is_shaped(info: onnx.ValueInfoProto) -> bool:
 
 
 def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+    known = list(names)
+    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+    return ", ".join(f"'{name}'" for name in known[:_NAMED]) + more

@@ -8,11 +8,12 @@ lists (`codec`, ...) are batched torch.
 from onnxpq.pq.layout import CODEBOOK_BYTES, Layout
 from onnxpq.pq.packing import pack_codes
 from onnxpq.pq.reference import decode
-from onnxpq.pq.statistics import InputStatistics
+from onnxpq.pq.statistics import ColumnStatistics, InputStatistics
 from onnxpq.pq.tensor import PQTensor, packed_bytes
 
 __all__ = [
     "CODEBOOK_BYTES",
+    "ColumnStatistics",
     "InputStatistics",
     "Layout",
     "PQTensor",

@@ -1,4 +1,4 @@
-"""What is known of a layer's inputs: their second moment, summed up batch by batch."""
+"""What is known of a layer's inputs, summed up batch by batch: their second moment, or their means and deviations."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,3 +104,40 @@ class InputStatistics:
         np.multiply(total, (1 - share) / mean, out=moment, casting="same_kind")
         moment[np.diag_indices(size)] += share
         return moment
+
+
+class ColumnStatistics:
+    """Mean and standard deviation of each input of a layer, from rows that need not be kept.
+
+    Attributes:
+        rows: number of rows seen so far.
+        mean: [in].
+    """
+
+    def __init__(self, in_features: int) -> None:
+        self.rows = 0
+        self.mean = np.zeros(in_features)
+        self._squares = np.zeros(in_features)
+
+    @property
+    def deviation(self) -> NDArray[np.float64]:
+        """[in]; zeros before the first row."""
+        return np.sqrt(self._squares / max(1, self.rows))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no row held NaN, infinity, or numbers whose squares are."""
+        return bool(np.isfinite(self._squares).all())
+
+    def add(self, inputs: NDArray[np.floating]) -> None:
+        """Count rows of inputs, [N, in]."""
+        if not len(inputs):
+            return
+        # Around the mean of these rows, and then merged (Chan, Golub, LeVeque 1979): means may be large.
+        with np.errstate(over="ignore", invalid="ignore"):
+            own = inputs.mean(0, dtype=np.float64)
+            step = own - self.mean
+            both = self.rows + len(inputs)
+            self._squares += np.square(inputs - own).sum(0) + step**2 * (self.rows * len(inputs) / both)
+            self.mean += step * (len(inputs) / both)
+        self.rows = both

@@ -1,4 +1,4 @@
-"""The subject with a Gather where another order of a layer's inputs pays, and with the order that a layout asks for."""
+"""The subject with its layers' inputs as they quantize well: on one scale, and in the order that a layout asks for."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,9 +7,38 @@ from functools import partial
 from onnxpq.graph import normalise
 from onnxpq.network import matrices
 from onnxpq.pq import Layout
-from onnxpq.quantization import calibration, ordering
+from onnxpq.quantization import calibration, ordering, scaling
 from onnxpq.quantization.subject import Ordered, Subject
+from onnxpq.rewriting import find_layers, rescaling
 from onnxpq.workspace import Run
+
+
+def scaled(run: Run, subject: Subject) -> Subject:
+    """The same with a Sub and a Mul before layers whose inputs differ by more than quantizing bears."""
+    forms = subject.forms
+    with run.stage("scaling"):
+        found = scaling.scales(
+            forms.prepared,
+            forms.normal,
+            subject.layers,
+            subject.train,
+            seed=run.config.seed,
+            libraries=run.libraries,
+        )
+    if not found:
+        return subject
+    names = ", ".join(f"'{place.layer.node}'" for group, _ in found for place in group)
+    if forms.is_widened:
+        run.notes.append(
+            f"Inputs differ much and stay as they are, as the model computes in bfloat16: those of {names}."
+        )
+        return subject
+    run.notes.append(f"Inputs are in different units, or far from zero, and are brought to one scale before {names}.")
+    prepared = rescaling.rescaled(forms.prepared, found)
+    costs = {group[0].layer.node: rescaling.nbytes(group, scale) for group, scale in found}
+    layers, _ = find_layers(prepared, run.config)
+    layers = [replace(layer, input_bytes=costs.get(layer.node, 0)) for layer in layers]
+    return replace(subject, forms=replace(forms, prepared=prepared, normal=normalise(prepared)), layers=layers)
 
 
 def orderable(run: Run, subject: Subject) -> Subject:
@@ -34,7 +63,7 @@ def orderable(run: Run, subject: Subject) -> Subject:
     costs = {grouped[value][0].node: ordering.order_bytes(len(size)) for value, size in sizes.items()}
     for old, new in names.items():
         moments.rename(old, new)
-    layers = [replace(layer, order_bytes=costs.get(layer.node, 0)) for layer in subject.layers]
+    layers = [replace(layer, input_bytes=layer.input_bytes + costs.get(layer.node, 0)) for layer in subject.layers]
     reordered = ", ".join(f"'{layer.node}'" for value in sizes for layer in grouped[value])
     run.notes.append(f"The inputs are put in another order, in which they quantize better, before {reordered}.")
     ordered = {names[value]: Ordered(grouped[value][0].weight, size) for value, size in sizes.items()}

@@ -216,7 +216,7 @@ def unreached(
     exposed = subgraphs.expose(model, [name for names in left.values() for name in names])
     wanted = {name for names in left.values() for name in names}
     try:
-        for values in _values(exposed, wanted, data, np.random.default_rng(seed), libraries):
+        for values in sampled(exposed, wanted, data, np.random.default_rng(seed), libraries):
             left = {weight: names for weight, names in left.items() if not any(values[name].size for name in names)}
             if not left:
                 break
@@ -245,7 +245,7 @@ def lookups(
     wanted = {name for weight in found for name in sources[weight]}
     if not found:
         return {}
-    for values in _values(model, wanted, data, np.random.default_rng(seed), libraries):
+    for values in sampled(model, wanted, data, np.random.default_rng(seed), libraries):
         for weight, size in sizes.items():
             for name in sources[weight]:
                 rows = values[name].reshape(-1).astype(np.int64)
@@ -332,7 +332,7 @@ def _one_pass(
     found = {factors: InputStatistics(size) for factors, size in features.items()}
     wanted = {factor.name for factors in features for factor in factors}
     random = np.random.default_rng(seed)
-    for values in _values(model, wanted, data, random, libraries):
+    for values in sampled(model, wanted, data, random, libraries):
         for (factors, size), statistics in zip(features.items(), found.values(), strict=True):
             for factor in factors:
                 rows = _rows(values[factor.name], factor, size)
@@ -346,10 +346,10 @@ def _one_pass(
     return found
 
 
-def _values(
+def sampled(
     model: ir.Model, wanted: set[str], data: Dataset, random: np.random.Generator, libraries: runtime.Libraries
 ) -> Iterator[dict[str, Array]]:
-    """The wanted values of the graph, for samples in random order, batch by batch."""
+    """Values of the graph by name, for samples in random order, batch by batch."""
     given = [value.name or "" for value in model.graph.inputs]
     computed = sorted(wanted - set(given))
     part = activations.extract(model, given, computed) if computed else None

@@ -73,7 +73,7 @@ def report(
         codewords=layout.codewords,
         groups=layout.groups,
         bytes_before=0 if sharing else layer.weight_bytes or exact.nbytes,
-        bytes_after=0 if is_stored else tensor.nbytes + layer.order_bytes,
+        bytes_after=0 if is_stored else tensor.nbytes + layer.input_bytes,
         place=layer.place,
         weight_error=float(np.linalg.norm(decoded - exact)) / max(float(np.linalg.norm(exact)), 1e-30),
     )

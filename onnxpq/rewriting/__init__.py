@@ -9,4 +9,4 @@ from onnxpq.rewriting.replacing import constant_names, rewrite, update_initializ
 from onnxpq.rewriting.rules.context import describe
 from onnxpq.rewriting.rules.editor import Editor
 
-__all__ = ["Editor", "constant_names", "describe", "find", "find_layers", "rewrite", "update_initializers"]
+__all__ = ["Editor", "constant_names", "describe", "find", "find_layers", "rescaling", "rewrite", "update_initializers"]

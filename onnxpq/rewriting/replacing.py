@@ -15,6 +15,7 @@ from onnxpq.graph import Layer, check, opset, prepare
 from onnxpq.operators import DOMAIN, LOOKUP_OP_TYPE, OP_TYPE, VERSION
 from onnxpq.operators.body import pq_gather_function, pq_matmul_function
 from onnxpq.pq import PQTensor
+from onnxpq.rewriting import pruning
 from onnxpq.rewriting.rules import matching_rule
 from onnxpq.rewriting.rules.base import Rule, interface
 from onnxpq.rewriting.rules.context import Context, describe
@@ -90,7 +91,7 @@ def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTe
     """
     result = prepare(model) if layers else model.clone()
     graph = result.graph
-    alive = {node for node in graph.all_nodes() if _is_alive(node)}
+    alive = pruning.alive(result)
     context, names = describe(result), names_of(graph)
     editors = {part: Editor(part, opset(model), names) for part in result.graphs()}
     nodes = {label: node for node, label in context.labels.items()}
@@ -103,7 +104,7 @@ def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTe
         if result.ir_version < MIN_IR_VERSION:
             _LOGGER.info("IR version %d raised to %d, for model-local functions.", result.ir_version, MIN_IR_VERSION)
             result.ir_version = MIN_IR_VERSION
-    _remove_dead(result, alive)
+    pruning.remove_dead(result, alive)
     _check_result(result, model)
     return result
 
@@ -157,10 +158,6 @@ def _planned(layer: Layer, node: ir.Node | None, tensors: Mapping[str, PQTensor]
     return _Step(rule, node, node.graph, layer, tensor)
 
 
-def _is_alive(node: ir.Node) -> bool:
-    return any(value.uses() or value.is_graph_output() for value in node.outputs)
-
-
 def _add_functions(model: ir.Model, takes_half: bool) -> None:
     """Adds those that are called, or puts a PQMatMul in the place of one that does not take float16 yet."""
     called = {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}
@@ -173,18 +170,6 @@ def _add_functions(model: ir.Model, takes_half: bool) -> None:
         if name in called:
             function = make(opset(model))
             model.functions[function.identifier()] = function
-
-
-def _remove_dead(model: ir.Model, alive: set[ir.Node]) -> None:
-    """Removes the nodes among `alive` that nobody uses any more, and all unused initializers."""
-    # A subgraph comes after the graph that it lies in, and uses values of it.
-    for graph in reversed(list(model.graphs())):
-        for node in reversed(graph):
-            if node in alive and not _is_alive(node):
-                graph.remove(node, safe=True)
-        for name, value in list(graph.initializers.items()):
-            if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
-                del graph.initializers[name]
 
 
 def _check_result(result: ir.Model, model: ir.Model) -> None:

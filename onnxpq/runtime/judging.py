@@ -13,7 +13,7 @@ from typing import Final
 
 from onnxpq.runtime.sessions import Libraries, Model, source_of
 
-_SECONDS: Final = 600
+SECONDS: Final = 600
 """Longer than any model takes to load without its weights being folded."""
 
 _REFUSED: Final = 3
@@ -42,10 +42,10 @@ def refusal(model: Model, *, custom_ops_libraries: Libraries = ()) -> str | None
         command = [sys.executable, "-c", _ASK, path, *(os.fspath(library) for library in custom_ops_libraries)]
         try:
             answer = subprocess.run(  # noqa: S603 -- Python itself, with a program of ours
-                command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment
+                command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment
             )
         except subprocess.TimeoutExpired:
-            return f"onnxruntime does not load it within {_SECONDS} seconds."
+            return f"onnxruntime does not load it within {SECONDS} seconds."
     if answer.returncode == _REFUSED:
         return answer.stdout.strip().replace(f"{scratch}{os.sep}", "")
     if answer.returncode:

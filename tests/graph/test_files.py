@@ -222,7 +222,7 @@ class TestBadInput:
 
     def test_names_that_are_no_text(self):
         content = proto().SerializeToString().replace(b"add", b"a\xffd")
-        with pytest.raises(ModelError, match=r"is damaged: 'utf-8' codec can't decode.*Export or copy it again"):
+        with pytest.raises(ModelError, match=r"is damaged: the name b'a.*d' is no text. Export or copy it again"):
             files.load(content)
 
     def test_data_of_the_wrong_size(self):

@@ -204,7 +204,7 @@ def test_two_of_a_name_are_left_to_the_ordinary_way(tmp_path: Path) -> None:
     assert mapped.read(str(path)) is None
     (tensor,) = (value.const_value for value in files.load(path).graph.initializers.values())
     assert tensor is not None
-    assert tensor.doc_string == "again", "onnxruntime takes the last"
+    assert tensor.doc_string == "again", "one of the two"
 
 
 def test_the_checker_sees_all_but_the_values(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxpq.errors import DataError
-from onnxpq.pq.statistics import BUFFERED_ROWS, MAX_SHRINKAGE, MIN_SHRINKAGE, InputStatistics
+from onnxpq.pq.statistics import BUFFERED_ROWS, MAX_SHRINKAGE, MIN_SHRINKAGE, ColumnStatistics, InputStatistics
 
 
 def rows_of(count: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -83,3 +83,18 @@ def test_numbers_without_a_square_are_refused(bad: float) -> None:
 def test_rows_of_another_length_are_refused() -> None:
     with pytest.raises(DataError, match=r"'hidden' has rows of shape \[4\]; its layer takes \[3\]"):
         InputStatistics(3).add(rows_of(2, 4), "hidden")
+
+
+def test_columns_far_from_zero_have_their_deviations() -> None:
+    x = 1e6 + np.random.default_rng(0).standard_normal((1000, 4)) * [1, 10, 100, 0]
+    columns = ColumnStatistics(4)
+    assert columns.deviation.tolist() == [0, 0, 0, 0]
+    for part in np.array_split(x, 9):
+        columns.add(part)
+    columns.add(x[:0])
+    assert columns.rows == 1000
+    np.testing.assert_allclose(columns.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(columns.deviation, x.std(0), rtol=1e-6)
+    assert columns.is_finite
+    columns.add(np.array([[0, np.nan, 1e300, 0]]))
+    assert not columns.is_finite

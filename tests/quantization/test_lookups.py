@@ -14,7 +14,7 @@ from text_models import LENGTH, WORDS, text_model, texts
 from tiny_models import FEATURES, initializer
 
 import onnxpq
-from onnxpq import runtime, training
+from onnxpq import runtime
 from onnxpq.config.settings import Config, LayerConfig, PQConfig, TargetConfig, TrainingConfig
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import TargetError, TrainingError
@@ -28,10 +28,8 @@ from onnxpq.pq.reference import decode
 from onnxpq.quantization import calibration, encoding, lookups
 from onnxpq.rewriting import listing, replacing
 from onnxpq.targeting import searching
-from onnxpq.training import trainer
+from onnxpq.training import jobs, trainer
 from onnxpq.workspace.pieces import opened
-
-pytestmark = pytest.mark.rounding
 
 QUICK = TrainingConfig(steps=60, batch_size=32)
 PLAIN = TrainingConfig(steps=0)
@@ -54,6 +52,7 @@ def test_what_is_looked_up_is_compressed_and_the_layers_are_trained_beside_it() 
     assert not report.notes, "that a table has no inputs to look at is not worth a note"
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("by_length", [False, True], ids=["before the layers", "between them too"])
 def test_the_layers_learn_to_do_with_what_is_left_of_the_table(by_length: bool) -> None:
     # Where what is looked up does not depend on the samples, the lookup is part of what is trained.
@@ -142,6 +141,7 @@ def test_statistics_are_those_of_what_is_multiplied() -> None:
         assert not any(isinstance(entry, str) for entry in found.values())
 
 
+@pytest.mark.rounding
 def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
     model = files.load(text_model())
     normal = normalise(model)
@@ -150,10 +150,12 @@ def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
     table = next(layer for layer in layers if layer.weight == name)
     matrix = matrices.weight(normal, table)
     quantized = encoding.quantize(matrix, Layout(WORDS, FEATURES, 8, 16, 1), seed=0)
-    stored = encoding.constant_of(normal, table, quantized)
+    frozen = quantized.freeze()
+    decoded = decode(frozen.codebooks, frozen.codes, frozen.scales, frozen.in_features)
+    stored = matrices.constant_of(normal, table, decoded)
     assert 0.3 < np.linalg.norm(stored - matrix.numpy()) / np.linalg.norm(matrix.numpy()) < 0.95
     with_stored = replacing.update_initializers(normal, {name: stored})
-    job = training.Job(
+    job = jobs.Job(
         with_stored,
         [layer for layer in layers if layer is not table],
         "y",
@@ -165,7 +167,7 @@ def test_the_teacher_is_the_model_with_its_own_table(tmp_path: Path) -> None:
         tables={name: quantized},
         original=normal,
     )
-    samples = training.prepare(job).samples
+    samples = jobs.prepare(job).samples
     assert samples is not None
     taught, learned = samples[0].teacher, samples[0].inputs
     expected = runtime.run(runtime.session(model, use_library=False), texts())["y"]
@@ -220,6 +222,7 @@ LOST_BY_USE = 1.25
 """By what the mean error of all rows may grow where those in use count for more; 1.15 to 1.17 with eight seeds."""
 
 
+@pytest.mark.rounding
 def test_rows_in_use_are_stored_more_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only counts are known, against the same without data; the mean of all rows loses little by it."""
     no_gradients(monkeypatch)
@@ -286,6 +289,7 @@ def gradients_by_hand(
     return second / rows, power
 
 
+@pytest.mark.rounding
 def test_gradients_are_those_of_the_output_by_the_rows() -> None:
     model, ids = linear_model(), np.random.default_rng(0).integers(0, 30, (100, LENGTH))
     use = observed(model, ids)["words"]
@@ -300,6 +304,7 @@ def test_gradients_are_those_of_the_output_by_the_rows() -> None:
     assert set(use.importance[30:]) == {lookups.LEAST_IMPORTANT}
 
 
+@pytest.mark.rounding
 def test_their_mean_is_what_errors_cost() -> None:
     """Without random directions: in a linear model an error e of a row costs ``|e W|^2``."""
     model, ids = linear_model(), np.random.default_rng(0).integers(0, 40, (2000, LENGTH))
@@ -338,6 +343,7 @@ def test_the_work_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(np.unique(seen), np.flatnonzero(use.importance > lookups.LEAST_IMPORTANT))
 
 
+@pytest.mark.rounding
 def test_the_output_is_nearer_than_by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gradients = stored_table(texts(1000))[1]
     no_gradients(monkeypatch)

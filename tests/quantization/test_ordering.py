@@ -309,4 +309,4 @@ def test_where_the_order_stays_the_report_says_why() -> None:
 
 def test_a_layer_keeps_its_identity() -> None:
     _, (layer,) = prepared(gemm())
-    assert replace(layer, order_bytes=96) == layer
+    assert replace(layer, input_bytes=96) == layer

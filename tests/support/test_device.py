@@ -18,7 +18,7 @@ from onnxpq.support import device
 from onnxpq.verification import proof
 from onnxpq.workspace import pieces
 
-pytestmark = [pytest.mark.rounding, pytest.mark.skipif(not AVAILABLE, reason=REASON)]
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
 
 SHORT = TrainingConfig(steps=8, batch_size=32)
 ROUNDING = 1e-4
@@ -117,6 +117,7 @@ def losses(result: onnxpq.Result) -> list[float]:
     return found + [loss for layer in result.report.layer_wise for loss in (layer.quantized, layer.best)]
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(
     ("regularizer", "labels"), [*((name, None) for name in DEFAULT_ALPHA), ("codebook", "y"), ("none", "y")]
 )
@@ -139,6 +140,7 @@ def test_tables(form: dict[str, bool], monkeypatch: pytest.MonkeyPatch, tmp_path
     assert_same_elsewhere(monkeypatch, tmp_path, text_model(**form), texts(), config=config)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_form_of_a_layer(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     form = FORMS[name]

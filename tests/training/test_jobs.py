@@ -259,3 +259,35 @@ def test_a_layer_in_a_branch_that_no_sample_takes_is_not_called_trained() -> Non
         "fc_w1": "end to end",
         "fc_w2": "not trained: no sample reaches it: it lies in a branch that is not taken",
     }
+
+
+def with_output(model: onnx.ModelProto, name: str, size: int) -> onnx.ModelProto:
+    model.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size]))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "data"),
+    [
+        pytest.param(with_output(mlp(), "b2", CLASSES), "b2", correlated(200), id="end to end"),
+        pytest.param(with_output(sequence_model(), "b1", HIDDEN), "b1", correlated(200, TIMES), id="layer by layer"),
+    ],
+)
+def test_a_bias_that_is_an_output_stays(model: onnx.ModelProto, name: str, data: np.ndarray) -> None:
+    result = onnxpq.compress(model, {"x": data}, config=QUICK)
+    (given,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    kept = result.model.graph.initializers[name].const_value
+    assert kept is not None
+    np.testing.assert_array_equal(kept.numpy(), numpy_helper.to_array(given))
+    assert {layer.training.partition(":")[0] for layer in result.report.layers} >= {"end to end"}
+
+
+def test_a_bias_that_is_used_elsewhere_too_stays() -> None:
+    """Where it is trained with a layer by itself, nobody sees what else depends on it."""
+    model = sequence_model()
+    model.graph.node.append(helper.make_node("Neg", ["b1"], ["minus"], name="minus"))
+    with_output(model, "minus", HIDDEN)
+    result = onnxpq.compress(model, {"x": correlated(200, TIMES)}, config=QUICK)
+    kept = result.model.graph.initializers["b1"].const_value
+    assert kept is not None
+    np.testing.assert_array_equal(kept.numpy(), numpy_helper.to_array(model.graph.initializer[1]))
