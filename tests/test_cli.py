@@ -55,7 +55,7 @@ def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["compress", "--help"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "--sub-vector N weights that share one code (default: 8)" in out
+    assert "--sub-vector N weights that share one code (default: 8, without data 1)" in out
     assert "0.5% or 0.005" in out
     assert "None" not in out
 

@@ -87,7 +87,7 @@ def test_a_target_for_the_file_takes_them(settings: dict, taken: bool) -> None:
     report = onnxpq.compress(text_model(), texts(), config=Config(training=PLAIN, **settings)).report
     assert ("table" in {layer.node for layer in report.layers}) == taken
     reasons = {entry.node: entry.reason for entry in report.skipped}
-    assert reasons == ({} if taken else {"table": replacing.TABLE_REASON})
+    assert reasons == ({} if taken else {"table": listing.TABLE_REASON})
 
 
 def test_a_table_gets_fewer_bytes_the_more_the_layers_make_up_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
