@@ -16,7 +16,7 @@ def layout(size: int) -> Layout:
 def curve(name: str, influence: float = 1.0, gain: float = 1.0) -> Curve:
     """A weight whose error falls with the square of its bytes."""
     errors = tuple((SIZES[0] / size) ** 2 for size in SIZES)
-    return Curve(name, tuple(map(layout, SIZES)), SIZES, errors, influence, influence, gain)
+    return Curve(name, tuple(map(layout, SIZES)), SIZES, errors, influence, gain)
 
 
 def layer_bytes(layouts: Layouts) -> int:

@@ -82,11 +82,7 @@ class _Line:
 
 
 class Weight:
-    """A weight whose errors are asked for.
-
-    Attributes:
-        matrix: [out, in].
-    """
+    """A weight whose errors are asked for."""
 
     def __init__(
         self,
@@ -104,7 +100,7 @@ class Weight:
             importance: what the squared error of each row counts, [out], positive; by default all the same.
             seed: of the choice of rows and of k-means.
         """
-        self.matrix, self._seed = matrix, seed
+        self._matrix, self._seed = matrix, seed
         self._factors = None if importance is None else codec.row_factors(importance)
         self._moment = None if statistics is None else torch.from_numpy(statistics.regularized())
         self._upper = None if self._moment is None else calibrated.factor_of_inverse(self._moment)
@@ -120,8 +116,6 @@ class Weight:
             families: each with one number of codewords; with one codebook, or with several.
         """
         single = {family[0].codewords: family for family in families if family[-1].groups == 1}
-        if not single:
-            return [self.measure(family) for family in families]
         lines = self._lines(single)
         fewest = [family for family in families if family[0].codewords == min(single) and family[-1].groups > 1]
         most = max(fewest, key=lambda family: family[-1].groups, default=None)
@@ -132,21 +126,22 @@ class Weight:
         """The error with each of some layouts."""
         return [math.exp(self._settled(layout)) * self._optimism(layout) for layout in layouts]
 
-    def missed(self, layout: Layout) -> tuple[Tensor, float]:
-        """What a layout misses of the matrix, [out, in], nearly, and the error.
+    def approximate(self, layout: Layout) -> tuple[Tensor, float]:
+        """The matrix [out, in] as a layout gives it back, nearly, and its error.
 
         The codewords are those of some rows.
         """
-        codebooks, _, _ = self._encoded(self._sample(layout), layout)
-        differences, missed, whole = torch.empty_like(self.matrix), 0.0, 0.0
-        for start in range(0, len(self.matrix), _ROWS):
+        sample = self._sample(layout)
+        codebooks, _, _ = self._encoded(sample, layout)
+        replaced, missed, whole = torch.empty_like(self._matrix), 0.0, 0.0
+        for start in range(0, len(self._matrix), _ROWS):
             some = slice(start, start + _ROWS)
-            rows = self.matrix[some]
-            differences[some] = self._coded(rows, layout, codebooks) - rows
+            rows, found = self._matrix[some], self._coded(self._matrix[some], layout, codebooks)
+            replaced[some] = found
             factors = 1.0 if self._factors is None else self._factors[some]
-            missed += _size(differences[some] * factors, self._moment)
+            missed += _size((rows - found) * factors, self._moment)
             whole += _size(rows * factors, self._moment)
-        return differences, missed / whole if whole > 0 else 0.0
+        return replaced, missed / whole if whole > 0 else 0.0
 
     def _lines(self, single: Mapping[int, Family]) -> dict[int, _Line]:
         """What is measured of the families with one codebook, by the number of codewords."""
@@ -211,7 +206,7 @@ class Weight:
         """As many rows as measuring a layout takes."""
         count = max(LEAST_ROWS, -(-POINTS * layout.codewords // layout.per_group))
         index, inclusion = drawn(self._energies, count, np.random.default_rng(self._seed))
-        rows = self.matrix[torch.from_numpy(index)]
+        rows = self._matrix[torch.from_numpy(index)]
         factors = torch.from_numpy(1 / np.sqrt(inclusion)).float().unsqueeze(1)
         if self._factors is not None:
             factors = factors * self._factors[torch.from_numpy(index)]

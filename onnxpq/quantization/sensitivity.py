@@ -7,7 +7,6 @@ add up (they are nearly independent, so their squares do), so that the sum over 
 what an allocation costs. `python -m benchmarks allocation` measures how well that holds and what it gains.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,12 +34,8 @@ PROBED_SAMPLES: Final = 64
 """Samples that the influence is measured on."""
 
 PROBE: Final = 0.1
-"""The influence is measured at this relative squared error of the layer: large enough to stand out against rounding,
-small enough for errors to add up."""
-
-FAINT: Final = 0.1
-"""And at this times it. Where the output is a softmax that hardly leaves 0 and 1, small errors bring in far less than
-their part: on the digits a tenth or a thirtieth."""
+"""The influence is measured at the layout whose relative squared error is nearest to this: large enough to stand out
+against rounding, small enough for errors to add up."""
 
 _ROWS: Final = 4096
 """Rows of a weight that are decoded at a time."""
@@ -58,9 +53,7 @@ class Curve:
         layouts: what it may get, [n].
         sizes: bytes of each in the file.
         errors: relative squared error of the layer's outputs (without data: of the weight) with each.
-        influence: relative squared error of the model's output per unit of the layer's error, where that is `PROBE` or
-            more; 1 without data.
-        faint: the same where it is `FAINT` times `PROBE` or less.
+        influence: relative squared error of the model's output per unit of the layer's error; 1 without data.
         gain: by what factor training is expected to lower what the layer brings into the output.
     """
 
@@ -69,20 +62,12 @@ class Curve:
     sizes: tuple[int, ...]
     errors: tuple[float, ...]
     influence: float
-    faint: float
     gain: float = 1.0
 
     @property
     def costs(self) -> tuple[float, ...]:
         """What each layout brings into the model's output, without training."""
-        ends, values = (math.log(FAINT * PROBE), math.log(PROBE)), [self.faint, self.influence]
-        known = np.log(np.maximum(values, TINY))
-        influences = np.exp(np.interp(np.log(np.maximum(self.errors, TINY)), ends, known))
-        return tuple(float(cost) for cost in influences * self.errors)
-
-    def scaled(self, factor: float) -> "Curve":
-        """The same for a weight that brings in so many times as much."""
-        return replace(self, influence=factor * self.influence, faint=factor * self.faint)
+        return tuple(self.influence * error for error in self.errors)
 
     @property
     def final_costs(self) -> tuple[float, ...]:
@@ -179,34 +164,25 @@ def _missed(found: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
     return float(np.square(found - exact if found.shape == exact.shape else exact).sum())
 
 
-def influences(
-    probe: Influence, layer: Layer, weight: Weight, layouts: Sequence[Layout], errors: Sequence[float]
-) -> tuple[float, float]:
-    """The relative squared error of the model's output per unit of a layer's, at `PROBE` and at `FAINT` times that.
-
-    They are measured with the error that one layout makes, made larger or smaller.
+def influence(probe: Influence, layer: Layer, weight: Weight, measured: Curve) -> float:
+    """The relative squared error of the model's output per unit of a layer's, from one layout of its curve.
 
     Args:
         probe: of the model.
         layer: the layer.
         weight: its weight.
-        layouts: to choose that one from.
-        errors: of the layouts.
+        measured: its curve.
     """
-    at = int(np.argmin(np.abs(np.log(np.maximum(errors, TINY)) - np.log(PROBE))))
-    missed, error = weight.missed(layouts[at])
-    found = []
-    for wanted in (PROBE, FAINT * PROBE):
-        factor = math.sqrt(wanted / max(error, TINY))
-        found.append(probe.error(layer, torch.add(weight.matrix, missed, alpha=factor)) / wanted)
-    return found[0], found[1]
+    at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, TINY)) - np.log(PROBE))))
+    replaced, error = weight.approximate(measured.layouts[at])
+    return probe.error(layer, replaced) / max(error, TINY)
 
 
 def filled(curves: Sequence[Curve]) -> list[Curve]:
     """The curves, with a usual influence for weights that the output does not depend on: other outputs may."""
     known = [entry.influence for entry in curves if entry.influence > 0]
     usual = float(np.exp(np.mean(np.log(known)))) if known else 1.0
-    return [entry if entry.influence > 0 else replace(entry, influence=usual, faint=usual) for entry in curves]
+    return [entry if entry.influence > 0 else replace(entry, influence=usual) for entry in curves]
 
 
 def _values(model: ir.Model, weight: str) -> Array:

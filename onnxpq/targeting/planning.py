@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -85,7 +85,7 @@ class Planner:
 
     def corrected(self, factors: Mapping[str, float]) -> "Planner":
         """The same for weights of which each brings in so many times what was expected, by name."""
-        curves = [curve.scaled(factors[curve.weight]) for curve in self._curves]
+        curves = [replace(curve, influence=curve.influence * factors[curve.weight]) for curve in self._curves]
         return Planner(curves, self._weigh)
 
     def expected(self) -> tuple[tuple[int, float], ...]:

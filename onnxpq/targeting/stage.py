@@ -269,8 +269,10 @@ def _first_of_each(layers: Sequence[Layer]) -> list[Layer]:
 
 def _curves(case: Case) -> list[Curve]:
     """The sensitivity of every weight."""
-    tick = case.run.ticker("sensitivity")
-    layers = {layer.weight: layer for layer in _first_of_each(case.subject.layers)}
+    tick, layers = (
+        case.run.ticker("sensitivity"),
+        {layer.weight: layer for layer in _first_of_each(case.subject.layers)},
+    )
     pieces = {weight: case.run.workspace.piece("measurement", [weight.encode()]) for weight in layers}
     known = {weight: found for weight, piece in pieces.items() if (found := checkpoints.load(piece)) is not None}
     probe = None
@@ -321,12 +323,11 @@ def _measured(case: Case, layer: Layer, statistics: InputStatistics | None, prob
     importance = case.subject.use_of(layer.weight).importance
     matrix = matrices.weight(case.subject.forms.normal, layer)
     weight = Weight(matrix, statistics, importance, seed=case.run.config.seed)
-    families = _families(case, layer)
-    errors, influence, faint = list(itertools.chain.from_iterable(weight.curves(families))), 1.0, 1.0
+    curves = weight.curves(_families(case, layer))
+    found = {"errors": list(itertools.chain.from_iterable(curves)), "influence": 1.0}
     if probe is not None:
-        layouts = list(itertools.chain.from_iterable(families))
-        influence, faint = sensitivity.influences(probe, layer, weight, layouts, errors)
-    return {"errors": errors, "influence": influence, "faint": faint}
+        found["influence"] = sensitivity.influence(probe, layer, weight, _curve(case, layer, found))
+    return found
 
 
 def _curve(case: Case, layer: Layer, measured: Mapping[str, Any] | None) -> Curve:
@@ -334,10 +335,9 @@ def _curve(case: Case, layer: Layer, measured: Mapping[str, Any] | None) -> Curv
     layouts = tuple(itertools.chain.from_iterable(_families(case, layer)))
     sizes = tuple(_bytes(case, layer.weight, layout) for layout in layouts)
     if measured is None:
-        return Curve(layer.weight, layouts, sizes, (1.0,) * len(sizes), 1.0, 1.0)
+        return Curve(layer.weight, layouts, sizes, (1.0,) * len(sizes), 1.0)
     gain = 1.0 if case.subject.train is None else _gain(case, layer.weight)
-    errors, influences = tuple(measured["errors"]), (measured["influence"], measured["faint"])
-    return Curve(layer.weight, layouts, sizes, errors, *influences, gain)
+    return Curve(layer.weight, layouts, sizes, tuple(measured["errors"]), measured["influence"], gain)
 
 
 def _gain(case: Case, weight: str) -> float:

@@ -119,7 +119,7 @@ FINE = tuple(sorted({round(100 * 1.02**step) for step in range(180)}))
 def fine(power: float, gain: float = 1.0) -> Planner:
     """A layer of these sizes, whose squared error falls with a power of them."""
     errors = tuple((FINE[0] / size) ** power for size in FINE)
-    return Planner([Curve("W", tuple(map(layout, FINE)), FINE, errors, 1.0, 1.0, gain)], weigh)
+    return Planner([Curve("W", tuple(map(layout, FINE)), FINE, errors, 1.0, gain)], weigh)
 
 
 @pytest.mark.parametrize("power", [2.0, 4.0])
@@ -207,7 +207,7 @@ def test_nothing_far_below_one_that_is_near_the_limit_is_trained() -> None:
 def test_a_cliff_between_two_sizes_is_looked_over(trained: float, smallest: int) -> None:
     """As for magika: the largest choice has no error to speak of, and the next one lost a little too much."""
     errors = (0.5, 0.4, 0.3, 0.2, 0.1, 1e-6)
-    cliff = Curve("W", tuple(map(layout, SIZES)), SIZES, errors, 1.0, 1.0, searching.TRAINING_GAIN)
+    cliff = Curve("W", tuple(map(layout, SIZES)), SIZES, errors, 1.0, searching.TRAINING_GAIN)
     found, made = run(
         TargetConfig(max_drop=0.01),
         lambda size, share: 0.0 if size == SIZES[-1] else 1600 / size * (trained if share else 0.011),
