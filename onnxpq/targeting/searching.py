@@ -5,7 +5,7 @@ Nothing is compressed here: what makes a model and what judges it are passed in.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from onnxpq.config import TargetConfig
@@ -149,7 +149,7 @@ class _Hunt(Generic[Made]):
         """Share of the training that models are given at present."""
         self.kept: tuple[Plan, int, Made] | None = None
         """The smallest that kept to the target, its trial and its model; before that, the last one tried."""
-        self._judged: list[Plan] = []
+        self._judged: list[Layouts] = []
         """Of what the power law knows."""
 
     def trial(self, plan: Plan, share: float) -> Made:
@@ -171,7 +171,7 @@ class _Hunt(Generic[Made]):
         )
         if self.last is not None and limit is not None:
             self.law.add(plan.cost, share, self.last.cautious)
-            self._judged.append(plan)
+            self._judged.append(plan.layouts)
         if met or not self._does():
             self.kept = plan, len(self.trials) - 1, made
         return made
@@ -183,38 +183,31 @@ class _Hunt(Generic[Made]):
         return max(missed, default=self.planner.smallest.layer_bytes / CLOSE)
 
     def confirm(self, choose: Callable[[Planner], Plan]) -> Plan:
-        """Make a model without training, and choose anew while it errs more than expected; what errs least."""
+        """Make a model without training, and choose anew while it errs more than expected; the choice that errs least.
+
+        What each weight brings in alone then takes the place of what was expected of it.
+        """
         tried: list[tuple[float, Plan, tuple[Plan, int, Made] | None]] = []
-        plan: Plan | None = choose(self.planner)
-        while plan is not None:
+        plan = choose(self.planner)
+        for last in (*[False] * CORRECTIONS, True):
             made = self.trial(plan, 0.0)
             error = None if self.last is None else self.last.relative_error
             tried.append((math.inf if error is None else error, plan, self.kept))
-            is_wrong = len(tried) <= CORRECTIONS and self._learned(plan, made)
-            plan = self._anew(plan, choose) if is_wrong else None
-        _, best, kept = min(tried, key=lambda entry: entry[0])
-        if self.target.max_drop is None:
+            if last or error is None or error <= TRUE * math.sqrt(plan.cost):
+                break
+            self._correct(plan, made, error)
+            before, plan = plan, choose(self.planner)
+            if plan.layouts == before.layouts:
+                self.remarks[-1] += " No other choice is better."
+                break
+            self.remarks[-1] += " The layouts were chosen anew."
+        _, plan, kept = min(tried, key=lambda entry: entry[0])
+        if self.law.limit == math.inf:
             self.kept = kept
-        return self._recounted(best)
-
-    def _anew(self, before: Plan, choose: Callable[[Planner], Plan]) -> Plan | None:
-        """Another choice than before; None where that is still the best one."""
-        plan = choose(self.planner)
-        if plan.layouts == before.layouts:
-            self.remarks[-1] += " No other choice is expected to be better."
-            return None
-        self.remarks[-1] += " The layouts were chosen anew."
         return plan
 
-    def _recounted(self, plan: Plan) -> Plan:
-        """With the cost that is expected now."""
-        return replace(plan, cost=sum(self.planner.costs(plan.layouts).values()))
-
-    def _learned(self, plan: Plan, made: Made) -> bool:
-        """Whether the last model erred more than expected; then what each weight brings in alone is expected of it."""
-        error = None if self.last is None else self.last.relative_error
-        if error is None or error <= TRUE * math.sqrt(plan.cost):
-            return False
+    def _correct(self, plan: Plan, made: Made, error: float) -> None:
+        """Take what each weight brings into the output for what is to be expected of it."""
         costs = self.planner.costs(plan.layouts)
         found = {} if self.work.trace is None else self.work.trace(made)
         factors = {
@@ -229,22 +222,18 @@ class _Hunt(Generic[Made]):
             f"weight '{worst}' brings in {math.sqrt(factors[worst] * rest):.2g} times what was expected of it."
         )
         self.planner = self.planner.corrected({name: factor * rest for name, factor in factors.items()})
-        self._judged = [self._recounted(entry) for entry in self._judged]
-        self.law.recount([entry.cost for entry in self._judged])
-        if self.kept is not None:
-            self.kept = self._recounted(self.kept[0]), *self.kept[1:]
-        return True
+        self.law.recount([sum(self.planner.costs(layouts).values()) for layouts in self._judged])
 
     def scan(self, count: int) -> bool:
         """Find the smallest that does without training, roughly where some are trained; whether any does.
 
         It begins where the squared error is expected to be as large as the drop may be.
         """
-        plan: Plan | None = self.planner.with_cost(self.law.limit)
+        self.confirm(lambda planner: planner.with_cost(self.law.limit))
+        count += len(self.trials) - 1
+        plan = self._smaller() if self._does() else self._larger()
         while plan is not None and len(self.trials) < count:
-            made = self.trial(plan, 0.0)
-            if len(self.remarks) < CORRECTIONS:
-                self._learned(plan, made)
+            self.trial(plan, 0.0)
             plan = self._smaller() if self._does() else self._larger()
         if not self._does() and self.low < self.planner.largest.layer_bytes:
             self.trial(self.planner.largest, 0.0)
