@@ -10,7 +10,6 @@ __all__ = [
     "arranging",
     "calibration",
     "clustering",
-    "curves",
     "inspection",
     "sensitivity",
     "subject",

@@ -120,15 +120,16 @@ def groups(model: ir.Model, layers: Sequence[Layer]) -> list[Group]:
 
 
 def _belong(one: Place, other: Place) -> bool:
-    return one.input == other.input or one.layer.weight == other.layer.weight
+    is_one_input = (one.input, one.axis) == (other.input, other.axis)
+    return is_one_input or one.layer.weight == other.layer.weight
 
 
 def _have_one_form(group: Iterable[Place], nodes: Mapping[str, ir.Node]) -> bool:
-    """Whether nodes of one weight get it as one value, and all have as many inputs."""
+    """Whether nodes of one weight get it as one value."""
     values: dict[str, set[ir.Value]] = {}
     for place in group:
         values.setdefault(place.layer.weight, set()).add(_weight(place, nodes[place.layer.node]))
-    return all(len(own) == 1 for own in values.values()) and len({place.layer.in_features for place in group}) == 1
+    return all(len(own) == 1 for own in values.values())
 
 
 def _weight(place: Place, node: ir.Node) -> ir.Value:

@@ -132,6 +132,18 @@ def test_inputs_of_one_weight_have_one_scale() -> None:
     assert rescaling.nbytes(group, scale) == sum(tensor.nbytes for tensor in stored if tensor is not None)
 
 
+def test_rows_and_columns_of_one_input_have_scales_of_their_own() -> None:
+    text = "[rows] a = MatMul(x, w) [columns] b = MatMul(v, x) c = MatMul(b, w) y = Sub(a, c)"
+    model = model_of(text, w=W, v=matrix(7, 7))
+    layers = [layer for layer in rewriting.find(model, min_weights=1)[0] if layer.node in ("rows", "columns")]
+    groups = rescaling.groups(model, layers)
+    assert [[place.layer.node for place in group] for group in groups] == [["rows"], ["columns"]]
+    changed = rescaling.rescaled(model, [(group, scale_of(group)) for group in groups])
+    inputs = {"x": matrix(7, 24, 5)}
+    expected, found = outputs(model, inputs)["y"], outputs(changed, inputs)["y"]
+    assert np.linalg.norm(found - expected) <= SAME_BUDGET * np.linalg.norm(expected)
+
+
 def test_what_a_table_shares_is_left_out() -> None:
     text = "t = Transpose<perm = [1, 0]>(w) i = Cast<to = 7>(x) [look] e = Gather(w, i) [fc] y = MatMul(e, t)"
     model = model_of(text, w=matrix(300, 24))
