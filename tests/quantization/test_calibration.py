@@ -15,7 +15,7 @@ from onnx import helper
 
 import onnxpq
 from onnxpq import rewriting, runtime
-from onnxpq.config.settings import Config, TrainingConfig
+from onnxpq.config.settings import Config, PQConfig, TrainingConfig
 from onnxpq.data.datasets import Dataset
 from onnxpq.errors import DataError
 from onnxpq.graph import files
@@ -298,7 +298,7 @@ def test_nan_on_the_way_is_an_error_that_names_the_value() -> None:
 
 def test_compressing_with_data_gives_smaller_errors_than_without() -> None:
     digits = {name: dict(np.load(MODELS / f"digits_{name}.npz")) for name in ("train", "test")}
-    config = Config(training=TrainingConfig(epochs=0))
+    config = Config(pq=PQConfig(8), training=TrainingConfig(epochs=0))
     errors = []
     for data in (None, digits["train"]):
         report = onnxpq.compress(
