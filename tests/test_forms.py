@@ -206,7 +206,7 @@ def call(rate: int = 16000) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("rate", [16000, 8000])
 def test_a_model_without_samples_is_verified_on_one_call(rate, tmp_path):
     np.savez(tmp_path / "call.npz", **call(rate))
-    report = onnxpq.compress(stateful(), test=tmp_path / "call.npz").report
+    report = onnxpq.compress(stateful(), test=tmp_path / "call.npz", config=Config(pq=PQConfig(8))).report
     assert [layer.node for layer in report.layers] == ["one", "two"]
     verified = report.verification
     assert (verified.samples, verified.data) == (1, "one call of the model, given as test data")
