@@ -31,8 +31,8 @@ SUB_VECTOR: Final = 8
 """d where the settings name none."""
 
 GENTLE_SUB_VECTOR: Final = 1
-"""The same without data. Nothing repairs then what is lost: 4 bits a weight lose at most a tenth of a point on seven
-classifiers, 2 bits up to 15 points (`python -m benchmarks plain`)."""
+"""The same without data. Nothing repairs then what is lost: 4 bits a weight lose none of the answers of seven
+classifiers, 2 bits up to 15 points of them (`python -m benchmarks plain`)."""
 
 
 @dataclass(frozen=True)
