@@ -22,6 +22,7 @@ from onnxpq.errors import DataError, VerificationError
 from onnxpq.graph import Forms, files
 from onnxpq.report import Latency, SquaredError, Verification
 from onnxpq.support import memory
+from onnxpq.verification import layerwise
 from onnxpq.verification.floor import LEAST_FLOOR, Kind, Loss, judge, kind_of
 from onnxpq.verification.metrics import Correct, Difference, check_classes, check_numbers, flattened, name_classes
 from onnxpq.workspace import Run
@@ -133,6 +134,7 @@ def prove(  # noqa: PLR0913 -- as for `verify`
             library_budget=budget_of(layers, fast=run.config.pq.fast),
             is_timed=_has_room(run, before),
             libraries=run.libraries,
+            note=run.notes.append,
             progress=run.ticker("verification"),
         )
 
@@ -172,6 +174,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     library_budget: float = LIBRARY_BUDGET,
     is_timed: bool = True,
     libraries: runtime.Libraries = (),
+    note: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Run both models over the data set and compare.
@@ -196,6 +199,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         library_budget: largest relative L2 difference of an output between native operator and function body.
         is_timed: False leaves `latency` empty.
         libraries: custom-operator libraries that the model needs.
+        note: is told what the user should know.
         progress: is told the samples that are done and their number.
 
     Returns:
@@ -222,7 +226,13 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         done += count
         if progress is not None:
             progress(done, len(dataset))
-    _require(sums, file_bytes, library_budget)
+    _require(sums, file_bytes)
+    if differing := _differing(sums, library_budget):
+        is_finite = all(math.isfinite(gap) for gap in differing.values())
+        worst = layerwise.worst(compressed, dataset, libraries) if is_finite else None
+        explanation = _explained(differing, worst, library_budget)
+        if note is not None:
+            note(explanation)
     # Not of what differs by rounding near 0.
     library = max((one.relative for one in sums.library.values() if one.mean > LIBRARY_ABSOLUTE), default=0.0)
     if is_timed and is_large:
@@ -379,7 +389,7 @@ def _squared_error(sums: _Sums, output: str) -> SquaredError | None:
     return SquaredError(output, sums.squared_original / sums.values, sums.squared_compressed / sums.values)
 
 
-def _require(sums: _Sums, file_bytes: tuple[int, int], library_budget: float) -> None:
+def _require(sums: _Sums, file_bytes: tuple[int, int]) -> None:
     for name, difference in sums.outputs.items():
         if not difference.finite_reference:
             raise VerificationError(
@@ -391,21 +401,43 @@ def _require(sums: _Sums, file_bytes: tuple[int, int], library_budget: float) ->
                 f"Output '{name}' of the compressed model holds NaN or infinite values on the verification data, the "
                 "original's does not. Nothing was written. Lower --learning-rate, or exclude the layers before it."
             )
-    for name, difference in sums.library.items():
-        # Written so that NaN, which is above and below nothing, is refused.
-        budget = library_budget * (FEW_NUMBERS_FACTOR if difference.numbers <= FEW_NUMBERS else 1)
-        if not (difference.relative <= budget or difference.mean <= LIBRARY_ABSOLUTE):
-            raise VerificationError(
-                f"Output '{name}': native operator and function body differ by {difference.relative:.2e} "
-                f"(relative L2), at most {budget:.0e} is expected. Nothing was written. Please report this with the "
-                "model."
-            )
     before, after = file_bytes
     if after >= before:
         raise VerificationError(
             f"The compressed file would have {after} bytes, the original has {before}: nothing was gained and nothing "
             "was written. The layers are too small for these settings; try a larger --sub-vector."
         )
+
+
+def _differing(sums: _Sums, budget: float) -> dict[str, float]:
+    """Outputs in which native operator and function body differ by more than usual, and by how much."""
+    found = {}
+    for name, difference in sums.library.items():
+        own = budget * (FEW_NUMBERS_FACTOR if difference.numbers <= FEW_NUMBERS else 1)
+        # Written so that NaN, which is above and below nothing, counts.
+        if not (difference.relative <= own or difference.mean <= LIBRARY_ABSOLUTE):
+            found[name] = difference.relative
+    return found
+
+
+def _explained(differing: Mapping[str, float], worst: layerwise.Gap | None, budget: float) -> str:
+    """What to tell of a model in which the two differ, each layer of which does as it should.
+
+    Raises:
+        VerificationError: a layer does not, or nothing is known of any.
+    """
+    name, relative = next(iter(differing.items()))
+    found = f"Output '{name}': native operator and function body differ by {relative:.2e} (relative L2)"
+    # Written so that NaN, which is below nothing, is one.
+    if worst is None or not worst.relative <= budget:
+        alone = "" if worst is None else f" Node '{worst.node}' alone differs by {worst.relative:.2e}."
+        raise VerificationError(
+            f"{found}, at most {budget:.0e} is expected.{alone} Nothing was written. Please report this with the model."
+        )
+    return (
+        f"{found}. No layer by itself differs by more than {worst.relative:.2e}; what follows makes more of it, as "
+        "rounding, comparing and choosing the largest do. So another processor may change the outputs as much."
+    )
 
 
 def _batch_sizes(dataset: Dataset, fixed: int | None) -> Sequence[int]:
