@@ -93,6 +93,8 @@ class Spread:
 
     def add(self, values: NDArray[np.float64]) -> None:
         """Count in a batch; where C changes from call to call all numbers are one column."""
+        if values.size == 0:
+            return
         table = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
         own = table.sum(0)
         if self.rows == 0:

@@ -164,3 +164,16 @@ def test_made_up_inputs_only_tell_a_ruined_model() -> None:
     assert not judge(losses, "y", None, floor=None).kept
     assert judge(losses, "y", None, floor=None, made_up=True).kept
     assert not judge(losses, "y", None, floor=0.05, made_up=True).kept, "what was asked for holds"
+
+
+@pytest.mark.parametrize("shape", [(5, 0), (0, 3), (5, 0, 2), (0,)])
+@pytest.mark.parametrize("kind", [Kind.NUMBERS, Kind.CLASSES, Kind.EMBEDDING, Kind.DECISIONS])
+def test_nothing_loses_nothing(kind: Kind, shape: tuple[int, ...]) -> None:
+    """An output without a single entry, as a slice of none."""
+    empty = np.zeros(shape, np.float32)
+    if kind is Kind.CLASSES and shape[-1] == 0:
+        return
+    found = loss(kind, empty, empty) if len(empty) else Loss(kind)
+    found.add(empty, empty)
+    assert found.value == 0
+    assert found.stands_still is None
