@@ -6,11 +6,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Final
 
+import onnx
 import onnx_ir as ir
 
 from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
 from onnxpq.graph.preparing import has_bfloat16, prepare, widened
+from onnxpq.graph.protobuf import external_tensors
 
 WIDENED: Final = (
     "The model computes in bfloat16, which onnxruntime has no operators for on a CPU: its outputs and times are those "
@@ -80,8 +82,14 @@ class Forms:
 
     @property
     def bytes_before(self) -> int:
-        """Of the original file."""
-        return files.bytes_as_file(self.original) if self.file is None else files.file_bytes(self.file)
+        """Of the original file; of a model that was passed in memory with external data, as one file."""
+        if self.file is not None:
+            return files.file_bytes(self.file)
+        if isinstance(self.source, bytes):
+            return len(self.source)
+        if isinstance(self.source, onnx.ModelProto) and not any(external_tensors(self.original)):
+            return int(self.source.ByteSize())
+        return files.bytes_as_file(self.original)
 
     @property
     def as_it_runs(self) -> str | PathLike[str] | ir.Model:

@@ -18,14 +18,25 @@ def test_bytes_of_a_file_and_of_a_model_in_memory(tmp_path: Path) -> None:
     assert forms(path).file == path
     assert forms(path).bytes_before == path.stat().st_size
     assert forms(mlp()).file is None
-    assert forms(mlp()).bytes_before == len(files.to_bytes(files.load(mlp())))
+    assert forms(mlp()).bytes_before == path.stat().st_size
+    assert forms(path.read_bytes()).bytes_before == path.stat().st_size
+    assert forms(files.load(path)).bytes_before == len(files.to_bytes(files.load(path)))
+
+
+def test_bytes_are_those_that_were_given_however_onnxpq_writes_the_model() -> None:
+    """A node without a name gets one when it is loaded."""
+    nameless = mlp()
+    nameless.graph.node[0].ClearField("name")
+    assert forms(nameless).bytes_before == nameless.ByteSize()
+    assert forms(nameless.SerializeToString()).bytes_before == nameless.ByteSize()
 
 
 def test_a_large_model_in_memory_is_not_put_together_to_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = forms(mlp()).bytes_before
+    model = files.load(mlp())
+    small = forms(model).bytes_before
     monkeypatch.setattr(files, "LARGE_BYTES", 0)
     monkeypatch.setattr(files, "to_bytes", None)
-    assert forms(mlp()).bytes_before == pytest.approx(small, abs=100)
+    assert forms(model).bytes_before == pytest.approx(small, abs=100)
 
 
 def bfloat16_model() -> onnx.ModelProto:
