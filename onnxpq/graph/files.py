@@ -338,7 +338,8 @@ def _innermost(error: BaseException) -> BaseException:
 def _write_external(model: ir.Model, folder: str, data_name: str) -> bytes:
     """Writes the tensors to `folder`; returns the bytes of the model file."""
     unloaded = model.clone()
-    embed_external(unloaded, initializers=False)
+    # onnx_ir would close the files that small ones are mapped from, which others may look at.
+    embed_external(unloaded, most=EMBEDDED_BYTES)
     ir.external_data.unload_from_model(unloaded, folder, data_name, size_threshold_bytes=EMBEDDED_BYTES)
     return bytes(to_proto(unloaded).SerializeToString())
 

@@ -148,12 +148,13 @@ def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         yield tensor
 
 
-def embed_external(model: ir.Model, *, initializers: bool = True) -> None:
-    """Changes `model`: reads tensors from external data into memory."""
-    for graph in model.graphs() if initializers else ():
+def embed_external(model: ir.Model, *, most: int | None = None) -> None:
+    """Changes `model`: reads tensors from external data into memory, initializers of `most` bytes at most."""
+    for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _in_memory(value.const_value)
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and (most is None or tensor.nbytes <= most):
+                value.const_value = _in_memory(tensor)
     for node, name, tensor in list(tensor_attributes(model)):
         if isinstance(tensor, ir.ExternalTensor):
             node.attributes[name] = ir.AttrTensor(name, _in_memory(tensor))

@@ -281,6 +281,18 @@ class TestSave:
         (tmp_path / "weights.bin").unlink()
         np.testing.assert_array_equal(run(tmp_path / "single.onnx"), run(target))
 
+    def test_small_tensors_that_somebody_looks_at_are_written_too(self, external_file: Path, tmp_path: Path):
+        """onnx_ir closes the file that a small tensor is mapped from, which fails while an array of it is in use."""
+        model = files.load(external_file)
+        held = [
+            value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value.nbytes < 1024
+        ]
+        assert held
+        target = tmp_path / "out.onnx"
+        files.save(model, target)
+        np.testing.assert_array_equal(run(target), run(external_file))
+        assert all(np.isfinite(array).all() for array in held)
+
     def test_large_models_get_external_data(self, tmp_path: Path, monkeypatch):
         monkeypatch.setattr(files, "MAX_EMBEDDED_BYTES", 5000)
         model = files.load(proto())
