@@ -86,10 +86,11 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch,
     ):
         run = Run(config or Config(), custom_ops_libraries, progress, kept, layers=kept)
-        own = subject.reached(run, subject.read(run, model, data, test, labels))
-        own = arranging.scaled(run, subject.looked_up(run, own))
-        own = arranging.orderable(run, own)
-        if kept.folder is None and run.config.target.max_drop is not None:
+        own = subject.read(run, model, data, test, labels)
+        targeting.check(run, own)
+        own = subject.looked_up(run, subject.reached(run, own))
+        own = arranging.orderable(run, arranging.scaled(run, own))
+        if kept.folder is None and run.config.target.is_set:
             run.layers = workspace.temporary(Path(scratch))
         trainer = Trainer(run, Path(cache_dir or kept.activations or scratch), own.train, own.output)
         make, prove = partial(_make, run, own, trainer), partial(_prove, run, own)

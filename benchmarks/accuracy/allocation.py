@@ -73,7 +73,7 @@ def measure(name: str, model: Path, train: Arrays, test: Arrays) -> list[Row]:
         config = Config(target=target, training=PLAIN, output=OUTPUTS.get(name))
         chosen = onnxpq.compress(model, train, test=test, labels=labels, config=config).report
         row = {"d": d, "K": codewords, "equal": figures(equal), "chosen": figures(chosen), "seconds": seconds[0]}
-        row["expected"] = chosen.target.trials[0].expected_error
+        row["expected"] = chosen.target.trials[chosen.target.chosen].expected_error
         print(name, json.dumps(row), flush=True)
         rows.append(row)
     stage.prepare = prepare

@@ -21,7 +21,8 @@ from onnxpq.pq.layout import Layout
 from onnxpq.quantization.sensitivity import Curve
 from onnxpq.support.figures import Interval
 from onnxpq.targeting import searching
-from onnxpq.targeting.searching import Layouts, Plan, Planner, Work
+from onnxpq.targeting.planning import Layouts, Plan, Planner
+from onnxpq.targeting.searching import Work
 from onnxpq.verification.scoring import Drop
 
 SIZES: Final = tuple(sorted({int(100 * 1.12**step) for step in range(40)}))
@@ -78,7 +79,7 @@ def planner(law: Law) -> Planner:
     layouts = tuple(Layout(1, size, 1, 16, 1) for size in SIZES)
     errors = tuple((SIZES[0] / size) ** law.fall for size in SIZES)
     curves = [
-        Curve(f"W{at}", layouts, SIZES, errors, influence, searching.TRAINING_GAIN)
+        Curve(f"W{at}", layouts, SIZES, errors, ((1.0, influence),), searching.TRAINING_GAIN)
         for at, influence in enumerate(INFLUENCES)
     ]
     return Planner(curves, lambda chosen: sum(layout.in_features for layout in chosen.values()))
@@ -105,7 +106,7 @@ def search(law: Law, scale: float, noise: float, error: float, seed: int) -> tup
 
     work = Work(lambda layouts, share: (layouts, share), judge, True)
     try:
-        found = searching.search(target, plans, plans.largest, work)
+        found = searching.search(target, plans, lambda own: own.largest, work)
     except TargetError:
         return None
     counts = [sum(trial.trained == share for trial in found.trials) for share in (0.0, searching.BRIEF, 1.0)]

@@ -96,7 +96,13 @@ class State:
 
 
 def encode(
-    matrix: Tensor, layout: Layout, moment: Tensor, *, generator: torch.Generator, rounds: int = ROUNDS
+    matrix: Tensor,
+    layout: Layout,
+    moment: Tensor,
+    *,
+    generator: torch.Generator,
+    rounds: int = ROUNDS,
+    upper: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Product-quantize a matrix so that ``tr((W - Ŵ) H (W - Ŵ)^T)`` is small.
 
@@ -106,6 +112,7 @@ def encode(
         moment: H [in, in] float32, positive definite; while it is factored its rows and columns are in reverse.
         generator: source of randomness.
         rounds: limit of the rounds of coordinate descent; 0 is several times faster, for an error up to twice as large.
+        upper: `factor_of_inverse` of the moment, for those who have it.
 
     Returns:
         Codebooks [G, K, d] float32, codes [out, M] uint8, scales [out] float32.
@@ -115,12 +122,7 @@ def encode(
     exponent = torch.where(exponent.abs() > _LARGE, exponent, 0)
     problem = _padded(matrix if exponent == 0 else torch.ldexp(matrix, -exponent), layout, moment)
     del matrix, moment  # as large as the layer each, and of no use where they were filled up
-    state = start(problem, generator)
-    fed = feedback(problem, state)
-    error, fed_error = problem.error(state), problem.error(fed)
-    if fed_error < error:
-        state, error = fed, fed_error
-    del fed
+    state, error = _fed_back(problem, start(problem, generator), upper)
     for _ in range(rounds):
         state = descend(problem, fit_scales(problem, fit_codebooks(problem, state)))
         before, error = error, problem.error(state)
@@ -128,6 +130,25 @@ def encode(
             break
     state = fit_scales(problem, fit_codebooks(problem, state))
     return state.codebooks, state.codes, torch.ldexp(state.scales, exponent)
+
+
+def coded(
+    matrix: Tensor, layout: Layout, moment: Tensor, codebooks: Tensor, *, upper: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes [out, M] and scales [out] of rows [out, in] for given codebooks [G, K, d]; see `encode`."""
+    problem = _padded(matrix, layout, moment)
+    scales = codec.row_scales(problem.matrix)
+    codes = codec.assign(problem.matrix / scales.unsqueeze(1), codebooks, problem.layout)
+    state, _ = _fed_back(problem, fit_scales(problem, State(codebooks, codes, scales)), upper)
+    state = fit_scales(problem, state)
+    return state.codes, state.scales
+
+
+def _fed_back(problem: Problem, state: State, upper: Tensor | None) -> tuple[State, float]:
+    """The better one of a state and what `feedback` makes of it, and its error."""
+    fed = feedback(problem, state, upper)
+    error, fed_error = problem.error(state), problem.error(fed)
+    return (fed, fed_error) if fed_error < error else (state, error)
 
 
 def _padded(matrix: Tensor, layout: Layout, moment: Tensor) -> Problem:
@@ -150,14 +171,19 @@ def start(problem: Problem, generator: torch.Generator) -> State:
     return fit_scales(problem, State(codebooks, codes, scales))
 
 
-def feedback(problem: Problem, state: State) -> State:
+def feedback(problem: Problem, state: State, upper: Tensor | None = None) -> State:
     """New codes for given codebooks and scales, with the error of each passed on to the columns after it.
 
     With U upper triangular and ``U^T U = H^-1``, the best reaction of the later columns to an error e of sub-vector m
     is ``-e U_mm^-1 U_m,later``, and then e costs ``|e U_mm^-1|^2``.
+
+    Args:
+        problem: what to approximate.
+        state: with the codebooks and the scales.
+        upper: U, without what was filled up, for those who have it.
     """
     d = problem.layout.sub_vector
-    upper = _factor_of_inverse(problem.moment)
+    upper = factor_of_inverse(problem.moment) if upper is None else _filled_up(upper, problem.moment)
     identity = torch.eye(d, dtype=upper.dtype, device=upper.device)
     whiteners = torch.linalg.solve_triangular(_diagonal_blocks(upper, d), identity, upper=True)
     # Rows do not depend on each other.
@@ -187,7 +213,17 @@ def _fed(problem: Problem, codebooks: Tensor, wanted: Tensor, upper: Tensor, whi
     return codes
 
 
-def _factor_of_inverse(moment: Tensor) -> Tensor:
+def _filled_up(upper: Tensor, moment: Tensor) -> Tensor:
+    """The factor for a moment that was filled up (`_padded`), from that before."""
+    size, missing = len(upper), len(moment) - len(upper)
+    if missing == 0:
+        return upper
+    filled = torch.nn.functional.pad(upper, (0, missing, 0, missing))
+    filled.diagonal()[size:] = moment.diagonal()[size:].rsqrt()
+    return filled
+
+
+def factor_of_inverse(moment: Tensor) -> Tensor:
     """U, upper triangular, with ``U^T U = H^-1``.
 
     With the order of the inputs reversed it is the inverse of the Cholesky factor of H; so neither H^-1 is computed,

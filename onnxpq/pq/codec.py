@@ -178,6 +178,13 @@ def assign(units: Tensor, centroids: Tensor, layout: Layout) -> Tensor:
     return to_codes(kmeans.nearest(split(units, layout), centroids), layout)
 
 
+def coded(matrix: Tensor, layout: Layout, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [out, M] uint8 and scales [out] of rows [out, in] for given codebooks [G, K, d]; see `encode`."""
+    scales = row_scales(matrix)
+    codes = assign(matrix / scales.unsqueeze(1), codebooks, layout)
+    return codes, _fitted_scales(matrix, codebooks, codes, layout, scales)
+
+
 def flat_index(codes: Tensor, layout: Layout) -> Tensor:
     """Index [out, M] of each code's codeword in the codebooks laid end to end as [G * K, d]."""
     group = torch.arange(layout.sub_vectors, device=codes.device) // layout.per_group

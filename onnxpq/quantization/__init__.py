@@ -10,6 +10,7 @@ __all__ = [
     "arranging",
     "calibration",
     "clustering",
+    "curves",
     "inspection",
     "sensitivity",
     "subject",

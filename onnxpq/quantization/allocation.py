@@ -13,9 +13,15 @@ from onnxpq.pq import CODEBOOK_BYTES, Layout, packed_bytes
 LONGEST: Final = 32
 """Longest sub-vector that a target chooses."""
 
-CODEWORDS: Final = ((16, "layer"), (16, "auto"), (256, "layer"))
-"""Codewords and codebooks that a target chooses from. Fewer codewords would take as many bytes a code; several
-codebooks of 256 codewords take more bytes than the next shorter sub-vector, which is more accurate."""
+CODEWORDS: Final = (16, 32, 64, 128, 256)
+"""Codewords that a target chooses from. Fewer than 16 would take as many bytes a code; the others above 16 take as many
+as 256, so that they only pay where the codebook weighs much."""
+
+SHARES: Final = (1, 4, 16)
+"""A target chooses from one codebook and from those that take half of the bytes of the codes, or this times fewer."""
+
+TELLING: Final = 0.01
+"""Layouts of fewer than 256 codewords a byte save at least this share of the bytes."""
 
 
 def layouts(layers: Sequence[Layer], config: Config, *, has_data: bool = True) -> dict[str, Layout]:
@@ -54,23 +60,45 @@ def pinned(layers: Sequence[Layer], config: Config) -> dict[str, Layout]:
 
 
 def options(layer: Layer, most_codewords: int) -> list[list[Layout]]:
-    """The layouts that a target may give a layer: for each number of codewords and codebooks, by growing length.
+    """The layouts that a target may give a layer: by growing length for each number of codewords and of codebooks.
 
     Left out are those that would not make it smaller, and those that take no fewer bytes than shorter sub-vectors with
     as many codewords: the codebooks of long ones may weigh more than the codes that they save.
     """
-    families = []
-    for codewords, codebooks in CODEWORDS:
-        found: list[Layout] = []
-        fewest = layer.weight_bytes
-        for d in range(1, min(LONGEST, layer.in_features) + 1):
-            layout = layout_of(layer, PQConfig(d, codewords, codebooks))
-            is_new = codebooks == "layer" or layout.groups > 1
-            if codewords <= most_codewords and is_new and layout.nbytes < fewest:
-                fewest = layout.nbytes
-                found.append(layout)
-        families.append(found)
+    families = [_family(layer, codewords, None) for codewords in CODEWORDS if codewords <= most_codewords]
+    ends = [codewords for codewords in (CODEWORDS[0], CODEWORDS[-1]) if codewords <= most_codewords]
+    families += [_family(layer, codewords, share) for codewords in ends for share in SHARES]
     return [found for found in families if found] or [[layout_of(layer, PQConfig())]]
+
+
+def _family(layer: Layer, codewords: int, share: int | None) -> list[Layout]:
+    """The layouts with so many codewords, by growing length.
+
+    Args:
+        layer: the layer.
+        codewords: K.
+        share: the codebooks take at most the bytes of half the codes over this; None for one codebook.
+    """
+    found: list[Layout] = []
+    fewest = layer.weight_bytes
+    for d in range(1, min(LONGEST, layer.in_features) + 1):
+        layout = layout_of(layer, PQConfig(d, codewords, "layer" if share is None else "auto"))
+        if share is not None:
+            groups = layout.groups // share
+            layout = layout_of(layer, PQConfig(d, codewords, max(1, groups)))
+        is_new = _saves(layer, layout) if share is None else layout.groups > 1
+        if is_new and layout.nbytes < fewest:
+            fewest = layout.nbytes
+            found.append(layout)
+    return found
+
+
+def _saves(layer: Layer, layout: Layout) -> bool:
+    """Whether a layout is much smaller than what is as small but for the codebook."""
+    if layout.codewords in (CODEWORDS[0], CODEWORDS[-1]):
+        return True
+    more = layout_of(layer, PQConfig(layout.sub_vector, 2 * layout.codewords, "layer"))
+    return layout.nbytes < (1 - TELLING) * more.nbytes
 
 
 def layout_of(layer: Layer, settings: PQConfig) -> Layout:

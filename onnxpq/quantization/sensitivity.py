@@ -1,12 +1,13 @@
 """What each layout of each layer would cost: its bytes, and the error that it brings into the model's output.
 
-Two measurements per layer. Its *curve* is the relative squared error of the layer's own outputs at each layout, by a
-cheaper form of the quantizer on some of the rows. Its *influence* is the relative squared error of the model's output
+Two measurements per layer. Its *curve* is the relative squared error of the layer's own outputs at each layout
+(`onnxpq.quantization.curves`). Its *influence* is the relative squared error of the model's output
 per unit of that, measured in onnxruntime with this layer alone quantized. Small errors of different layers
 add up (they are nearly independent, so their squares do), so that the sum over the layers of influence times curve is
 what an allocation costs. `python -m benchmarks allocation` measures how well that holds and what it gains.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,32 +23,28 @@ from onnxpq import runtime
 from onnxpq.data import Dataset, batches
 from onnxpq.graph import Layer, used_values
 from onnxpq.network import partition
-from onnxpq.pq import InputStatistics, Layout, calibrated, codec
+from onnxpq.pq import Layout, PQTensor, decode
 from onnxpq.pq.matrix import from_matrix
+from onnxpq.quantization.curves import TINY, Weight
 from onnxpq.runtime import activations
 from onnxpq.verification import flattened
 
 Array: TypeAlias = NDArray[Any]
 
-ROWS: Final = 256
-LEAST_ROWS: Final = 64
-"""Rows of a weight that its curve is measured on, at random: most and least. In between are as many as give each
-codeword `POINTS` sub-vectors."""
-
-POINTS: Final = 64
-
-MEASURED: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24)
-"""Lengths of sub-vectors that are measured."""
-
-TINY: Final = 1e-12
-"""Errors below this count as this."""
-
 PROBED_SAMPLES: Final = 64
 """Samples that the influence is measured on."""
 
-PROBE: Final = 0.1
-"""The influence is measured at the layout whose relative squared error is nearest to this: large enough to stand out
-against rounding, small enough for errors to add up."""
+PROBES: Final = (0.001, 0.01, 0.1)
+"""The influence is measured at the layouts whose errors are nearest to these: small enough for errors to add up. It
+need not be the same for all. Where the output is a softmax that hardly leaves 0 and 1, small errors bring in a tenth or
+a thirtieth of their part (digits); those of coarse codes are alike from row to row and bring in five times theirs
+(`mnist_mlp`)."""
+
+FAINTEST: Final = 0.01
+"""An influence is taken to be at least this share of the largest of its weight: few samples may show none."""
+
+_ROWS: Final = 4096
+"""Rows of a weight that are decoded at a time."""
 
 _FLOAT: Final = ir.TensorType(ir.DataType.FLOAT)
 _NARROWED: Final = ".onnxpq_bfloat16"
@@ -62,7 +59,8 @@ class Curve:
         layouts: what it may get, [n].
         sizes: bytes of each in the file.
         errors: relative squared error of the layer's outputs (without data: of the weight) with each.
-        influence: relative squared error of the model's output per unit of the layer's error; 1 without data.
+        influences: relative squared error of the model's output per unit of the layer's error, at some errors, by
+            growing error: pairs of an error and what it is there. 1 without data.
         gain: by what factor training is expected to lower what the layer brings into the output.
     """
 
@@ -70,82 +68,28 @@ class Curve:
     layouts: tuple[Layout, ...]
     sizes: tuple[int, ...]
     errors: tuple[float, ...]
-    influence: float
+    influences: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     gain: float = 1.0
 
     @property
     def costs(self) -> tuple[float, ...]:
-        """What each layout brings into the model's output, without training."""
-        return tuple(self.influence * error for error in self.errors)
+        """What each layout brings into the model's output, without training.
+
+        Between errors at which the influence is known it is a power of the error.
+        """
+        at, known = np.log(np.maximum(self.influences, TINY)).T
+        known = np.maximum(known, known.max() + math.log(FAINTEST))
+        influences = np.exp(np.interp(np.log(np.maximum(self.errors, TINY)), at, known))
+        return tuple(float(cost) for cost in influences * self.errors)
+
+    def scaled(self, factor: float) -> "Curve":
+        """The same for a weight that brings in so many times as much."""
+        return replace(self, influences=tuple((error, factor * influence) for error, influence in self.influences))
 
     @property
     def final_costs(self) -> tuple[float, ...]:
         """What it is expected to bring in after training."""
         return tuple(cost / self.gain for cost in self.costs)
-
-
-def curve(matrix: Tensor, family: Sequence[Layout], statistics: InputStatistics | None, *, seed: int) -> list[float]:
-    """The same as `measure` for layouts that differ in the length of their sub-vectors.
-
-    Those of the lengths in `MEASURED`, the shortest and the longest are measured; between them the logarithm of the
-    error is taken to be linear in the length.
-
-    Args:
-        matrix: as for `measure`.
-        family: by growing length.
-        statistics: likewise.
-        seed: likewise.
-    """
-    ends = (family[0], family[-1])
-    measured = [layout for layout in family if layout.sub_vector in MEASURED or layout in ends]
-    errors = np.maximum(measure(matrix, measured, statistics, seed=seed), TINY)
-    lengths = [layout.sub_vector for layout in measured]
-    found = np.exp(np.interp([layout.sub_vector for layout in family], lengths, np.log(errors)))
-    return [float(error) for error in found]
-
-
-def measure(matrix: Tensor, layouts: Sequence[Layout], statistics: InputStatistics | None, *, seed: int) -> list[float]:
-    """The relative squared error of a layer at each of some layouts, on at most `ROWS` of its rows.
-
-    Where rows are left out, codebooks are put together so that each still serves as many sub-vectors as it would.
-
-    Args:
-        matrix: the weight [out, in].
-        layouts: to be measured.
-        statistics: of the layer's inputs; None measures the error of the weight instead of the outputs'.
-        seed: of the choice of rows and of k-means.
-    """
-    moment = None if statistics is None else torch.from_numpy(statistics.regularized())
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(matrix)))
-    errors = []
-    for layout in layouts:
-        wanted = POINTS * layout.codewords // layout.per_group
-        part = matrix[order[: min(ROWS, max(LEAST_ROWS, wanted))].sort().values]
-        groups = max(1, layout.groups * len(part) // layout.out_features)
-        own = replace(layout, out_features=len(part), groups=-(-layout.sub_vectors // -(-layout.sub_vectors // groups)))
-        missed, whole = part - approximate(part, own, moment, seed=seed), _size(part, moment)
-        errors.append(_size(missed, moment) / whole if whole > 0 else 0.0)
-    return errors
-
-
-def approximate(matrix: Tensor, layout: Layout, moment: Tensor | None, *, seed: int) -> Tensor:
-    """A matrix [out, in] as a layout gives it back, by one pass of the quantizer.
-
-    Args:
-        matrix: the weight.
-        layout: how it is cut.
-        moment: H [in, in] of a layer's inputs, or None.
-        seed: of k-means.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    if moment is None:
-        return codec.decode(*codec.encode(matrix, layout, generator=generator), layout)
-    return codec.decode(*calibrated.encode(matrix, layout, moment, generator=generator, rounds=0), layout)
-
-
-def _size(matrix: Tensor, moment: Tensor | None) -> float:
-    weighted = matrix if moment is None else matrix @ moment
-    return float(torch.einsum("oi,oi->", matrix, weighted))
 
 
 class Influence:
@@ -210,6 +154,14 @@ class Influence:
         whole = sum(float(np.square(b).sum()) for b in self._exact)
         return missed / whole if whole > 0 else 0.0
 
+    def quantized(self, layer: Layer, tensor: PQTensor) -> float:
+        """The same with the weight as it is stored."""
+        codebooks, rows = tensor.codebooks, np.empty((tensor.out_features, tensor.in_features), np.float32)
+        for start in range(0, len(rows), _ROWS):  # the reference computes in float64
+            some = slice(start, start + _ROWS)
+            rows[some] = decode(codebooks, tensor.codes[some], tensor.scales[some], tensor.in_features)
+        return self.error(layer, torch.from_numpy(rows))
+
     def _run(self, weights: Mapping[str, Array]) -> list[NDArray[np.float64]]:
         found = []
         for values in self._feeds:
@@ -229,41 +181,39 @@ def _missed(found: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
     return float(np.square(found - exact if found.shape == exact.shape else exact).sum())
 
 
-def influence(
-    probe: Influence,
-    layer: Layer,
-    matrix: Tensor,
-    measured: Curve,
-    statistics: InputStatistics | None,
-    importance: NDArray[np.float32] | None = None,
-) -> float:
-    """The relative squared error of the model's output per unit of a layer's, from one layout of its curve.
+def influences(
+    probe: Influence, layer: Layer, weight: Weight, layouts: Sequence[Layout], errors: Sequence[float]
+) -> list[tuple[float, float]]:
+    """The relative squared error of the model's output per unit of a layer's, at the layouts nearest to `PROBES`.
 
     Args:
         probe: of the model.
         layer: the layer.
-        matrix: its weight [out, in].
-        measured: its curve.
-        statistics: of its inputs, as for the curve.
-        importance: what the squared error of each row counts, [out], positive; by default all the same.
+        weight: its weight.
+        layouts: to choose those from.
+        errors: of the layouts.
+
+    Returns:
+        The error of each, and the influence there, by growing error.
     """
-    at = int(np.argmin(np.abs(np.log(np.maximum(measured.errors, TINY)) - np.log(PROBE))))
-    moment = None if statistics is None else torch.from_numpy(statistics.regularized())
-    layout = measured.layouts[at]
-    if importance is None:
-        replaced = approximate(matrix, layout, moment, seed=0)
-    else:
-        factors = codec.row_factors(importance)
-        replaced = approximate(matrix * factors, layout, moment, seed=0) / factors
-    error = _size(matrix - replaced, moment) / max(_size(matrix, moment), 1e-30)
-    return probe.error(layer, replaced) / max(error, TINY)
+    logarithms = np.log(np.maximum(errors, TINY))
+    chosen = {int(np.argmin(np.abs(logarithms - math.log(error)))) for error in PROBES}
+    found = []
+    for layout in (layouts[at] for at in chosen):
+        missed, error = weight.missed(layout)
+        found.append((error, probe.error(layer, weight.matrix + missed) / max(error, TINY)))
+    return sorted(found)
 
 
 def filled(curves: Sequence[Curve]) -> list[Curve]:
     """The curves, with a usual influence for weights that the output does not depend on: other outputs may."""
-    known = [entry.influence for entry in curves if entry.influence > 0]
+    known = [largest for entry in curves if (largest := _largest(entry)) > 0]
     usual = float(np.exp(np.mean(np.log(known)))) if known else 1.0
-    return [entry if entry.influence > 0 else replace(entry, influence=usual) for entry in curves]
+    return [entry if _largest(entry) > 0 else replace(entry, influences=((1.0, usual),)) for entry in curves]
+
+
+def _largest(curve: Curve) -> float:
+    return max(influence for _, influence in curve.influences)
 
 
 def _values(model: ir.Model, weight: str) -> Array:

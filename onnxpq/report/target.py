@@ -49,6 +49,7 @@ class TargetReport:
         expected: the best that is expected without training: for some numbers of bytes of the file the relative L2
             error of the output, without data as in `Trial`.
         remark: what makes the decision doubtful, if anything does.
+        corrections: what was not as expected, and what was done about it, in whole sentences.
     """
 
     asked: str
@@ -61,6 +62,7 @@ class TargetReport:
     proof: Interval | None
     expected: tuple[tuple[int, float], ...]
     remark: str | None = None
+    corrections: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """As a person reads it."""
@@ -69,6 +71,7 @@ class TargetReport:
             lines.append(f"  {drop_of(self.metric)} on the verification samples: {percent(self.proof)}")
         if self.remark is not None:
             lines.append(f"  {self.remark}")
+        lines += [f"  {sentence}" for sentence in self.corrections]
         where = "" if self.decided_on is None else f", judged on {self.decided_on}"
         lines += [f"Tried{where}", _trials(self.trials, self.chosen, self.metric)]
         if self.expected:

@@ -4,6 +4,6 @@ In: curves of bytes against error for each weight, and a function that makes a m
 the record of all that was tried.
 """
 
-from onnxpq.targeting.stage import delivered, seek
+from onnxpq.targeting.stage import check, delivered, seek
 
-__all__ = ["delivered", "seek"]
+__all__ = ["check", "delivered", "seek"]

@@ -6,7 +6,7 @@ it: what is guessed is made and judged.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -78,6 +78,11 @@ class PowerLaw:
         """A model was judged; see `Seen`."""
         finite = drop if drop < MOST else MOST  # which is what NaN counts as, too
         self.seen.append(Seen(max(cost, _NO_COST), share, max(finite, LEAST * self.limit)))
+
+    def recount(self, costs: Sequence[float]) -> None:
+        """The costs of all models so far turned out to be these."""
+        pairs = zip(self.seen, costs, strict=True)
+        self.seen = [replace(entry, cost=max(cost, _NO_COST)) for entry, cost in pairs]
 
     def last(self, share: float) -> Seen | None:
         """The last one with so much of the training."""

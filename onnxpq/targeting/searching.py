@@ -1,26 +1,20 @@
-"""From a target to layouts: how large the result may be, what is tried in which order, and when it is good enough.
+"""What is tried for a target, in which order, and when it is good enough.
 
 Nothing is compressed here: what makes a model and what judges it are passed in.
 """
 
-import bisect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Generic, TypeAlias, TypeVar
-
-import numpy as np
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Generic, TypeVar
 
 from onnxpq.config import TargetConfig
 from onnxpq.errors import TargetError
-from onnxpq.pq import Layout
-from onnxpq.quantization.sensitivity import Curve
 from onnxpq.report import Trial
-from onnxpq.targeting.knapsack import Frontier
+from onnxpq.targeting.planning import Layouts, Plan, Planner, asked
 from onnxpq.targeting.powerlaw import STEP, SURE, PowerLaw
 from onnxpq.verification import Drop
 
-Layouts: TypeAlias = Mapping[str, Layout]
 Made = TypeVar("Made")
 
 CLOSE: Final = 1.1
@@ -55,81 +49,11 @@ training that is tells the size for a whole one."""
 AIM: Final = 0.7
 """Share of the allowed drop that the next trial aims at."""
 
-EXPECTED_POINTS: Final = 12
-"""Points of the curve of what is expected."""
+TRUE: Final = 2.0
+"""An error of the output of more than this times the expected one, before training, has its causes looked for."""
 
-
-@dataclass(frozen=True)
-class Plan:
-    """A choice of layouts.
-
-    Attributes:
-        layouts: by weight name.
-        layer_bytes: of all layers.
-        cost: squared relative error of the output that is expected without training.
-    """
-
-    layouts: Layouts
-    layer_bytes: int
-    cost: float
-
-
-class Planner:
-    """The best layouts for any number of bytes."""
-
-    def __init__(self, curves: Sequence[Curve], weigh: Callable[[Layouts], int]) -> None:
-        """Work out the best choices.
-
-        Args:
-            curves: of all weights.
-            weigh: bytes of the file with given layouts.
-        """
-        self._curves = curves
-        self._frontier = Frontier([(curve.sizes, curve.final_costs) for curve in curves])
-        self._weigh = weigh
-        self.smallest, self.largest = self._plan(0), self._plan(len(self._frontier.bytes) - 1)
-        self.overhead = weigh(self.smallest.layouts) - self.smallest.layer_bytes
-
-    def file_bytes(self, plan: Plan) -> int:
-        """Bytes of the file, exactly."""
-        return self._weigh(plan.layouts)
-
-    def within_layers(self, layer_bytes: float) -> Plan | None:
-        """The least cost whose layers take at most so many bytes; None where there is nothing so small."""
-        state = self._frontier.within(layer_bytes)
-        return None if state is None else self._plan(state)
-
-    def within_file(self, file_bytes: int) -> Plan | None:
-        """The same for the whole file."""
-        budget = file_bytes - self.overhead
-        while (plan := self.within_layers(budget)) is not None:
-            # Apart from the layers' bytes a file differs by the digits of their sizes: a few bytes.
-            excess = self.file_bytes(plan) - file_bytes
-            if excess <= 0:
-                return plan
-            budget = plan.layer_bytes - excess
-        return None
-
-    def with_cost(self, cost: float) -> Plan:
-        """The fewest bytes that cost at most so much without training; the largest choice where none does.
-
-        Nearly: what is best for the cost in the end need not be for that without training.
-        """
-        states = range(len(self._frontier.bytes))
-        return self._plan(min(bisect.bisect_left(states, -cost, key=lambda at: -self._plan(at).cost), states[-1]))
-
-    def expected(self) -> tuple[tuple[int, float], ...]:
-        """Bytes of the file (up to a few) and relative error of the output, from the smallest choice to the largest."""
-        sizes = np.geomspace(self.smallest.layer_bytes, self.largest.layer_bytes, EXPECTED_POINTS)
-        states = {state for size in sizes if (state := self._frontier.within(round(float(size)))) is not None}
-        plans = [self._plan(state) for state in sorted(states)]
-        return tuple((self.overhead + plan.layer_bytes, math.sqrt(plan.cost)) for plan in plans)
-
-    def _plan(self, state: int) -> Plan:
-        options = self._frontier.choice(state)
-        layouts = {curve.weight: curve.layouts[i] for curve, i in zip(self._curves, options, strict=True)}
-        cost = sum(curve.costs[i] for curve, i in zip(self._curves, options, strict=True))
-        return Plan(layouts, int(self._frontier.bytes[state]), cost)
+CORRECTIONS: Final = 2
+"""How often layouts are chosen anew for that, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,11 +64,14 @@ class Work(Generic[Made]):
         make: a model with given layouts after a share of the training: 0 is none, 1 all of it.
         judge: what it loses; None where there are no data to judge by.
         trains: whether there is training at all.
+        trace: the squared relative error of the output that each weight of a model brings in alone, by name; None where
+            that cannot be told.
     """
 
     make: Callable[[Layouts, float], Made]
     judge: Callable[[Made], Drop] | None
     trains: bool
+    trace: Callable[[Made], Mapping[str, float]] | None = None
 
 
 @dataclass
@@ -156,73 +83,23 @@ class Found(Generic[Made]):
         trials: all that was tried.
         chosen: index of the trial that gave the result.
         last: what the last trial lost; None where it was not judged.
+        planner: with all that was learned.
+        remarks: what turned out otherwise than expected, in whole sentences.
     """
 
     made: Made
+    planner: Planner
     trials: list[Trial] = field(default_factory=list)
     chosen: int = 0
     last: Drop | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
-def asked(target: TargetConfig, metric: str | None) -> str:
-    """What a target asks for, in words."""
-    parts = []
-    if target.ratio is not None:
-        parts.append(f"a file at least {target.ratio:g} times smaller")
-    if target.fc_ratio is not None:
-        parts.append(f"layers at least {target.fc_ratio:g} times smaller")
-    if target.size is not None:
-        parts.append(f"a file of at most {target.size:,} bytes")
-    if target.max_drop is not None:
-        share = f"at most {100 * target.max_drop:g} %"
-        squared = {
-            "mse": f"a squared error {share} higher",
-            "relative mse": f"a squared error of {share} of the output's mean square",
-        }
-        parts.append(squared.get(str(metric), f"{metric} {share} lower"))
-    return " and ".join(parts)
-
-
-def limit(target: TargetConfig, planner: Planner, file_before: int, layers_before: int) -> Plan:
-    """The best layouts of the bytes that a target allows; all bytes where it names none.
-
-    Args:
-        target: the target.
-        planner: of the model.
-        file_before: bytes of the original file.
-        layers_before: bytes of its weights that are compressed.
-
-    Raises:
-        TargetError: it is out of reach; the message says what is possible.
-    """
-    if target.fc_ratio is not None:
-        plan = planner.within_layers(layers_before / target.fc_ratio)
-        best = f"the layers have {planner.smallest.layer_bytes:,} bytes, " + _times(
-            layers_before, planner.smallest.layer_bytes
-        )
-    elif target.ratio is not None or target.size is not None:
-        allowed = int(file_before / target.ratio) if target.ratio is not None else target.size or 0
-        plan = planner.within_file(allowed)
-        smallest = planner.file_bytes(planner.smallest)
-        best = (
-            f"the file has {smallest:,} bytes, {_times(file_before, smallest)}, of which {planner.overhead:,} are all "
-            "that is not a compressed layer"
-        )
-    else:
-        return planner.largest
-    if plan is None:
-        raise TargetError(
-            f"Out of reach: {asked(TargetConfig(target.ratio, target.fc_ratio, target.size), None)}. With the smallest "
-            f"codes for every layer {best}. Ask for less, or let more layers be compressed (--include, --exclude, "
-            "--min-weights, --conv1x1, --tables)."
-        )
-    return plan
-
-
-def search(target: TargetConfig, planner: Planner, top: Plan, work: Work[Made]) -> Found[Made]:
+def search(target: TargetConfig, planner: Planner, top: Callable[[Planner], Plan], work: Work[Made]) -> Found[Made]:
     """Make models until one is what the target asks for.
 
-    Where bytes are limited that is one model of all the bytes allowed. For `max_drop` alone some are made without
+    Where bytes are limited that is one model of all the bytes allowed; before its training it is looked whether what it
+    loses was to be expected. For `max_drop` alone some are made without
     training first: that tells whether the target can be reached, and a size at which it surely is. A few that are
     trained briefly tell what training is worth here. Then at most `attempts` are trained, each with as many bytes as
     the one before lets expect to suffice, and the smallest that kept to the limit is taken.
@@ -230,7 +107,7 @@ def search(target: TargetConfig, planner: Planner, top: Plan, work: Work[Made]) 
     Args:
         target: the target.
         planner: of the model.
-        top: the best layouts of the bytes allowed, from `limit`.
+        top: the best layouts of the bytes allowed, by what a planner expects.
         work: what can be done.
 
     Raises:
@@ -238,7 +115,9 @@ def search(target: TargetConfig, planner: Planner, top: Plan, work: Work[Made]) 
     """
     hunt = _Hunt(target, planner, work)
     if target.limits_bytes or work.judge is None:
-        hunt.trial(top, 1.0 if work.trains else 0.0)
+        plan = hunt.confirm(top) if work.judge is not None else top(planner)
+        if work.trains or work.judge is None:
+            hunt.trial(plan, 1.0 if work.trains else 0.0)
     elif not hunt.scan(SCANS if work.trains else 2 * SCANS):
         raise TargetError(_impossible(target, hunt.trials[-1], hunt.last))
     elif work.trains:
@@ -265,13 +144,16 @@ class _Hunt(Generic[Made]):
         self.law = PowerLaw(math.inf if target.max_drop is None else target.max_drop)
         self.trials: list[Trial] = []
         self.last: Drop | None = None
+        self.remarks: list[str] = []
         self.share = 0.0
         """Share of the training that models are given at present."""
         self.kept: tuple[Plan, int, Made] | None = None
         """The smallest that kept to the target, its trial and its model; before that, the last one tried."""
+        self._judged: list[Plan] = []
+        """Of what the power law knows."""
 
-    def trial(self, plan: Plan, share: float) -> bool:
-        """Make a model with a share of the training and judge it; whether it keeps to the target."""
+    def trial(self, plan: Plan, share: float) -> Made:
+        """Make a model with a share of the training and judge it."""
         made = self.work.make(plan.layouts, share)
         self.last = None if self.work.judge is None else self.work.judge(made)
         limit = self.target.max_drop
@@ -289,15 +171,69 @@ class _Hunt(Generic[Made]):
         )
         if self.last is not None and limit is not None:
             self.law.add(plan.cost, share, self.last.cautious)
+            self._judged.append(plan)
         if met or not self._does():
             self.kept = plan, len(self.trials) - 1, made
-        return met
+        return made
 
     @property
     def low(self) -> float:
         """Layers of so many bytes were too small with as much training, or are smaller than any."""
         missed = [trial.layer_bytes for trial in self.trials if trial.trained == self.share and not trial.met]
         return max(missed, default=self.planner.smallest.layer_bytes / CLOSE)
+
+    def confirm(self, choose: Callable[[Planner], Plan]) -> Plan:
+        """Make a model without training, and choose anew while it errs more than expected; what errs least."""
+        tried: list[tuple[float, Plan, tuple[Plan, int, Made] | None]] = []
+        plan: Plan | None = choose(self.planner)
+        while plan is not None:
+            made = self.trial(plan, 0.0)
+            error = None if self.last is None else self.last.relative_error
+            tried.append((math.inf if error is None else error, plan, self.kept))
+            is_wrong = len(tried) <= CORRECTIONS and self._learned(plan, made)
+            plan = self._anew(plan, choose) if is_wrong else None
+        _, best, kept = min(tried, key=lambda entry: entry[0])
+        if self.target.max_drop is None:
+            self.kept = kept
+        return self._recounted(best)
+
+    def _anew(self, before: Plan, choose: Callable[[Planner], Plan]) -> Plan | None:
+        """Another choice than before; None where that is still the best one."""
+        plan = choose(self.planner)
+        if plan.layouts == before.layouts:
+            self.remarks[-1] += " No other choice is expected to be better."
+            return None
+        self.remarks[-1] += " The layouts were chosen anew."
+        return plan
+
+    def _recounted(self, plan: Plan) -> Plan:
+        """With the cost that is expected now."""
+        return replace(plan, cost=sum(self.planner.costs(plan.layouts).values()))
+
+    def _learned(self, plan: Plan, made: Made) -> bool:
+        """Whether the last model erred more than expected; then what each weight brings in alone is expected of it."""
+        error = None if self.last is None else self.last.relative_error
+        if error is None or error <= TRUE * math.sqrt(plan.cost):
+            return False
+        costs = self.planner.costs(plan.layouts)
+        found = {} if self.work.trace is None else self.work.trace(made)
+        factors = {
+            name: found[name] / cost if cost > 0 and found.get(name, 0) > 0 else 1.0 for name, cost in costs.items()
+        }
+        total = sum(costs[name] * factor for name, factor in factors.items())
+        # Together they may bring in more than one by one.
+        rest = max(1.0, error**2 / total) if total > 0 else 1.0
+        worst = max(costs, key=lambda name: costs[name] * (factors[name] - 1))
+        self.remarks.append(
+            f"Before training, the error of the output was {error:.3g} where {math.sqrt(plan.cost):.3g} was expected: "
+            f"weight '{worst}' brings in {math.sqrt(factors[worst] * rest):.2g} times what was expected of it."
+        )
+        self.planner = self.planner.corrected({name: factor * rest for name, factor in factors.items()})
+        self._judged = [self._recounted(entry) for entry in self._judged]
+        self.law.recount([entry.cost for entry in self._judged])
+        if self.kept is not None:
+            self.kept = self._recounted(self.kept[0]), *self.kept[1:]
+        return True
 
     def scan(self, count: int) -> bool:
         """Find the smallest that does without training, roughly where some are trained; whether any does.
@@ -306,7 +242,9 @@ class _Hunt(Generic[Made]):
         """
         plan: Plan | None = self.planner.with_cost(self.law.limit)
         while plan is not None and len(self.trials) < count:
-            self.trial(plan, 0.0)
+            made = self.trial(plan, 0.0)
+            if len(self.remarks) < CORRECTIONS:
+                self._learned(plan, made)
             plan = self._smaller() if self._does() else self._larger()
         if not self._does() and self.low < self.planner.largest.layer_bytes:
             self.trial(self.planner.largest, 0.0)
@@ -375,7 +313,7 @@ class _Hunt(Generic[Made]):
         """The result."""
         if self.kept is None:
             raise AssertionError("search() makes at least one model")
-        return Found(self.kept[2], self.trials, self.kept[1], self.last)
+        return Found(self.kept[2], self.planner, self.trials, self.kept[1], self.last, self.remarks)
 
     def _does(self) -> bool:
         """Whether any kept to the target."""
@@ -426,7 +364,3 @@ class _Hunt(Generic[Made]):
         """The best of what is much smaller than what did; None where that was too small, or nothing is."""
         plan = self.planner.within_layers(self._high().layer_bytes / CLOSE)
         return plan if plan is not None and plan.layer_bytes > CLOSE * self.low else None
-
-
-def _times(before: int, after: int) -> str:
-    return f"{before / after:.2f} times smaller"

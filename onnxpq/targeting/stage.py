@@ -4,6 +4,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,12 +19,14 @@ from onnxpq.network import matrices
 from onnxpq.operators import MAX_NIBBLE_CODEWORDS
 from onnxpq.pq import InputStatistics, Layout, PQTensor
 from onnxpq.quantization import allocation, calibration, sensitivity
+from onnxpq.quantization.curves import Weight
 from onnxpq.quantization.sensitivity import Curve, Influence
 from onnxpq.quantization.subject import Subject
 from onnxpq.report import Report, TargetReport, drop_of, percent
 from onnxpq.support import memory
-from onnxpq.targeting import searching
-from onnxpq.targeting.searching import Found, Layouts, Plan, Planner, Work
+from onnxpq.targeting import planning, searching
+from onnxpq.targeting.planning import Layouts, Plan, Planner
+from onnxpq.targeting.searching import Found, Work
 from onnxpq.verification import Drop, Metric, scoring
 from onnxpq.workspace import Run, checkpoints
 
@@ -47,23 +50,31 @@ class Aim:
 
     Attributes:
         planner: of the model.
-        top: the best layouts of the bytes that are allowed.
         metric: to judge by; None without data.
         judged: samples to judge by; likewise.
     """
 
     planner: Planner
-    top: Plan
     metric: Metric | None
     judged: Dataset | None
 
 
-class HasModel(Protocol):
+class IsMade(Protocol):
     """What the pipeline makes."""
 
     @property
     def model(self) -> ir.Model:
         """The compressed model."""
+        ...
+
+    @property
+    def subject(self) -> Subject:
+        """What was compressed, its inputs in the order that was chosen."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, PQTensor]:
+        """What its weights are now, by name."""
         ...
 
 
@@ -76,8 +87,20 @@ class HasReport(Protocol):
         ...
 
 
-Made = TypeVar("Made", bound=HasModel)
+Made = TypeVar("Made", bound=IsMade)
 Result = TypeVar("Result", bound=HasReport)
+
+
+def check(run: Run, subject: Subject) -> None:
+    """Refuse at once a size that not even the smallest codes of all layers reach.
+
+    Raises:
+        TargetError: the size is out of reach.
+    """
+    if run.config.target.limits_bytes:
+        case = Case(run, subject)
+        sizes = [_curve(case, layer, None) for layer in _first_of_each(subject.layers)]
+        _limit(case)(Planner(sizes, partial(_weigh, case)))
 
 
 def seek(run: Run, subject: Subject, make: Callable[..., Made], prove: Callable[[Made], Report]) -> tuple[Made, Report]:
@@ -104,11 +127,10 @@ def seek(run: Run, subject: Subject, make: Callable[..., Made], prove: Callable[
 
 
 def prepare(case: Case) -> Aim:
-    """Choose the metric, measure the layers, and refuse what cannot be reached.
+    """Choose the metric, and measure the layers.
 
     Raises:
         ConfigError: the metric does not fit, or a drop is limited where nothing can be judged by.
-        TargetError: the size is out of reach.
     """
     target, metric, judged = case.run.config.target, None, None
     if case.subject.train is None and target.max_drop is not None:
@@ -119,13 +141,7 @@ def prepare(case: Case) -> Aim:
         # The rows that training chooses its best epoch by: those it does not learn from.
         rows = validation_rows(len(case.subject.train), case.run.config.training.validation, case.run.config.seed)[1]
         judged = case.subject.train.take(rows)
-    planner = Planner(_curves(case), lambda layouts: _weigh(case, layouts))
-    return Aim(
-        planner,
-        searching.limit(target, planner, case.subject.forms.bytes_before, case.subject.layers_before),
-        metric,
-        judged,
-    )
+    return Aim(Planner(_curves(case), partial(_weigh, case)), metric, judged)
 
 
 def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
@@ -137,12 +153,13 @@ def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
         make: a model with given layouts (by weight name) after a share of the training.
 
     Raises:
-        TargetError: the drop is out of reach.
+        TargetError: the size or the drop is out of reach.
     """
     judged = aim.judged
     judge = None if judged is None else lambda made: _drop(case, aim, made.model, judged)
     trains = case.subject.train is not None and not case.run.config.training.is_off
-    return searching.search(case.run.config.target, aim.planner, aim.top, Work(make, judge, trains))
+    work = Work(make, judge, trains, None if judged is None else partial(_traced, case))
+    return searching.search(case.run.config.target, aim.planner, _limit(case), work)
 
 
 def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> TargetReport:
@@ -170,7 +187,7 @@ def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> Target
     if target.max_drop is not None and all(kept) and proof is not None and proof.high > target.max_drop:
         outcome += "; there are too few samples to rule out that it is more"
     return TargetReport(
-        asked=searching.asked(target, None if aim.metric is None else aim.metric.name),
+        asked=planning.asked(target, None if aim.metric is None else aim.metric.name),
         reached=all(kept),
         outcome=outcome,
         metric=None if aim.metric is None else aim.metric.name,
@@ -178,8 +195,9 @@ def conclude(case: Case, aim: Aim, found: Found[Made], report: Report) -> Target
         trials=tuple(found.trials),
         chosen=found.chosen,
         proof=proof,
-        expected=aim.planner.expected(),
+        expected=found.planner.expected(),
         remark=remark,
+        corrections=tuple(found.remarks),
     )
 
 
@@ -212,36 +230,65 @@ def _drop(case: Case, aim: Aim, model: ir.Model, samples: Dataset) -> Drop:
     )
 
 
-def _curves(case: Case) -> list[Curve]:
-    """The sensitivity of every weight; a weight with settings of its own has no choice and is not measured."""
-    config, tick = case.run.config, case.run.ticker("sensitivity")
-    pinned = allocation.pinned(case.subject.layers, config)
-    layers = [layer for layer in case.subject.layers if layer.weight not in pinned]
-    free: dict[str, Layer] = {}
+def _limit(case: Case) -> Callable[[Planner], Plan]:
+    """The best layouts of the bytes that are allowed, by what a planner expects."""
+    subject = case.subject
+    return partial(
+        planning.limit,
+        target=case.run.config.target,
+        file_before=subject.forms.bytes_before,
+        layers_before=subject.layers_before,
+    )
+
+
+def _probe(case: Case, subject: Subject, train: Dataset) -> Influence:
+    """A model's output as a function of its weights, on some samples at random."""
+    order = np.random.default_rng(case.run.config.seed).permutation(len(train))
+    some = train.take(np.sort(order[: sensitivity.PROBED_SAMPLES]))
+    return Influence(subject.forms.normal, subject.layers, subject.output, some, libraries=case.run.libraries)
+
+
+def _traced(case: Case, made: IsMade) -> dict[str, float]:
+    """The squared relative error of the output that each weight of a model brings in alone, by name."""
+    subject = made.subject
+    if subject.train is None:
+        raise AssertionError("a model is judged where there are samples")
+    probe = _probe(case, subject, subject.train)
+    return {
+        layer.weight: probe.quantized(layer, made.tensors[layer.weight]) for layer in _first_of_each(subject.layers)
+    }
+
+
+def _first_of_each(layers: Sequence[Layer]) -> list[Layer]:
+    """One layer for each weight, in the order of the model."""
+    found: dict[str, Layer] = {}
     for layer in layers:
-        free.setdefault(layer.weight, layer)
-    pieces = {weight: case.run.workspace.piece("measurement", [weight.encode()]) for weight in free}
+        found.setdefault(layer.weight, layer)
+    return list(found.values())
+
+
+def _curves(case: Case) -> list[Curve]:
+    """The sensitivity of every weight."""
+    tick = case.run.ticker("sensitivity")
+    layers = {layer.weight: layer for layer in _first_of_each(case.subject.layers)}
+    pieces = {weight: case.run.workspace.piece("measurement", [weight.encode()]) for weight in layers}
     known = {weight: found for weight, piece in pieces.items() if (found := checkpoints.load(piece)) is not None}
     probe = None
-    if case.subject.train is not None and len(known) < len(free):
-        order = np.random.default_rng(config.seed).permutation(len(case.subject.train))
-        some = case.subject.train.take(np.sort(order[: sensitivity.PROBED_SAMPLES]))
-        probe = Influence(case.subject.forms.normal, layers, case.subject.output, some, libraries=case.run.libraries)
-    for weight, statistics in _statistics(case, layers, frozenset(known)):
-        known[weight] = _measured(case, free[weight], statistics, probe)
+    if case.subject.train is not None and len(known) < len(layers):
+        probe = _probe(case, case.subject, case.subject.train)
+    for weight, statistics in _statistics(case, frozenset(known)):
+        known[weight] = _measured(case, layers[weight], statistics, probe)
         checkpoints.save(pieces[weight], known[weight])
         memory.give_back()
         if tick is not None:
-            tick(len(known), len(free))
-    curves = [Curve(name, (layout,), (_bytes(case, name, layout),), (0.0,), 1.0) for name, layout in pinned.items()]
+            tick(len(known), len(layers))
     # In the order of the model, whatever was measured first.
-    return curves + sensitivity.filled([_curve(case, layer, known[weight]) for weight, layer in free.items()])
+    return sensitivity.filled([_curve(case, layer, known[weight]) for weight, layer in layers.items()])
 
 
-def _statistics(
-    case: Case, layers: Sequence[Layer], skip: frozenset[str]
-) -> Iterator[tuple[str, InputStatistics | None]]:
+def _statistics(case: Case, skip: frozenset[str]) -> Iterator[tuple[str, InputStatistics | None]]:
     """Each weight that is not to be skipped, once, with what is known of its inputs."""
+    layers = case.subject.layers
     if case.subject.train is None:
         yield from ((weight, None) for weight in {layer.weight: None for layer in layers} if weight not in skip)
         return
@@ -260,6 +307,10 @@ def _statistics(
 
 
 def _families(case: Case, layer: Layer) -> list[list[Layout]]:
+    """What a weight may get; one with settings of its own has no choice."""
+    pinned = allocation.pinned(case.subject.layers, case.run.config).get(layer.weight)
+    if pinned is not None:
+        return [[pinned]]
     return allocation.options(
         layer, MAX_NIBBLE_CODEWORDS if case.run.config.pq.fast else case.run.config.target.max_codewords
     )
@@ -267,20 +318,28 @@ def _families(case: Case, layer: Layer) -> list[list[Layout]]:
 
 def _measured(case: Case, layer: Layer, statistics: InputStatistics | None, probe: Influence | None) -> dict[str, Any]:
     """What is measured of a weight: the error with each layout, and its influence, if there are data."""
-    matrix, seed = matrices.weight(case.subject.forms.normal, layer), case.run.config.seed
-    curves = (sensitivity.curve(matrix, family, statistics, seed=seed) for family in _families(case, layer))
-    found = {"errors": list(itertools.chain.from_iterable(curves)), "influence": 1.0}
+    importance = case.subject.use_of(layer.weight).importance
+    matrix = matrices.weight(case.subject.forms.normal, layer)
+    weight = Weight(matrix, statistics, importance, seed=case.run.config.seed)
+    families = _families(case, layer)
+    found: dict[str, Any] = {"errors": list(itertools.chain.from_iterable(weight.curves(families)))}
     if probe is not None:
-        curve, importance = _curve(case, layer, found), case.subject.use_of(layer.weight).importance
-        found["influence"] = sensitivity.influence(probe, layer, matrix, curve, statistics, importance)
+        layouts = list(itertools.chain.from_iterable(families))
+        found["influences"] = sensitivity.influences(probe, layer, weight, layouts, found["errors"])
     return found
 
 
-def _curve(case: Case, layer: Layer, measured: Mapping[str, Any]) -> Curve:
+def _curve(case: Case, layer: Layer, measured: Mapping[str, Any] | None) -> Curve:
+    """What was measured of a weight; the bytes alone where nothing was."""
     layouts = tuple(itertools.chain.from_iterable(_families(case, layer)))
     sizes = tuple(_bytes(case, layer.weight, layout) for layout in layouts)
-    gain = 1.0 if case.subject.train is None else _gain(case, layer.weight)
-    return Curve(layer.weight, layouts, sizes, tuple(measured["errors"]), measured["influence"], gain)
+    if measured is None:
+        return Curve(layer.weight, layouts, sizes, (1.0,) * len(sizes))
+    curve = Curve(layer.weight, layouts, sizes, tuple(measured["errors"]))
+    if "influences" not in measured:
+        return curve
+    influences = tuple((error, influence) for error, influence in measured["influences"])
+    return replace(curve, influences=influences, gain=_gain(case, layer.weight))
 
 
 def _gain(case: Case, weight: str) -> float:

@@ -1,10 +1,12 @@
-"""Curves and influences against what they stand for."""
+"""Influences against what they stand for."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 from model_forms import FORMS
-from onnx import helper
+from onnx import helper, numpy_helper
 from tiny_models import FEATURES, HIDDEN, build, initializer, mlp, samples
 
 from onnxpq import rewriting, runtime
@@ -15,81 +17,17 @@ from onnxpq.graph.normalising import normalise
 from onnxpq.network import matrices
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.statistics import InputStatistics
-from onnxpq.quantization import allocation, encoding, sensitivity
+from onnxpq.quantization import allocation, sensitivity
+from onnxpq.quantization.curves import Weight
 from onnxpq.quantization.sensitivity import Curve, Influence
 
 pytestmark = pytest.mark.rounding
 
 OUT, IN = 96, 64
+TRUE = 2.0
+"""The error of the output is at most this many times the expected one, and at least its inverse."""
 
-
-def weight(rows: int = OUT, columns: int = IN) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(3))
-
-
-def statistics(columns: int = IN) -> InputStatistics:
-    found = InputStatistics(columns)
-    random = np.random.default_rng(0)
-    found.add((random.standard_normal((500, columns)) * np.linspace(0.1, 3, columns)).astype(np.float32), "x")
-    return found
-
-
-LAYOUTS = [Layout(OUT, IN, d, codewords, 1) for codewords in (16, 256) for d in (1, 2, 4, 8, 16)]
-
-
-@pytest.mark.parametrize("known", [None, statistics()], ids=["weights", "outputs"])
-def test_a_curve_falls_with_the_bytes(known: InputStatistics | None) -> None:
-    for layouts in (LAYOUTS[:5], LAYOUTS[5:8]):
-        errors = sensitivity.measure(weight(), layouts, known, seed=0)
-        assert errors == sorted(errors)
-        assert 0 <= errors[0] < errors[-1] < 1
-
-
-def test_a_curve_is_the_error_of_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivity, "LEAST_ROWS", OUT)
-    known, layout = statistics(), LAYOUTS[2]
-    (error,) = sensitivity.measure(weight(), [layout], known, seed=0)
-    moment = known.regularized()
-    missed = (weight() - sensitivity.approximate(weight(), layout, torch.from_numpy(moment).float(), seed=0)).numpy()
-    by_hand = np.trace(missed @ moment @ missed.T) / np.trace(weight().numpy() @ moment @ weight().numpy().T)
-    assert error == pytest.approx(by_hand, rel=1e-4)
-
-
-def test_the_cheap_quantizer_ranks_layouts_as_the_full_one() -> None:
-    known = statistics()
-    cheap = sensitivity.measure(weight(), LAYOUTS, known, seed=0)
-    moment, full = known.regularized(), []
-    for layout in LAYOUTS:
-        missed = (weight() - encoding.quantize(weight(), layout, seed=0, statistics=known).matrix()).numpy()
-        full.append(float(np.trace(missed @ moment @ missed.T)))
-    assert np.argsort(cheap).tolist() == np.argsort(full).tolist()
-
-
-def test_some_rows_of_a_large_weight_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    layouts = [Layout(1024, IN, 4, 16, groups) for groups in (1, 8, 16)]
-    monkeypatch.setattr(sensitivity, "ROWS", 1024)
-    monkeypatch.setattr(sensitivity, "LEAST_ROWS", 1024)
-    whole = sensitivity.measure(weight(1024), layouts, None, seed=0)
-    monkeypatch.setattr(sensitivity, "ROWS", 256)
-    monkeypatch.setattr(sensitivity, "LEAST_ROWS", 256)
-    part = sensitivity.measure(weight(1024), layouts, None, seed=0)
-    # With as many codebooks for a fourth of the rows the errors would be up to 10 % too low.
-    assert part == pytest.approx(whole, rel=0.05)
-
-
-def test_lengths_between_those_measured() -> None:
-    family = [Layout(OUT, IN, d, 16, 1) for d in range(1, 17)]
-    measured = sensitivity.measure(weight(), family, statistics(), seed=0)
-    curve = sensitivity.curve(weight(), family, statistics(), seed=0)
-    for layout, exact, found in zip(family, measured, curve, strict=True):
-        # The sub-vectors of some lengths do not fill a row, which counts against them.
-        assert found == pytest.approx(exact, rel=1e-6 if layout.sub_vector in sensitivity.MEASURED else 0.15)
-    assert curve == sorted(curve)
-    assert sensitivity.curve(weight(), family[4:5], statistics(), seed=0) == pytest.approx(measured[4:5])
-
-
-def test_a_weight_of_zeros_has_no_error() -> None:
-    assert sensitivity.measure(torch.zeros(OUT, IN), LAYOUTS[:2], statistics(), seed=0) == [0.0, 0.0]
+LAYOUTS = [Layout(OUT, IN, d, 16, 1) for d in (1, 2)]
 
 
 def influence_of(model: object, data: Dataset, output: str) -> tuple[Influence, list[Layer], object]:
@@ -154,20 +92,68 @@ def test_influence_is_per_unit_of_the_layers_error() -> None:
     for layer in layers:
         matrix = matrices.weight(normal, layer)  # type: ignore[arg-type]
         (layouts, *_) = allocation.options(layer, 256)
-        errors = sensitivity.curve(matrix, layouts, known, seed=0)
-        curve = Curve(layer.weight, tuple(layouts), tuple(lay.nbytes for lay in layouts), tuple(errors), 1.0)
-        found[layer.weight] = sensitivity.influence(probe, layer, matrix, curve, known)
+        own = Weight(matrix, known, seed=0)
+        (errors,) = own.curves([layouts])
+        found[layer.weight] = sensitivity.influences(probe, layer, own, layouts, errors)
     # Of the output's energy the first has 1 part in 101, the second 100.
-    assert found["W1"] == pytest.approx(1 / 101, rel=0.15)
-    assert found["W2"] == pytest.approx(100 / 101, rel=0.15)
+    for name, expected in (("W1", 1 / 101), ("W2", 100 / 101)):
+        errors = [error for error, _ in found[name]]
+        assert errors == sorted(errors)
+        assert 2 <= len(errors) <= len(sensitivity.PROBES)
+        assert [influence for _, influence in found[name]] == pytest.approx([expected] * len(errors), rel=0.3)
+
+
+def test_small_errors_that_a_softmax_hides_have_a_smaller_influence() -> None:
+    """Samples whose classes are far apart: an error changes the output only once it reaches from one to another."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "W"], ["h"], name="fc", transB=1),
+        helper.make_node("Mul", ["h", "sharp"], ["logits"], name="sharpen"),
+        helper.make_node("Softmax", ["logits"], ["y"], name="softmax"),
+    ]
+    weights = [initializer("W", HIDDEN, FEATURES, seed=0), helper.make_tensor("sharp", 1, [1], [3.0])]
+    model = build(nodes, {"x": ["N", FEATURES]}, {"y": ["N", HIDDEN]}, weights)
+    many = samples(2000)
+    scores = np.sort(many @ numpy_helper.to_array(weights[0]).T, axis=1)
+    sure = many[np.argsort(scores[:, -2] - scores[:, -1])[:64]]
+    probe, (layer,), normal = influence_of(model, Dataset({"x": sure}), "y")
+    matrix = matrices.weight(normal, layer)  # type: ignore[arg-type]
+    own, (layouts, *_) = Weight(matrix, seed=0), allocation.options(layer, 256)
+    (errors,) = own.curves([layouts])
+    influences = sensitivity.influences(probe, layer, own, layouts, errors)
+    assert influences[0][1] < influences[-1][1] / 2
+    curve = Curve("W", tuple(layouts), tuple(layout.nbytes for layout in layouts), tuple(errors), tuple(influences))
+    between = [at for at, error in enumerate(errors) if 0.01 < error < 0.1]
+    assert between
+    for at in between:
+        missed, _ = own.missed(layouts[at])
+        ratio = math.sqrt(probe.error(layer, matrix + missed) / curve.costs[at])
+        assert 1 / TRUE < ratio < TRUE, (layouts[at], ratio)
 
 
 def test_costs_are_influence_times_error() -> None:
-    curve = Curve("W", (LAYOUTS[0], LAYOUTS[1]), (2, 1), (0.25, 0.5), 3.0)
-    assert curve.costs == (0.75, 1.5)
+    curve = Curve("W", (LAYOUTS[0], LAYOUTS[1]), (2, 1), (0.25, 0.5), ((1.0, 3.0),), gain=2.0)
+    assert curve.costs == pytest.approx((0.75, 1.5))
+    assert curve.final_costs == pytest.approx((0.375, 0.75))
+    assert curve.scaled(2.0).costs == pytest.approx((1.5, 3.0))
+
+
+def test_between_errors_the_influence_is_a_power() -> None:
+    errors = (0.001, 0.01, math.sqrt(0.001), 0.1, 0.4)
+    curve = Curve("W", tuple(LAYOUTS[:1] * 5), (5, 4, 3, 2, 1), errors, ((0.01, 0.25), (0.1, 1.0)))
+    influences = [cost / error for cost, error in zip(curve.costs, errors, strict=True)]
+    assert influences == pytest.approx([0.25, 0.25, 0.5, 1.0, 1.0])
+    assert Curve("W", (LAYOUTS[0],), (1,), (0.0,)).costs == (0.0,)
+
+
+def test_no_error_is_for_nothing_because_few_samples_show_none() -> None:
+    curve = Curve("W", tuple(LAYOUTS), (2, 1), (0.01, 0.1), ((0.01, 0.0), (0.1, 2.0)))
+    assert curve.costs == pytest.approx((0.01 * 2.0 * sensitivity.FAINTEST, 0.2))
 
 
 def test_what_the_output_does_not_depend_on_counts_as_usual() -> None:
-    curves = [Curve(name, (LAYOUTS[0],), (1,), (0.5,), value) for name, value in (("a", 4.0), ("b", 0.0), ("c", 1.0))]
-    assert [curve.influence for curve in sensitivity.filled(curves)] == [4.0, pytest.approx(2.0), 1.0]
-    assert sensitivity.filled(curves[1:2])[0].influence == 1.0
+    curves = [
+        Curve(name, (LAYOUTS[0],), (1,), (0.5,), ((0.5, value),))
+        for name, value in (("a", 4.0), ("b", 0.0), ("c", 1.0))
+    ]
+    assert [curve.costs[0] for curve in sensitivity.filled(curves)] == pytest.approx([2.0, 1.0, 0.5])
+    assert sensitivity.filled(curves[1:2])[0].costs == (0.5,)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from onnxpq.errors import ConfigError, DataError, TargetError
 from onnxpq.graph import files
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.quantized import Quantized
-from onnxpq.quantization import allocation, encoding
+from onnxpq.quantization import allocation, encoding, subject
+from onnxpq.quantization.curves import Family, Weight
+from onnxpq.report import Report
 from onnxpq.targeting import searching, stage
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 DIGITS = MODELS / "digits_mlp.onnx"
 PLAIN = TrainingConfig(epochs=0)
+TRUE = 2.0
+"""The error of the output is at most this many times the expected one, and at least its inverse."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -39,6 +44,31 @@ def digits() -> tuple[Arrays, Arrays]:
 def compress(digits: tuple[Arrays, Arrays], target: TargetConfig, **settings: object) -> onnxpq.Result:
     config = Config(target=target, **{"training": PLAIN, **settings})  # type: ignore[arg-type]
     return onnxpq.compress(DIGITS, digits[0], test=digits[1], labels="y", config=config)
+
+
+def reported(compressed: Callable[[], onnxpq.Result]) -> Report:
+    """The report of the result, which other samples may find to be a little beyond the limit."""
+    try:
+        return compressed().report
+    except TargetError as missed:
+        if missed.result is None:
+            raise
+        return missed.result.report
+
+
+def looked_up(words: int, columns: int) -> tuple[onnx.ModelProto, Arrays]:
+    """A model that is nearly all table, and what it is asked for."""
+    random = np.random.default_rng(0)
+    text = """<ir_version: 8, opset_import: ["": 17]> g (int64[N,8] ids) => (float[N,20] y) {
+        vectors = Gather(table, ids)
+        mean = ReduceMean<axes = [1], keepdims = 0>(vectors)
+        y = MatMul(mean, head)
+    }"""
+    model = onnx.parser.parse_model(text)
+    for name, shape in (("table", (words, columns)), ("head", (columns, 20))):
+        values = random.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return model, {"ids": random.integers(0, words, (600, 8))}
 
 
 # Sizes
@@ -79,7 +109,42 @@ def test_chosen_layouts_beat_equal_ones_at_their_bytes(digits: tuple[Arrays, Arr
 def test_what_is_expected_is_found(digits: tuple[Arrays, Arrays]) -> None:
     trial = compress(digits, TargetConfig(ratio=25)).report.target.trials[0]  # type: ignore[union-attr]
     assert trial.relative_error is not None
-    assert 0.4 < trial.relative_error / trial.expected_error < 2.5
+    assert 1 / TRUE < trial.relative_error / trial.expected_error < TRUE
+
+
+def test_what_is_expected_of_a_narrow_table_is_found() -> None:
+    """Few of its rows would be learned by heart: .21 was found where .025 was expected."""
+    model, data = looked_up(3000, 64)
+    config = Config(target=TargetConfig(ratio=8), training=PLAIN, floor=1.0)
+    report = onnxpq.compress(model, data, config=config).report
+    trial = report.target.trials[0]  # type: ignore[union-attr]
+    assert trial.relative_error is not None
+    assert 1 / TRUE < trial.relative_error / trial.expected_error < TRUE
+    assert report.ratio >= 8
+
+
+def test_an_error_that_was_not_expected_is_traced_to_its_weight(
+    digits: tuple[Arrays, Arrays], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = Weight.curves
+
+    def hopeful(self: Weight, families: Sequence[Family]) -> list[list[float]]:
+        """One weight errs far more than is measured of it."""
+        part = 1e-3 if self.matrix.shape == (512, 64) else 1.0
+        return [[part * error for error in errors] for errors in curves(self, families)]
+
+    honest = compress(digits, TargetConfig(ratio=25)).report.target
+    monkeypatch.setattr(Weight, "curves", hopeful)
+    found = compress(digits, TargetConfig(ratio=25)).report.target
+    assert honest is not None
+    assert found is not None
+    first, last = found.trials[0], found.trials[found.chosen]
+    assert first.relative_error > searching.TRUE * first.expected_error  # type: ignore[operator]
+    assert last.relative_error < 2 * honest.trials[0].relative_error  # type: ignore[operator]
+    assert last.relative_error < first.relative_error / 2  # type: ignore[operator]
+    assert re.match(r"Before training, .* weight 'coefficient' brings in .* chosen anew\.$", found.corrections[0])
+    assert found.corrections[0] in found.to_text()
+    assert honest.corrections == ()
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.layers])
@@ -105,10 +170,13 @@ def test_a_size_without_data() -> None:
     assert (report.target.decided_on, report.target.proof) == (None, None)
 
 
-def test_an_impossible_size_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "search", None)
+def test_an_impossible_size_is_refused_before_the_work(
+    digits: tuple[Arrays, Arrays], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "prepare", None)
+    monkeypatch.setattr(subject, "reached", None)
     with pytest.raises(TargetError, match=r"^Out of reach: a file at least 1000 times smaller\. .* Ask for less"):
-        onnxpq.compress(DIGITS, config=Config(target=TargetConfig(ratio=1000)))
+        compress(digits, TargetConfig(ratio=1000))
 
 
 # Drops
@@ -133,7 +201,7 @@ def test_the_smallest_file_that_keeps_to_a_drop(digits: tuple[Arrays, Arrays]) -
 
 def test_a_drop_with_training(digits: tuple[Arrays, Arrays]) -> None:
     quick = TrainingConfig(epochs=8)
-    report = compress(digits, TargetConfig(max_drop=0.02, attempts=2), training=quick).report
+    report = reported(lambda: compress(digits, TargetConfig(max_drop=0.02, attempts=2), training=quick))
     assert report.target is not None
     assert 1 <= sum(trial.trained == 1 for trial in report.target.trials) <= 2
     assert any(0 < trial.trained < 1 for trial in report.target.trials), "brief ones say where to begin"
@@ -177,7 +245,7 @@ def test_squared_error_where_the_output_is_an_embedding() -> None:
     model.graph.output[0].name = "states"
     data = {"x": samples(400)}
     config = Config(target=TargetConfig(max_drop=0.05), training=PLAIN)
-    report = onnxpq.compress(model, data, config=config).report
+    report = reported(lambda: onnxpq.compress(model, data, config=config))
     (remark,) = (note for note in report.notes if "squared error" in note)
     assert remark.startswith("Output 'states' is computed by LayerNormalization 'norm', so it is taken for numbers")
     assert report.target is not None
@@ -186,7 +254,7 @@ def test_squared_error_where_the_output_is_an_embedding() -> None:
     assert output.relative_error is not None
     assert report.target.proof is not None
     assert output.relative_error**2 == pytest.approx(report.target.proof.value, rel=1e-3)
-    assert output.relative_error**2 <= 0.05
+    assert report.target.trials[report.target.chosen].drop.value <= 0.05  # type: ignore[union-attr]
     with_size = onnxpq.compress(model, data, config=Config(target=TargetConfig(fc_ratio=8), training=PLAIN)).report
     assert not any("squared error" in note for note in with_size.notes), "nothing was judged by it"
 
@@ -286,7 +354,7 @@ def test_the_options_of_a_layer() -> None:
     layers, _ = rewriting.find(files.load(mlp()))
     for layer in layers:
         families = allocation.options(layer, 256)
-        assert {layout.codewords for family in families for layout in family} == {16, 256}
+        assert {layout.codewords for family in families for layout in family} == {16, 32, 64, 128, 256}
         everything = [layout for family in families for layout in family]
         assert len(set(everything)) == len(everything)
         for family in families:
