@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from onnxpq.config import (
+    BODIES,
     CODEBOOKS,
     GENTLE_SUB_VECTOR,
     LOSSES,
@@ -56,6 +57,7 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ),
     ("--codewords", "pq.codewords", int, "codewords of a codebook; up to 16 is fastest"),
     ("--codebooks", "pq.codebooks", _count_or_name, f"codebooks of a layer: {', '.join(CODEBOOKS)} or a number"),
+    ("--body", "pq.body", str, f"how runtimes without the operator library multiply: {', '.join(BODIES)}"),
     ("--loss", "training.loss", str, f"{', '.join(LOSSES)}"),
     ("--epochs", "training.epochs", int, "passes over the training data; 0 for plain product quantization"),
     ("--steps", "training.steps", int, "training steps, instead of --epochs"),

@@ -6,20 +6,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Final
 
 import onnx_ir as ir
 
 from onnxpq import rewriting, targeting, verification, workspace
 from onnxpq.config import Config
 from onnxpq.data import Source
-from onnxpq.graph import files
+from onnxpq.graph import files, opset
 from onnxpq.pq import Layout, PQTensor
-from onnxpq.quantization import allocation, arranging, clustering, subject
+from onnxpq.quantization import allocation, arranging, bodies, clustering, subject
 from onnxpq.quantization.subject import Subject
 from onnxpq.report import Report, SkippedReport
 from onnxpq.runtime import Libraries
 from onnxpq.training import Trained, Trainer
 from onnxpq.workspace import Progress, Run
+
+IN_FLOAT: Final = (
+    "Runtimes without the operator library multiply in float32: in int8 the model as a whole would lose too much there."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +104,10 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
         else:
             made = make(allocation.layouts(own.layers, run.config, has_data=own.train is not None))
             report = prove(made)
+        if bodies.costs_too_much(report.verification, run.config.pq.body):
+            run.notes.append(IN_FLOAT)
+            made = made.in_float()
+            report = prove(made)
         return targeting.delivered(verification.above_floor(Result(made.model, report)))
 
 
@@ -112,13 +121,28 @@ class _Made:
     tensors: dict[str, PQTensor]
     trained: Trained
 
+    def in_float(self) -> "_Made":
+        """The same for runtimes without the operator library that are to multiply in float32."""
+        tensors = {name: replace(tensor, multiplies_int8=False) for name, tensor in self.tensors.items()}
+        return _made(self.subject, self.layouts, tensors, self.trained)
+
 
 def _make(run: Run, whole: Subject, trainer: Trainer, layouts: Mapping[str, Layout], share: float = 1.0) -> _Made:
     """A compressed model with given layouts, after a share of the training: 0 is product quantization alone."""
     own = arranging.arranged(whole, layouts)
     start = clustering.cluster(run, own, layouts)
     trained = trainer.train(own.forms, own.layers, start, share)
-    tensors = {name: replace(part.freeze(), fast=run.config.pq.fast) for name, part in trained.quantized.items()}
+    settings, version = run.config.pq, opset(own.forms.prepared)
+    tensors = {
+        name: replace(
+            part.freeze(), fast=settings.fast, multiplies_int8=bodies.multiplies_int8(part, settings.body, version)
+        )
+        for name, part in trained.quantized.items()
+    }
+    return _made(own, layouts, tensors, trained)
+
+
+def _made(own: Subject, layouts: Mapping[str, Layout], tensors: dict[str, PQTensor], trained: Trained) -> _Made:
     updated = rewriting.update_initializers(own.forms.prepared, trained.values)
     return _Made(rewriting.rewrite(updated, own.layers, tensors), own, layouts, tensors, trained)
 
@@ -134,11 +158,14 @@ def _prove(run: Run, whole: Subject, made: _Made) -> Report:
         kinds=whole.kinds,
         output=whole.output,
         layers=len(whole.layers),
+        integer_layers=sum(tensor.multiplies_int8 for tensor in made.tensors.values()),
         aligned=whole.aligned,
     )
     own, trained = made.subject, made.trained
     return Report(
-        layers=clustering.reports(own.forms.normal, own.layers, made.layouts, made.tensors, trained.ways),
+        layers=clustering.reports(
+            own.forms.normal, own.layers, made.layouts, made.tensors, trained.quantized, trained.ways
+        ),
         skipped=tuple(SkippedReport(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in whole.skipped),
         training=trained.training,
         verification=proof,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpq.operators.body import lookup_attributes, node_attributes, pq_gather_function, pq_matmul_function
-from onnxpq.operators.schema import DOMAIN, LOOKUP_INPUTS, LOOKUP_OP_TYPE, OP_TYPE, VERSION
+from onnxpq.operators import body
+from onnxpq.operators.schema import DOMAIN, LOOKUP_INPUTS, LOOKUP_OP_TYPE, MAX_MAGNITUDE, OP_TYPE, VERSION
 from onnxpq.pq.packing import pack_codes
 from onnxpq.pq.reference import pq_matmul
 
@@ -23,7 +23,7 @@ FLOAT_BUDGET = 5e-6
 
 @dataclass(frozen=True)
 class PQLayer:
-    """codebooks [R, G, d, K], codes [out, R, M], scales [out], bias [out]."""
+    """codebooks [R, G, K, d], codes [out, R, M], scales [out], bias [out]."""
 
     codebooks: NDArray[Any]
     codes: NDArray[np.uint8]
@@ -38,7 +38,13 @@ class PQLayer:
 
     @property
     def codewords(self) -> int:
-        return int(self.codebooks.shape[3])
+        return int(self.codebooks.shape[2])
+
+    @property
+    def sizes(self) -> body.Sizes:
+        """What attributes and function bodies are made for."""
+        stages, groups, codewords, d = self.codebooks.shape
+        return body.Sizes(len(self.scales), self.in_features, stages, groups, codewords, d)
 
     def constants(self) -> dict[str, NDArray[Any]]:
         """The constant inputs of the node, by their names in the operator's schema."""
@@ -47,7 +53,9 @@ class PQLayer:
 
     def magnitude(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """[..., out]: sum of the magnitudes of all that is summed for an output, the measure of float32 errors."""
-        absolute = replace(self, codebooks=abs(self.codebooks), scales=abs(self.scales), bias=abs(self.bias))
+        absolute = replace(
+            self, codebooks=abs(self.codebooks.astype(np.float64)), scales=abs(self.scales), bias=abs(self.bias)
+        )
         return pq_matmul(abs(x), *absolute.arguments)
 
 
@@ -66,10 +74,13 @@ def random_layer(
     """A layer of normally distributed codewords; `groups` = None means one codebook for each sub-vector position."""
     rng = np.random.default_rng(seed)
     sub_vectors = -(-in_features // d)
+    shape = (stages, groups or sub_vectors, codewords, d)
+    is_int8 = codebook_type is np.int8
+    codebooks = rng.integers(-MAX_MAGNITUDE, MAX_MAGNITUDE + 1, shape) if is_int8 else rng.standard_normal(shape)
     return PQLayer(
-        rng.standard_normal((stages, groups or sub_vectors, d, codewords)).astype(codebook_type),
+        codebooks.astype(codebook_type),
         rng.integers(0, codewords, (out, stages, sub_vectors)).astype(np.uint8),
-        rng.normal(1, 0.3, out).astype(scale_type),
+        (rng.normal(1, 0.3, out) / (MAX_MAGNITUDE if is_int8 else 1)).astype(scale_type),
         rng.standard_normal(out).astype(scale_type),
         in_features,
     )
@@ -87,7 +98,7 @@ def layers(draw: st.DrawFn, codewords: st.SearchStrategy[int], max_out: int = 70
         codewords=draw(codewords),
         groups=draw(st.integers(1, -(-in_features // d))),
         stages=draw(st.integers(1, 3)),
-        codebook_type=draw(st.sampled_from([np.float16, np.float32])),
+        codebook_type=draw(st.sampled_from([np.float16, np.float32, np.int8])),
         scale_type=draw(st.sampled_from([np.float16, np.float32])),
     )
 
@@ -102,6 +113,7 @@ def model_of(
     with_body: bool = True,
     x_type: int = TensorProto.FLOAT,
     fast: bool = False,
+    op_type: str = OP_TYPE,
 ) -> onnx.ModelProto:
     """Y = PQMatMul(X), node 'fc'.
 
@@ -114,19 +126,19 @@ def model_of(
         with_body: whether the model carries the function body.
         x_type: of X and Y.
         fast: the attribute.
+        op_type: `PQMatMul`, or its sister that multiplies in int8.
     """
     values = layer.constants() | (constants or {})
-    attributes = [ir.to_proto(a) for a in node_attributes(layer.in_features, layer.codewords, fast=fast)]
-    node = helper.make_node(OP_TYPE, ["X", *values], ["Y"], name="fc", domain=DOMAIN)
-    node.attribute.extend(attributes)
+    dialect = body.Dialect.of(opset, [layer.sizes], has_fast=fast, any_float=x_type != TensorProto.FLOAT)
+    node = helper.make_node(op_type, ["X", *values], ["Y"], name="fc", domain=DOMAIN)
+    node.attribute.extend(ir.to_proto(a) for a in body.attributes(op_type, layer.sizes, dialect, fast=fast))
     x_shape = ["N", layer.in_features] if x_shape is None else x_shape
     x_info = helper.make_tensor_value_info("X", x_type, x_shape)
     y_shape = [*x_shape[:-1], len(layer.scales)]
     y_info = helper.make_tensor_value_info("Y", x_type, y_shape)
     initializers, inputs = _given(values, as_inputs)
     graph = helper.make_graph([node], "one_layer", [x_info, *inputs], [y_info], initializers)
-    body = pq_matmul_function(opset, any_float=x_type != TensorProto.FLOAT) if with_body else None
-    functions = [ir.to_proto(body)] if body else []
+    functions = [ir.to_proto(made) for made in body.functions([op_type], dialect)] if with_body else []
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
 
@@ -154,14 +166,15 @@ def lookup_model_of(
     """
     values = {name: array for name, array in table.constants().items() if name in LOOKUP_INPUTS} | (constants or {})
     node = helper.make_node(LOOKUP_OP_TYPE, ["rows", *values], ["Y"], name="table", domain=DOMAIN)
-    node.attribute.extend(ir.to_proto(a) for a in lookup_attributes(table.in_features, table.codewords))
+    dialect = body.Dialect.of(opset, [table.sizes], lookups=[table.sizes])
+    node.attribute.extend(ir.to_proto(a) for a in body.attributes(LOOKUP_OP_TYPE, table.sizes, dialect))
     rows_shape = ["N"] if rows_shape is None else rows_shape
     rows_info = helper.make_tensor_value_info("rows", rows_type, rows_shape)
     y_info = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*rows_shape, table.in_features])
     initializers, inputs = _given(values, as_inputs)
     graph = helper.make_graph([node], "one_table", [rows_info, *inputs], [y_info], initializers)
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
-    functions = [ir.to_proto(pq_gather_function(opset))] if with_body else []
+    functions = [ir.to_proto(made) for made in body.functions([LOOKUP_OP_TYPE], dialect)] if with_body else []
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
 
 

@@ -104,7 +104,7 @@ def speed() -> None:
     for d, codewords in LAYOUTS:
         sub_vectors = -(-COLUMNS // d)
         tensor = PQTensor(
-            codebooks=rng.standard_normal((1, 1, d, codewords)).astype(np.float16),
+            codebooks=rng.standard_normal((1, 1, codewords, d)).astype(np.float16),
             codes=rng.integers(0, codewords, (WORDS, 1, sub_vectors), np.uint8),
             scales=np.ones(WORDS, np.float32),
             in_features=COLUMNS,

@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxpq
 from benchmarks.common.store import Times
-from onnxpq.operators.body import node_attributes
+from onnxpq.operators import body
 from onnxpq.operators.schema import DOMAIN, OP_TYPE
 from onnxpq.pq.packing import pack_codes
 
@@ -53,12 +53,15 @@ def pq_layer(rng: np.random.Generator, size: tuple[int, int], d: int, codewords:
     sub_vectors = -(-in_features // d)
     codes = rng.integers(0, codewords, (out, 1, sub_vectors)).astype(np.uint8)
     constants = {
-        "codebooks": rng.standard_normal((1, sub_vectors, d, codewords)).astype(np.float16),
+        "codebooks": rng.standard_normal((1, sub_vectors, codewords, d)).astype(np.float16),
         "codes": pack_codes(codes, codewords),
         "scales": np.ones(out, np.float32),
         "bias": np.zeros(out, np.float32),
     }
-    return DOMAIN, OP_TYPE, constants, [ir.to_proto(a) for a in node_attributes(in_features, codewords, fast=fast)]
+    sizes = body.Sizes(out, in_features, 1, sub_vectors, codewords, d)
+    dialect = body.Dialect.of(17, [sizes], has_fast=True)
+    attributes = body.attributes(OP_TYPE, sizes, dialect, fast=fast)
+    return DOMAIN, OP_TYPE, constants, [ir.to_proto(attribute) for attribute in attributes]
 
 
 def bits_layer(rng: np.random.Generator, size: tuple[int, int], bits: int, block: int) -> Layer:

@@ -76,7 +76,7 @@ class Layer {
     }
     for (float& value : x) value = static_cast<float>(random() % 2001) * 1e-3f - 1.0f;
     const auto n = [](size_t size) { return static_cast<int64_t>(size); };
-    const ConstantInputs inputs = {{TensorType::kFloat16, {1, n(M), n(c.d), n(c.K)}, codebooks_.data()},
+    const ConstantInputs inputs = {{TensorType::kFloat16, {1, n(M), n(c.K), n(c.d)}, codebooks_.data()},
                                    {TensorType::kUint8, {n(blocks), n(M), 16}, codes_.data()},
                                    {TensorType::kFloat32, {n(c.out)}, scales_.data()},
                                    {TensorType::kFloat32, {n(c.out)}, scales_.data()}};
@@ -85,7 +85,7 @@ class Layer {
 
   // The layer with the `i`-th of the copies of its codes.
   Weight weight(size_t i) const {
-    return checked_->view(in_, codebooks_.data(), codes_.data() + i % (codes_.size() / code_bytes) * code_bytes);
+    return checked_->view(in_, codes_.data() + i % (codes_.size() / code_bytes) * code_bytes);
   }
 
  private:

@@ -43,6 +43,8 @@ TensorType TypeAndShape::type() const {
       return TensorType::kFloat32;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
       return TensorType::kFloat16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
+      return TensorType::kInt8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
       return TensorType::kUint8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:

@@ -25,7 +25,7 @@ class PQGatherKernel {
         node_(node_name(api, info, kOperator)),
         table_(node_, constants(api, info, node_), /*fast=*/false),
         columns_(columns(info)),
-        codewords_(table_.view(columns_, constant_input(api, info, node_, kCodebooks, "codebooks").data, nullptr)) {}
+        codewords_(table_.view(columns_, nullptr)) {}
 
   void compute(OrtKernelContext* context) const {
     const TensorView given = view(api_, input(api_, context, kRows));
@@ -36,7 +36,7 @@ class PQGatherKernel {
     const std::vector<int64_t> rows = checked(given, count);
     auto* const y = static_cast<float*>(output(api_, context, shape));
     if (count == 0) return;
-    const Weight table = table_.view(columns_, data_of(api_, context, kCodebooks), data_of(api_, context, kCodes));
+    const Weight table = table_.view(columns_, data_of(api_, context, kCodes));
     OrtPool pool(api_, context);
     pq_gather(table, codewords_, rows.data(), count, y, pool.threads());
     check(pool.failure());
@@ -126,7 +126,7 @@ OrtStatus* ONNXPQ_ORT_CALL infer_shape(const OrtCustomOp* op, OrtShapeInferConte
 ONNXTensorElementDataType ONNXPQ_ORT_CALL input_type(const OrtCustomOp* op, size_t index) {
   if (index == kRows) return self(op).element_type;
   if (index == kCodes) return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // float16 or float32; checked when the kernel is made
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // checked when the kernel is made
 }
 
 }  // namespace

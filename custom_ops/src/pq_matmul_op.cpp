@@ -15,7 +15,7 @@ namespace {
 using namespace abi;
 
 enum Input : size_t { kX, kCodebooks, kCodes, kScales, kBias, kInputCount };
-constexpr const char* kOperator = "PQMatMul";
+constexpr const char* kOperator = "PQMatMul";  // in sentences about no node
 constexpr const char* kInputNames[kInputCount] = {"X", "codebooks", "codes", "scales", "bias"};
 
 // The attribute `fast`, 0 where the node has none. onnxruntime says with the same code that there is none and that
@@ -37,10 +37,10 @@ bool fast_attribute(const OrtApi& api, const OrtKernelInfo* info, const std::str
 // A node of the model. Immutable once made: sessions run it from several threads at once.
 class PQMatMulKernel {
  public:
-  PQMatMulKernel(const OrtApi& api, const Kernels& kernels, const OrtKernelInfo* info)
+  PQMatMulKernel(const OrtApi& api, const Kernels& kernels, const char* op_type, const OrtKernelInfo* info)
       : api_(api),
         kernels_(kernels),
-        node_(node_name(api, info, kOperator)),
+        node_(node_name(api, info, op_type)),
         weight_(node_, constants(api, info, node_), fast_attribute(api, info, node_)) {}
 
   void compute(OrtKernelContext* context) const {
@@ -50,8 +50,7 @@ class PQMatMulKernel {
     size_t rows = 1;
     for (size_t i = 0; i + 1 < x.shape.size(); ++i) rows *= static_cast<size_t>(x.shape[i]);
     if (rows == 0) return;
-    const Weight weight = weight_.view(static_cast<size_t>(x.shape.back()), data_of(api_, context, kCodebooks),
-                                       data_of(api_, context, kCodes));
+    const Weight weight = weight_.view(static_cast<size_t>(x.shape.back()), data_of(api_, context, kCodes));
     OrtPool pool(api_, context);
     if (x.type == TensorType::kFloat16) {
       multiply_halves(weight, static_cast<const uint16_t*>(x.data), rows, static_cast<uint16_t*>(y_data), pool);
@@ -114,7 +113,9 @@ const PQMatMulOp& self(const OrtCustomOp* op) { return *static_cast<const PQMatM
 
 OrtStatus* ONNXPQ_ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
                                          void** kernel) {
-  return as_status(*api, kOperator, [&] { *kernel = new PQMatMulKernel(*api, *self(op).kernels, info); });
+  return as_status(*api, kOperator, [&] {
+    *kernel = new PQMatMulKernel(*api, *self(op).kernels, self(op).op_type, info);
+  });
 }
 
 OrtStatus* ONNXPQ_ORT_CALL compute(void* kernel, OrtKernelContext* context) {
@@ -145,14 +146,15 @@ OrtStatus* ONNXPQ_ORT_CALL infer_shape(const OrtCustomOp* op, OrtShapeInferConte
 ONNXTensorElementDataType ONNXPQ_ORT_CALL input_type(const OrtCustomOp* op, size_t index) {
   if (index == kX) return self(op).element_type;
   if (index == kCodes) return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // float16 or float32; checked when the kernel is made
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // checked when the kernel is made
 }
 
 }  // namespace
 
-PQMatMulOp::PQMatMulOp(const abi::OrtApi* ort_api, const Kernels* chosen_kernels, ONNXTensorElementDataType type)
-    : api(ort_api), kernels(chosen_kernels), element_type(type) {
-  GetName = [](const OrtCustomOp*) { return kOperator; };
+PQMatMulOp::PQMatMulOp(const abi::OrtApi* ort_api, const Kernels* chosen_kernels, const char* name,
+                       ONNXTensorElementDataType type)
+    : api(ort_api), kernels(chosen_kernels), op_type(name), element_type(type) {
+  GetName = [](const OrtCustomOp* op) { return self(op).op_type; };
   GetInputType = input_type;
   GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputCount; };
   GetOutputType = [](const OrtCustomOp* op, size_t) { return self(op).element_type; };

@@ -1,4 +1,4 @@
-// onnxpq::PQMatMul as onnxruntime sees it.
+// onnxpq::PQMatMul and onnxpq::PQDynamicQuantizeMatMul as onnxruntime sees them.
 
 #pragma once
 
@@ -8,12 +8,13 @@
 
 namespace onnxpq {
 
-// The operator for one type of X and Y, float32 or float16, with the functions that onnxruntime calls.
+// The operator of one name for one type of X and Y, float32 or float16, with the functions that onnxruntime calls.
 struct PQMatMulOp : Operator {
-  PQMatMulOp(const abi::OrtApi* api, const Kernels* kernels, abi::ONNXTensorElementDataType type);
+  PQMatMulOp(const abi::OrtApi* api, const Kernels* kernels, const char* op_type, abi::ONNXTensorElementDataType type);
 
   const abi::OrtApi* api;
   const Kernels* kernels;
+  const char* const op_type;
   const abi::ONNXTensorElementDataType element_type;
 };
 

@@ -9,8 +9,8 @@ namespace {
 
 constexpr size_t kMaxCodewords = 256;
 
-// Float16 codebooks of up to so many elements (64 KB then) are widened once: a small layer spends a quarter of its time
-// on it otherwise. Larger ones stay where they are, so that a session needs no more memory than the file.
+// Codebooks of up to so many elements (64 KB then) are widened to float32 once: a small layer spends a quarter of its
+// time on it otherwise. Larger ones are kept in float16 where that loses nothing, so that a session needs little memory.
 constexpr size_t kWidenedElements = 16 * 1024;
 
 const char* name_of(TensorType type) {
@@ -19,6 +19,8 @@ const char* name_of(TensorType type) {
       return "float32";
     case TensorType::kFloat16:
       return "float16";
+    case TensorType::kInt8:
+      return "int8";
     case TensorType::kUint8:
       return "uint8";
     default:
@@ -45,11 +47,14 @@ void check_rank(const std::string& node, const char* input, const TensorView& te
 }
 
 void check_codebooks(const std::string& node, const TensorView& codebooks) {
-  check_float(node, "codebooks", codebooks);
-  check_rank(node, "codebooks", codebooks, 4, "[R, G, d, K]");
-  if (codebooks.shape[3] < 2 || codebooks.shape[3] > static_cast<int64_t>(kMaxCodewords)) {
+  const TensorType type = codebooks.type;
+  if (type != TensorType::kInt8 && type != TensorType::kFloat16 && type != TensorType::kFloat32) {
+    refuse(node, "codebooks", std::string("is ") + name_of(type) + "; expected int8, float16 or float32.");
+  }
+  check_rank(node, "codebooks", codebooks, 4, "[R, G, K, d]");
+  if (codebooks.shape[2] < 2 || codebooks.shape[2] > static_cast<int64_t>(kMaxCodewords)) {
     refuse(node, "codebooks",
-           "has shape " + to_string(codebooks.shape) + ", " + std::to_string(codebooks.shape[3]) +
+           "has shape " + to_string(codebooks.shape) + ", " + std::to_string(codebooks.shape[2]) +
                " codewords; expected 2 to 256.");
   }
 }
@@ -59,7 +64,7 @@ void check_codes_shape(const std::string& node, const TensorView& codes, const T
     refuse(node, "codes", std::string("is ") + name_of(codes.type) + "; expected uint8.");
   }
   check_rank(node, "codes", codes, 3, "[B, R*M, 16]");
-  const int64_t codewords = codebooks.shape[3];
+  const int64_t codewords = codebooks.shape[2];
   const auto block =
       static_cast<int64_t>(codewords <= static_cast<int64_t>(kNibbleCodewords) ? kNibbleOutputs : kByteOutputs);
   const int64_t blocks = (out - 1) / block + 1;
@@ -121,17 +126,32 @@ std::vector<float> widened(const TensorView& tensor, size_t count, size_t padded
   return result;
 }
 
-// Rows of `codewords` elements of `element_size` bytes to rows of `width`, the last one repeated: it moves neither the
+float element(const TensorView& tensor, size_t index) {
+  const auto* const bytes = static_cast<const unsigned char*>(tensor.data);
+  if (tensor.type == TensorType::kInt8) return static_cast<float>(static_cast<const int8_t*>(tensor.data)[index]);
+  if (tensor.type == TensorType::kFloat16) {
+    uint16_t half;
+    std::memcpy(&half, bytes + index * sizeof half, sizeof half);
+    return half_to_float(half);
+  }
+  float value;
+  std::memcpy(&value, bytes + index * sizeof value, sizeof value);
+  return value;
+}
+
+// Codewords [books][K][d] to columns [books][d][width]. Columns past K repeat the last codeword: it moves neither the
 // smallest nor the largest entry of a table.
-std::vector<unsigned char> padded_rows(const TensorView& codebooks, size_t rows, size_t codewords, size_t width,
-                                       size_t element_size) {
-  std::vector<unsigned char> result(rows * width * element_size);
-  const auto* source = static_cast<const unsigned char*>(codebooks.data);
-  for (size_t row = 0; row < rows; ++row) {
-    unsigned char* target = result.data() + row * width * element_size;
-    std::memcpy(target, source + row * codewords * element_size, codewords * element_size);
-    for (size_t k = codewords; k < width; ++k) {
-      std::memcpy(target + k * element_size, target + (codewords - 1) * element_size, element_size);
+template <typename T, typename Convert>
+std::vector<unsigned char> columns(const TensorView& codebooks, size_t width, const Convert& convert) {
+  const auto K = static_cast<size_t>(codebooks.shape[2]), d = static_cast<size_t>(codebooks.shape[3]);
+  const auto books = static_cast<size_t>(codebooks.shape[0] * codebooks.shape[1]);
+  std::vector<unsigned char> result(books * d * width * sizeof(T));
+  for (size_t book = 0; book < books; ++book) {
+    for (size_t i = 0; i < d; ++i) {
+      for (size_t k = 0; k < width; ++k) {
+        const T value = convert(element(codebooks, (book * K + (k < K ? k : K - 1)) * d + i));
+        std::memcpy(result.data() + ((book * d + i) * width + k) * sizeof(T), &value, sizeof(T));
+      }
     }
   }
   return result;
@@ -147,9 +167,9 @@ std::string to_string(const std::vector<int64_t>& shape) {
 
 PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs, bool fast) : shape_{} {
   check_codebooks(node, inputs.codebooks);
-  if (fast && inputs.codebooks.shape[3] > static_cast<int64_t>(kNibbleCodewords)) {
+  if (fast && inputs.codebooks.shape[2] > static_cast<int64_t>(kNibbleCodewords)) {
     throw Refusal(node + ": attribute 'fast' is 1 with " +
-                  std::to_string(inputs.codebooks.shape[3]) + " codewords; expected 0 where there are more than 16.");
+                  std::to_string(inputs.codebooks.shape[2]) + " codewords; expected 0 where there are more than 16.");
   }
   check_per_output(node, "scales", inputs.scales);
   if (inputs.has_bias) check_per_output(node, "bias", inputs.bias);
@@ -166,8 +186,8 @@ PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs, bool f
   shape_.out = static_cast<size_t>(out);
   shape_.R = static_cast<size_t>(codebooks[0]);
   shape_.G = static_cast<size_t>(codebooks[1]);
-  shape_.d = static_cast<size_t>(codebooks[2]);
-  shape_.codewords = static_cast<size_t>(codebooks[3]);
+  shape_.codewords = static_cast<size_t>(codebooks[2]);
+  shape_.d = static_cast<size_t>(codebooks[3]);
   shape_.M = S / shape_.R;
   shape_.fast = fast;
   shape_.group_width = (shape_.M - 1) / shape_.G + 1;
@@ -177,26 +197,24 @@ PQWeight::PQWeight(const std::string& node, const ConstantInputs& inputs, bool f
   shape_.codebook_width = nibbles
                               ? kNibbleCodewords
                               : (shape_.codewords + kCodewordAlignment - 1) / kCodewordAlignment * kCodewordAlignment;
-  shape_.codebook_element = inputs.codebooks.type == TensorType::kFloat16 ? Element::kFloat16 : Element::kFloat32;
-  const size_t rows = shape_.R * shape_.G * shape_.d;
-  if (shape_.codebook_element == Element::kFloat16 && rows * shape_.codebook_width <= kWidenedElements) {
-    const std::vector<float> values = widened(inputs.codebooks, rows * shape_.codewords, rows * shape_.codewords);
-    const TensorView wide = {TensorType::kFloat32, codebooks, values.data()};
-    own_codebooks_ = padded_rows(wide, rows, shape_.codewords, shape_.codebook_width, sizeof(float));
+  const bool is_small = shape_.R * shape_.G * shape_.d * shape_.codebook_width <= kWidenedElements;
+  if (is_small || inputs.codebooks.type == TensorType::kFloat32) {
     shape_.codebook_element = Element::kFloat32;
-  } else if (shape_.codebook_width != shape_.codewords) {
-    const size_t element_size = shape_.codebook_element == Element::kFloat16 ? sizeof(uint16_t) : sizeof(float);
-    own_codebooks_ = padded_rows(inputs.codebooks, rows, shape_.codewords, shape_.codebook_width, element_size);
+    codebooks_ = columns<float>(inputs.codebooks, shape_.codebook_width, [](float value) { return value; });
+  } else {
+    // float16 to float32 and back changes nothing, and float16 holds all integers of a byte.
+    shape_.codebook_element = Element::kFloat16;
+    codebooks_ = columns<uint16_t>(inputs.codebooks, shape_.codebook_width, float_to_half);
   }
   const size_t padded_out = static_cast<size_t>(inputs.codes.shape[0]) * (nibbles ? kNibbleOutputs : kByteOutputs);
   scales_ = widened(inputs.scales, shape_.out, padded_out);
   if (inputs.has_bias) bias_ = widened(inputs.bias, shape_.out, padded_out);
 }
 
-Weight PQWeight::view(size_t in, const void* codebooks, const void* codes) const {
+Weight PQWeight::view(size_t in, const void* codes) const {
   Weight weight = shape_;
   weight.in = in;
-  weight.codebooks = own_codebooks_.empty() ? codebooks : own_codebooks_.data();
+  weight.codebooks = codebooks_.data();
   weight.codes = static_cast<const uint8_t*>(codes);
   weight.scales = scales_.data();
   weight.bias = bias_.data();

@@ -18,7 +18,7 @@ class Refusal : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-enum class TensorType { kFloat32, kFloat16, kUint8, kInt32, kInt64, kOther };
+enum class TensorType { kFloat32, kFloat16, kInt8, kUint8, kInt32, kInt64, kOther };
 
 // A tensor that somebody else owns.
 struct TensorView {
@@ -28,7 +28,7 @@ struct TensorView {
 };
 
 struct ConstantInputs {
-  TensorView codebooks;  // [R, G, d, K]
+  TensorView codebooks;  // [R, G, K, d]
   TensorView codes;      // [B, S, 16]
   TensorView scales;     // [out]
   TensorView bias;       // [out]
@@ -38,7 +38,7 @@ struct ConstantInputs {
 std::string to_string(const std::vector<int64_t>& shape);
 
 // A checked weight. Holds what the kernels need in another form than the file has it: scales and bias (a few bytes per
-// output), and the codebooks where K is no multiple of 8 or below 16. Everything else stays where it is.
+// output), and the codebooks, codewords as columns. The codes stay where they are.
 class PQWeight {
  public:
   // `node`: operator and name, for sentences. `fast`: tables of 8 bits. Throws Refusal where the inputs contradict each
@@ -50,13 +50,13 @@ class PQWeight {
   size_t max_in() const { return shape_.M * shape_.d; }
   size_t out() const { return shape_.out; }
 
-  // For the kernels. `codes` and `codebooks` are the inputs' data, which must outlive the result.
-  Weight view(size_t in, const void* codebooks, const void* codes) const;
+  // For the kernels. `codes` is the input's data, which must outlive the result, as this must.
+  Weight view(size_t in, const void* codes) const;
 
  private:
   Weight shape_;  // without pointers and `in`
   std::vector<float> scales_, bias_;
-  std::vector<unsigned char> own_codebooks_;  // empty where the input serves as it is
+  std::vector<unsigned char> codebooks_;  // [R*G][d][codebook_width]
 };
 
 }  // namespace onnxpq

@@ -16,18 +16,23 @@ namespace {
 
 using namespace abi;
 
-constexpr const char* kDomain = "onnxpq";  // onnxpq/operators/schema.py
+// onnxpq/operators/schema.py. The two that multiply differ in their bodies alone, for runtimes without this library.
+constexpr const char* kDomain = "onnxpq";
+constexpr const char* kMatMul = "PQMatMul";
+constexpr const char* kIntegerMatMul = "PQDynamicQuantizeMatMul";
 
 // The operators and their domain for one runtime. Sessions keep referring to them and onnxruntime does not say when
 // they are done, so that they live as long as the process.
 struct Registration {
   Registration(const OrtApi& api, const Kernels& kernels)
-      : float32(&api, &kernels, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
-        float16(&api, &kernels, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
+      : float32(&api, &kernels, kMatMul, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
+        float16(&api, &kernels, kMatMul, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
+        integer32(&api, &kernels, kIntegerMatMul, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
+        integer16(&api, &kernels, kIntegerMatMul, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16),
         by_int32(&api, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32),
         by_int64(&api, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {}
 
-  PQMatMulOp float32, float16;
+  PQMatMulOp float32, float16, integer32, integer16;
   PQGatherOp by_int32, by_int64;
   OrtCustomOpDomain* domain = nullptr;
 };
@@ -54,8 +59,8 @@ OrtStatus* add_operators(const OrtApi& api, OrtSessionOptions* options) {
   if (registration.domain == nullptr) {
     OrtCustomOpDomain* domain = nullptr;
     if (OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain)) return status;
-    const Operator* const operators[] = {&registration.float32, &registration.float16, &registration.by_int32,
-                                         &registration.by_int64};
+    const Operator* const operators[] = {&registration.float32,   &registration.float16,  &registration.integer32,
+                                         &registration.integer16, &registration.by_int32, &registration.by_int64};
     for (const Operator* op : operators) {
       if (OrtStatus* status = api.CustomOpDomain_Add(domain, op)) return status;
     }

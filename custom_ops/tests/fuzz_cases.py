@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from pq_layers import PQLayer, random_layer
 
-from onnxpq.operators.schema import INPUTS
+from onnxpq.operators.schema import ATTR_FIRST, ATTR_SHAPE, INPUTS, MATMUL_OP_TYPES, OP_TYPE
 
 CONSTANTS = INPUTS[1:]
 FLOATS = ("codebooks", "scales", "bias")
@@ -50,6 +50,7 @@ class Case:
     body: bool = False
     nested: str = ""  # in a branch of an If, with the constants "inside" or "outside"
     inputs: str = "all"
+    op_type: str = OP_TYPE
     fast: int = 0  # the attribute
     fast_kind: str = "int"
     attributes: tuple[tuple[str, str], ...] = ()
@@ -134,7 +135,7 @@ _TWISTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "scalar": st.just({"x_scalar": True, "leading": ()}),
     "inputs": st.sampled_from(["four", "six", "none", *(f"no {name}" for name in INPUTS)]).map(lambda v: {"inputs": v}),
     "attributes": _pairs(
-        st.sampled_from(["in_features", "place_values", "nonsense", ""]),
+        st.sampled_from([ATTR_SHAPE, ATTR_FIRST, "nonsense", ""]),
         st.sampled_from(["int", "float", "string", "ints", "tensor"]),
         3,
     ).map(lambda v: {"attributes": v}),
@@ -143,6 +144,7 @@ _TWISTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "level": st.sampled_from(["off", "basic"]).map(lambda v: {"level": v}),
     "threads": st.just({"threads": 2}),
     "body": st.just({"body": True}),
+    "op_type": st.sampled_from(MATMUL_OP_TYPES).map(lambda v: {"op_type": v}),
     "nested": st.sampled_from(["inside", "outside"]).map(lambda v: {"nested": v}),
 }
 
@@ -162,7 +164,7 @@ def cases(draw: st.DrawFn) -> Case:
         "codewords": draw(st.one_of(st.integers(2, 16), st.just(16), st.integers(2, 256), st.just(256))),
         "groups": draw(st.one_of(st.just(sub_vectors), st.just(1), st.integers(1, sub_vectors))),
         "stages": draw(st.sampled_from([1, 1, 1, 2, 3])),
-        "codebook_type": draw(st.sampled_from(["float16", "float32"])),
+        "codebook_type": draw(st.sampled_from(["float16", "float32", "int8"])),
         "scale_type": draw(st.sampled_from(["float16", "float32"])),
     }
     for twist in draw(st.lists(st.sampled_from([*sorted(_TWISTS), *["nudges"] * 3]), max_size=4)):

@@ -11,8 +11,11 @@ from fuzz_cases import CONSTANTS, SPECIALS, Case
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxpq.operators.body import node_attributes, pq_matmul_function
-from onnxpq.operators.schema import ATTR_FAST, DOMAIN, OP_TYPE, VERSION
+from onnxpq.operators import body
+from onnxpq.operators.schema import ATTR_FAST, DOMAIN, VERSION
+
+_HELD = ("FLOAT", "FLOAT16", "UINT8", "INT8")
+"""Types that the operator takes somewhere; tensors of others are filled with zeros."""
 
 OPSET, IR_VERSION = 21, 10
 """The first with all element types that are tried."""
@@ -53,7 +56,7 @@ def tensors_of(case: Case) -> Tensors:
     types = {name: TensorProto.DataType.Name(helper.np_dtype_to_tensor_dtype(v.dtype)) for name, v in constants.items()}
     for name, kind in case.types:
         types[name] = kind
-        if kind in {"FLOAT", "FLOAT16", "UINT8"}:
+        if kind in _HELD:
             with np.errstate(all="ignore"):
                 constants[name] = constants[name].astype(helper.tensor_dtype_to_np_dtype(_code(kind)))
     return Tensors(constants, types, x)
@@ -74,7 +77,7 @@ def _tensor(case: Case, tensors: Tensors, name: str) -> TensorProto:
     tensor = TensorProto(name=name, data_type=_code(kind), dims=array.shape)
     if kind == "STRING":
         tensor.string_data.extend([b"text"] * array.size)
-    elif kind not in {"FLOAT", "FLOAT16", "UINT8"}:
+    elif kind not in _HELD:
         bits = 4 if kind.endswith("INT4") else helper.tensor_dtype_to_np_dtype(_code(kind)).itemsize * 8
         tensor.raw_data = bytes(-(-array.size * bits // 8))
     elif place == "typed" and damage is None:
@@ -181,10 +184,15 @@ def model_of_case(case: Case, tensors: Tensors, folder: Path) -> onnx.ModelProto
         nodes = [helper.make_node("If", ["condition"], ["Y"], then_branch=branch, else_branch=branch)]
         inputs.append(helper.make_tensor_value_info("condition", TensorProto.BOOL, []))
         initializers = [] if inside else initializers
-    functions = [ir.to_proto(pq_matmul_function(OPSET))] if case.body else []
+    made = body.functions([case.op_type], _dialect(case)) if case.body else []
+    functions = [ir.to_proto(function) for function in made]
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     graph = helper.make_graph(nodes, "fuzz", inputs, [y], initializers)
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
+
+
+def _dialect(case: Case) -> body.Dialect:
+    return body.Dialect.of(OPSET, [case.layer().sizes], has_fast=True)
 
 
 def _node(case: Case) -> onnx.NodeProto:
@@ -198,9 +206,9 @@ def _node(case: Case) -> onnx.NodeProto:
             names = []
         case ["no", name]:
             names[names.index(name)] = ""
-    node = helper.make_node(OP_TYPE, names, ["Y"], name="fc", domain=DOMAIN)
+    node = helper.make_node(case.op_type, names, ["Y"], name="fc", domain=DOMAIN)
     if case.body:
-        attributes = node_attributes(case.in_features, case.codewords)
+        attributes = body.attributes(case.op_type, case.layer().sizes, _dialect(case))
         node.attribute.extend(ir.to_proto(a) for a in attributes if a.name != ATTR_FAST)
     if case.fast_kind != "int":
         node.attribute.append(_attribute(ATTR_FAST, case.fast_kind))

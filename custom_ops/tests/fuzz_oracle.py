@@ -13,16 +13,19 @@ from onnxpq.operators.schema import block_outputs, codes_per_byte
 from onnxpq.pq.packing import unpack_codes
 from onnxpq.pq.reference import group_of, pq_matmul_tables
 
-OPERATOR = "onnxpq::PQMatMul node 'fc': "
-
 X_TYPES = ("FLOAT", "FLOAT16")
-LAYOUTS = {"codebooks": "[R, G, d, K]", "codes": "[B, R*M, 16]", "scales": "[out]", "bias": "[out]"}
+LAYOUTS = {"codebooks": "[R, G, K, d]", "codes": "[B, R*M, 16]", "scales": "[out]", "bias": "[out]"}
+
+
+def operator_of(case: Case) -> str:
+    """What the operator's sentences begin with."""
+    return f"onnxpq::{case.op_type} node 'fc': "
 
 
 def sentences(case: Case, tensors: Tensors) -> list[re.Pattern[str]]:
     """The errors that a case may end in, any of them; none: it must end in an answer."""
     by_onnxruntime = list(_of_onnxruntime(case, tensors))
-    by_operator = [re.compile(re.escape(OPERATOR + text)) for text in _of_operator(case, tensors)]
+    by_operator = [re.compile(re.escape(operator_of(case) + text)) for text in _of_operator(case, tensors)]
     return [re.compile(text) for text in by_onnxruntime] + by_operator
 
 
@@ -37,7 +40,7 @@ def _of_onnxruntime(case: Case, tensors: Tensors) -> Iterator[str]:
     mistyped = [name for name in FLOATS if tensors.types[name] == "COMPLEX64"]  # the only one that it does not know
     mistyped += ["X"] * (case.x_type not in X_TYPES) + ["codes"] * (tensors.types["codes"] != "UINT8")
     for name in mistyped:
-        yield rf"Type 'tensor\(\w+\)' of input parameter \({name}\) of operator \(PQMatMul\) in node \(fc\)"
+        yield rf"Type 'tensor\(\w+\)' of input parameter \({name}\) of operator \({case.op_type}\) in node \(fc\)"
     if case.declared in {"other size", "other rank"}:
         yield "Got invalid dimensions for input|Invalid rank for input|Invalid input shape"
 
@@ -60,16 +63,18 @@ def _of_operator(case: Case, tensors: Tensors) -> Iterator[str]:
 
 def _of_constants(case: Case, tensors: Tensors) -> Iterator[str]:
     for name in FLOATS:
-        if tensors.types[name] not in {"FLOAT", "FLOAT16"}:
-            called = "uint8" if tensors.types[name] == "UINT8" else "of another type"
-            yield f"input '{name}' is {called}; expected float16 or float32."
+        expected = ["INT8", *X_TYPES] if name == "codebooks" else X_TYPES
+        if tensors.types[name] not in expected:
+            called = {"UINT8": "uint8", "INT8": "int8"}.get(tensors.types[name], "of another type")
+            names = "int8, float16 or float32" if name == "codebooks" else "float16 or float32"
+            yield f"input '{name}' is {called}; expected {names}."
     shapes = {name: list(tensors.constants[name].shape) for name in CONSTANTS}
     wrong = [n for n in CONSTANTS if len(shapes[n]) != LAYOUTS[n].count(",") + 1 or 0 in shapes[n]]
     for name in wrong:
         yield f"input '{name}' has shape {shapes[name]}; expected {LAYOUTS[name]}, no size zero."
     if not {"scales", "bias"} & set(wrong) and shapes["bias"] != shapes["scales"]:
         yield f"input 'bias' has shape {shapes['bias']}; expected {shapes['scales']}, the shape of 'scales'."
-    codewords = shapes["codebooks"][-1] if "codebooks" not in wrong else 2
+    codewords = shapes["codebooks"][2] if "codebooks" not in wrong else 2
     if not 2 <= codewords <= 256:
         yield f"input 'codebooks' has shape {shapes['codebooks']}, {codewords} codewords; expected 2 to 256."
     if case.fast == 1 and case.fast_kind == "int" and 16 < codewords <= 256:
@@ -108,7 +113,7 @@ def _of_code_values(codes: NDArray[Any], codewords: int) -> Iterator[str]:
 
 
 def _of_x(tensors: Tensors) -> Iterator[str]:
-    stages, _, d, _ = tensors.constants["codebooks"].shape
+    stages, _, _, d = tensors.constants["codebooks"].shape
     sub_vectors = tensors.constants["codes"].shape[1] // stages
     least, most = (sub_vectors - 1) * d + 1, sub_vectors * d
     if tensors.x.ndim == 0 or not least <= tensors.x.shape[-1] <= most:
@@ -121,9 +126,9 @@ def _of_x(tensors: Tensors) -> Iterator[str]:
 def right_answer(case: Case, tensors: Tensors) -> NDArray[Any]:
     """Y, bit for bit, of a case that nothing is wrong with."""
     codebooks, packed, scales, bias = (tensors.constants[name] for name in CONSTANTS)
-    codes = unpack_codes(packed, len(scales), codebooks.shape[0], codebooks.shape[3])
+    codes = unpack_codes(packed, len(scales), codebooks.shape[0], codebooks.shape[2])
     x = tensors.x.reshape(-1, tensors.x.shape[-1]).astype(np.float32)
-    if codes_per_byte(codebooks.shape[3]) == 2:
+    if codes_per_byte(codebooks.shape[2]) == 2:
         y = pq_matmul_tables(x, codebooks, codes, scales, bias, fast=bool(case.fast))
     else:
         y = _float32_sums(x, codebooks, codes, scales, bias)
@@ -137,12 +142,12 @@ def _float32_sums(
 ) -> NDArray[np.float32]:
     """K > 16: a sub-vector's products with its codeword summed in order, these sums in order, all in float32."""
     out, stages, sub_vectors = codes.shape
-    _, groups, d, _ = codebooks.shape
+    _, groups, _, d = codebooks.shape
     wide = codebooks.astype(np.float32)
     total = np.zeros((len(x), out), np.float32)
     for r in range(stages):
         for m in range(sub_vectors):
-            codewords = wide[r, group_of(m, groups, sub_vectors)][:, codes[:, r, m]]  # [d, out]
+            codewords = wide[r, group_of(m, groups, sub_vectors)][codes[:, r, m]].T  # [d, out]
             entry = np.zeros_like(total)
             for i in range(min(d, x.shape[1] - m * d)):
                 entry += x[:, m * d + i, None] * codewords[i]

@@ -59,7 +59,7 @@ class Bytes {
 
 class Layer {
  public:
-  Layer(const Shape& s, Element element, std::mt19937& random) : shape(s) {
+  Layer(const Shape& s, TensorType type, std::mt19937& random) : shape(s) {
     const size_t M = (s.in + s.d - 1) / s.d, G = s.G == 0 ? M : s.G;
     const size_t block = s.K <= kNibbleCodewords ? kNibbleOutputs : kByteOutputs;
     const size_t blocks = (s.out + block - 1) / block;
@@ -70,9 +70,11 @@ class Layer {
     for (size_t i = 0; i < count; ++i)
       halves[i] = static_cast<uint16_t>(random() % 0x0c00 + 0x3000 + (random() % 2 << 15));
     for (size_t i = 0; i < count; ++i) floats[i] = half_to_float(halves[i]) * 1.0001f;
-    const bool half = element == Element::kFloat16;
-    codebooks = half ? std::make_unique<Bytes>(halves.data(), count * 2, 2)
-                     : std::make_unique<Bytes>(floats.data(), count * 4, 4);
+    std::vector<int8_t> bytes(count);
+    for (int8_t& byte : bytes) byte = static_cast<int8_t>(static_cast<int>(random() % 256) - 128);
+    const Bytes codebooks = type == TensorType::kInt8      ? Bytes(bytes.data(), count, 1)
+                            : type == TensorType::kFloat16 ? Bytes(halves.data(), count * 2, 2)
+                                                           : Bytes(floats.data(), count * 4, 4);
     std::vector<uint8_t> packed(blocks * s.R * M * kUnitBytes);
     for (uint8_t& byte : packed) {
       byte = static_cast<uint8_t>(random() % s.K);
@@ -85,7 +87,7 @@ class Layer {
     for (float& value : bias) value = normal(random);
     const auto n = [](size_t size) { return static_cast<int64_t>(size); };
     const ConstantInputs inputs = {
-        {half ? TensorType::kFloat16 : TensorType::kFloat32, {n(s.R), n(G), n(s.d), n(s.K)}, codebooks->exact()},
+        {type, {n(s.R), n(G), n(s.K), n(s.d)}, codebooks.misaligned()},
         {TensorType::kUint8, {n(blocks), n(s.R * M), 16}, codes->exact()},
         {TensorType::kFloat32, {n(s.out)}, scales.data()},
         {TensorType::kFloat32, {n(s.out)}, bias.data()}};
@@ -93,12 +95,11 @@ class Layer {
   }
 
   Weight weight(bool misaligned) const {
-    return misaligned ? checked->view(shape.in, codebooks->misaligned(), codes->misaligned())
-                      : checked->view(shape.in, codebooks->exact(), codes->exact());
+    return checked->view(shape.in, misaligned ? codes->misaligned() : codes->exact());
   }
 
   Shape shape;
-  std::unique_ptr<Bytes> codebooks, codes;
+  std::unique_ptr<Bytes> codes;
   std::unique_ptr<PQWeight> checked;
 };
 
@@ -126,8 +127,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return true;
 }
 
-void compare_levels(const Shape& shape, Element element, size_t rows, std::mt19937& random) {
-  const Layer layer(shape, element, random);
+void compare_levels(const Shape& shape, TensorType type, size_t rows, std::mt19937& random) {
+  const Layer layer(shape, type, random);
   std::vector<float> x(rows * shape.in);
   std::normal_distribution<float> normal;
   for (float& value : x) value = normal(random);
@@ -164,7 +165,7 @@ void check_by_hand(bool fast) {
   codes[0] = 0x01;           // input 0: output 0 takes +1, output 16 takes -1
   codes[kUnitBytes] = 0x10;  // input 1: output 0 takes -1, output 16 takes +1
   const std::vector<float> scales(17, 2.0f), bias(17, 0.5f);
-  const PQWeight checked("hand", {{TensorType::kFloat32, {1, 1, 1, 2}, codebook},
+  const PQWeight checked("hand", {{TensorType::kFloat32, {1, 1, 2, 1}, codebook},
                                   {TensorType::kUint8, {1, 2, 16}, codes.data()},
                                   {TensorType::kFloat32, {17}, scales.data()},
                                   {TensorType::kFloat32, {17}, bias.data()}},
@@ -173,7 +174,7 @@ void check_by_hand(bool fast) {
   for (size_t level = 0; level < list.count; ++level) {
     const float tolerance = fast ? 2.0f * 1.5f / 127.0f : 1e-3f;
     const std::vector<float> y =
-        multiply(*list.levels[level], checked.view(2, codebook, codes.data()), {3.0f, 1.0f}, false);
+        multiply(*list.levels[level], checked.view(2, codes.data()), {3.0f, 1.0f}, false);
     const std::string name = std::string(list.levels[level]->name) + (fast ? ", fast" : "");
     expect(std::abs(y[0] - (0.5f + 2.0f * (3.0f - 1.0f))) < tolerance, name + ": output 0 by hand");
     expect(std::abs(y[1] - (0.5f + 2.0f * (-3.0f - 1.0f))) < tolerance, name + ": output 1 by hand");
@@ -257,21 +258,21 @@ int main() {
       {6625, 120, 8, 256, 1, 1}, {1041, 1041, 8, 64, 1, 1}, {100, 99, 2, 5, 7, 2},    {33, 1100, 3, 13, 0, 1},
       {1, 1100, 4, 16, 0, 1},    {40, 210, 5, 203, 0, 1},   {33, 515, 1, 16, 0, 2},   {3, 129, 2, 256, 0, 2}};
   for (Shape shape : shapes) {
-    for (const Element element : {Element::kFloat16, Element::kFloat32}) {
-      compare_levels(shape, element, 1, random);
-      compare_levels(shape, element, shape.out * shape.in > 100000 ? 3 : 7, random);
+    for (const TensorType type : {TensorType::kFloat16, TensorType::kFloat32, TensorType::kInt8}) {
+      compare_levels(shape, type, 1, random);
+      compare_levels(shape, type, shape.out * shape.in > 100000 ? 3 : 7, random);
     }
     if (shape.K > kNibbleCodewords) continue;
     shape.fast = true;
-    compare_levels(shape, Element::kFloat16, shape.out * shape.in > 100000 ? 3 : 7, random);
+    compare_levels(shape, TensorType::kFloat16, shape.out * shape.in > 100000 ? 3 : 7, random);
   }
-  compare_levels({10, 500, 4, 16, 0, 1}, Element::kFloat16, 300, random);  // several tiles of rows
+  compare_levels({10, 500, 4, 16, 0, 1}, TensorType::kFloat16, 300, random);  // several tiles of rows
   for (const size_t rows : {3u, 4u, 8u, 11u, 13u, 24u}) {                  // K > 16: whole and part batches of rows
-    compare_levels({37, 139, 2, 40, 0, 2}, Element::kFloat16, rows, random);
+    compare_levels({37, 139, 2, 40, 0, 2}, TensorType::kFloat16, rows, random);
   }
   for (const size_t rows : {1u, 2u, 70u}) {  // K > 16, few outputs
-    compare_levels({17, 700, 2, 256, 3, 2}, Element::kFloat16, rows, random);
-    compare_levels({5, 1041, 4, 250, 0, 1}, Element::kFloat32, rows, random);
+    compare_levels({17, 700, 2, 256, 3, 2}, TensorType::kFloat16, rows, random);
+    compare_levels({5, 1041, 4, 250, 0, 1}, TensorType::kFloat32, rows, random);
   }
   const KernelList list = available_kernels();
   for (size_t level = 0; level < list.count; ++level) std::printf("%s ", list.levels[level]->name);

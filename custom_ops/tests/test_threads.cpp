@@ -56,7 +56,7 @@ struct Layer {
     const auto n = [](size_t size) { return static_cast<int64_t>(size); };
     const int64_t units = n(in / d), blocks = n(codes.size() / kUnitBytes) / units;
     return PQWeight("threads",
-                    {{TensorType::kFloat32, {1, units, n(d), n(K)}, codebooks.data()},
+                    {{TensorType::kFloat32, {1, units, n(K), n(d)}, codebooks.data()},
                      {TensorType::kUint8, {blocks, units, 16}, codes.data()},
                      {TensorType::kFloat32, {n(out)}, scales.data()},
                      {TensorType::kFloat32, {n(out)}, bias.data()}},
@@ -72,7 +72,7 @@ bool same_bits(const Layer& layer, const Kernels& kernels, size_t rows) {
   for (float& value : x) value = normal(random);
   const auto multiply = [&](void (*run)(void*, void (*)(void*, size_t), size_t, void*)) {
     std::vector<float> y(rows * layer.out);
-    const Weight weight = checked.view(layer.in, layer.codebooks.data(), layer.codes.data());
+    const Weight weight = checked.view(layer.in, layer.codes.data());
     pq_matmul(kernels, weight, x.data(), rows, y.data(), {nullptr, run});
     return y;
   };

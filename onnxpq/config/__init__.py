@@ -5,8 +5,12 @@ nothing of models, data or torch.
 """
 
 from onnxpq.config.settings import (
+    AUTO,
+    BODIES,
     CODEBOOKS,
+    FLOAT,
     GENTLE_SUB_VECTOR,
+    INT8,
     LOSSES,
     REGULARIZERS,
     SUB_VECTOR,
@@ -19,8 +23,12 @@ from onnxpq.config.settings import (
 from onnxpq.config.target import METRICS, TargetConfig
 
 __all__ = [
+    "AUTO",
+    "BODIES",
     "CODEBOOKS",
+    "FLOAT",
     "GENTLE_SUB_VECTOR",
+    "INT8",
     "LOSSES",
     "METRICS",
     "REGULARIZERS",

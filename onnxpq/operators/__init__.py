@@ -1,16 +1,20 @@
 """The contract with `custom_ops/`: names, inputs and layouts of the operators, and their bodies as local functions.
 
-The names that this face imports are plain numbers and words, so that settings may use them; the module `body`
-needs onnx.
+The names that this face imports are plain numbers and words, so that settings may use them; of the modules, `schema` is
+the description and `body` needs onnx.
 """
 
 from onnxpq.operators.schema import (
+    CODEBOOKS,
     CODES,
     DOMAIN,
     INPUTS,
+    INTEGER_OP_TYPE,
     LOOKUP_INPUTS,
     LOOKUP_OP_TYPE,
+    MATMUL_OP_TYPES,
     MAX_CODEWORDS,
+    MAX_MAGNITUDE,
     MAX_NIBBLE_CODEWORDS,
     OP_TYPE,
     OP_TYPES,
@@ -21,12 +25,16 @@ from onnxpq.operators.schema import (
 )
 
 __all__ = [
+    "CODEBOOKS",
     "CODES",
     "DOMAIN",
     "INPUTS",
+    "INTEGER_OP_TYPE",
     "LOOKUP_INPUTS",
     "LOOKUP_OP_TYPE",
+    "MATMUL_OP_TYPES",
     "MAX_CODEWORDS",
+    "MAX_MAGNITUDE",
     "MAX_NIBBLE_CODEWORDS",
     "OP_TYPE",
     "OP_TYPES",
@@ -35,4 +43,5 @@ __all__ = [
     "block_outputs",
     "body",
     "codes_per_byte",
+    "schema",
 ]

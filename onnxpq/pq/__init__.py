@@ -5,19 +5,19 @@ that this face imports need numpy alone, so that reading a compressed model does
 lists (`codec`, ...) are batched torch.
 """
 
-from onnxpq.pq.layout import CODEBOOK_BYTES, Layout
+from onnxpq.pq.layout import Layout, codebook_bytes
 from onnxpq.pq.packing import pack_codes
 from onnxpq.pq.reference import decode
 from onnxpq.pq.statistics import ColumnStatistics, InputStatistics
 from onnxpq.pq.tensor import PQTensor, packed_bytes
 
 __all__ = [
-    "CODEBOOK_BYTES",
     "ColumnStatistics",
     "InputStatistics",
     "Layout",
     "PQTensor",
     "calibrated",
+    "codebook_bytes",
     "codec",
     "decode",
     "matrix",

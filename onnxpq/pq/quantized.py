@@ -9,6 +9,8 @@ from onnxpq.pq import codec
 from onnxpq.pq.layout import Layout
 from onnxpq.pq.tensor import PQTensor
 
+MAX_INT8 = 127
+
 
 @dataclass
 class Quantized:
@@ -19,29 +21,53 @@ class Quantized:
         codebooks: [G, K, d] float32.
         codes: [out, M] uint8: all layers of a model are held at once.
         scales: [out] float32.
+        magnitude: the largest of int8 codewords, where they are stored so.
+        input_error: what rounding its inputs to 8 bits, call by call, adds to a layer's outputs, relative to them; None
+            where that is not known.
     """
 
     layout: Layout
     codebooks: Tensor
     codes: Tensor
     scales: Tensor
+    magnitude: int = MAX_INT8
+    input_error: float | None = None
+
+    @property
+    def rounded(self) -> Tensor:
+        """The codebooks [G, K, d] as they are stored; gradients pass to `codebooks` as if nothing was rounded."""
+        if self.layout.codebook_bytes > 1:
+            return self.codebooks
+        return self.codebooks + (self._whole() * self._unit() - self.codebooks).detach()
 
     def matrix(self) -> Tensor:
         """The weight [out, in] that it stands for; differentiable in codebooks and scales."""
-        return codec.decode(self.codebooks, self.codes, self.scales, self.layout)
+        return codec.decode(self.rounded, self.codes, self.scales, self.layout)
 
     def freeze(self) -> PQTensor:
-        """The weight as it is stored: float16 codewords.
+        """The weight as it is stored: codewords of int8, or of float16 (`Layout.codebook_bytes`).
 
-        The scales are made to absorb the codewords' size first, so that float16's range is never met: codebooks are
-        stored with unit root mean square.
+        The scales absorb the codewords' size: that of one step of int8, or in float16, whose range is never met so,
+        their root mean square.
         """
-        size = float(self.codebooks.detach().square().mean().sqrt())
-        unit = size if size > 0 else 1.0
-        columns = (self.codebooks.detach() / unit).transpose(1, 2).unsqueeze(0)
+        if self.layout.codebook_bytes > 1:
+            size = float(self.codebooks.detach().square().mean().sqrt())
+            unit = size if size > 0 else 1.0
+            books = (self.codebooks.detach() / unit).to(torch.float16)
+        else:
+            unit, books = float(self._unit()), self._whole().to(torch.int8)
         return PQTensor(
-            codebooks=columns.to(torch.float16).cpu().numpy(),
+            codebooks=books.unsqueeze(0).cpu().numpy(),
             codes=self.codes.unsqueeze(1).cpu().numpy(),
             scales=(self.scales.detach() * unit).to(torch.float32).cpu().numpy(),
             in_features=self.layout.in_features,
         )
+
+    def _unit(self) -> Tensor:
+        """The codewords' size that one step of int8 stands for."""
+        largest = self.codebooks.detach().abs().max()
+        return torch.where(largest > 0, largest, torch.ones_like(largest)) / self.magnitude
+
+    def _whole(self) -> Tensor:
+        """The codebooks [G, K, d] in these steps, whole numbers."""
+        return (self.codebooks.detach() / self._unit()).round()

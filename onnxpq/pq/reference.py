@@ -25,7 +25,7 @@ def decode(codebooks: Float, codes: NDArray[np.uint8], scales: Float, in_feature
     """The matrix that the codes stand for.
 
     Args:
-        codebooks: [R, G, d, K].
+        codebooks: [R, G, K, d].
         codes: [out, R, M], not packed.
         scales: [out].
         in_features: `in`, at most M*d; what lies beyond it is padding and is dropped.
@@ -34,21 +34,21 @@ def decode(codebooks: Float, codes: NDArray[np.uint8], scales: Float, in_feature
         W [out, in] float64.
     """
     out, stages, sub_vectors = codes.shape
-    d = codebooks.shape[2]
+    d = codebooks.shape[3]
     weight = np.zeros((out, sub_vectors * d))
     for r in range(stages):
         for m in range(sub_vectors):
-            codebook = codebooks[r, group_of(m, codebooks.shape[1], sub_vectors)].astype(np.float64)  # [d, K]
-            weight[:, m * d : (m + 1) * d] += codebook[:, codes[:, r, m]].T
+            codebook = codebooks[r, group_of(m, codebooks.shape[1], sub_vectors)].astype(np.float64)  # [K, d]
+            weight[:, m * d : (m + 1) * d] += codebook[codes[:, r, m]]
     return weight[:, :in_features] * scales.astype(np.float64)[:, None]
 
 
 def pq_matmul(x: Float, codebooks: Float, codes: NDArray[np.uint8], scales: Float, bias: Float) -> NDArray[np.float64]:
-    """``Y[..., o] = bias[o] + scales[o] * sum_m < X[..., m*d : (m+1)*d], sum_r C[r, g(m), :, code[o, r, m]] >``.
+    """``Y[..., o] = bias[o] + scales[o] * sum_m < X[..., m*d : (m+1)*d], sum_r C[r, g(m), code[o, r, m], :] >``.
 
     Args:
         x: [..., in].
-        codebooks: [R, G, d, K].
+        codebooks: [R, G, K, d].
         codes: [out, R, M], not packed.
         scales: [out].
         bias: [out].
@@ -83,7 +83,7 @@ def pq_matmul_tables(
 
     Args:
         x: [..., in].
-        codebooks: [R, G, d, K], K <= 16.
+        codebooks: [R, G, K, d], K <= 16.
         codes: [out, R, M], not packed.
         scales: [out].
         bias: [out].
@@ -118,13 +118,13 @@ def group_of(sub_vector: int, groups: int, sub_vectors: int) -> int:
 
 
 def _tables(x: Float, codebooks: Float, sub_vectors: int) -> Float:
-    """T[n, r*M + m, k] = < x_m, C[r, g(m), :, k] >, summed in order of the elements, in the type of the arguments."""
-    stages, groups, d, codewords = codebooks.shape
+    """T[n, r*M + m, k] = < x_m, C[r, g(m), k] >, summed in order of the elements, in the type of the arguments."""
+    stages, groups, codewords, d = codebooks.shape
     tables = np.zeros((x.shape[0], stages * sub_vectors, codewords), x.dtype)
     for r in range(stages):
         for m in range(sub_vectors):
             for i in range(min(d, x.shape[1] - m * d)):
-                codeword_elements = codebooks[r, group_of(m, groups, sub_vectors), i]  # [K]
+                codeword_elements = codebooks[r, group_of(m, groups, sub_vectors), :, i]  # [K]
                 tables[:, r * sub_vectors + m] += x[:, m * d + i, None] * codeword_elements
     return tables
 

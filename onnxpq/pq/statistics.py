@@ -15,6 +15,13 @@ MAX_SQUARE = 1e32
 """Largest sum of squares of a row: those of a million such rows together still are a float32."""
 
 
+SOME_ROWS = 256
+"""Rows of a weight that tell what rounded inputs do to its outputs."""
+
+LEVELS = 255
+"""Steps of a uint8 between the smallest and the largest number of a call (ONNX's DynamicQuantizeLinear)."""
+
+
 class InputStatistics:
     """H = E[x x^T] of the inputs of a layer, from rows that need not be kept.
 
@@ -25,14 +32,20 @@ class InputStatistics:
     def __init__(self, in_features: int) -> None:
         self.rows = 0
         self._sum = np.zeros((in_features, in_features))
+        self._rounding = 0.0
         self._buffer: list[NDArray[np.float32]] = []
 
     @classmethod
-    def of_total(cls, rows: int, total: NDArray[np.float64]) -> "InputStatistics":
-        """What others found: the number of rows, and `total` of them [in, in]."""
+    def of_total(cls, rows: int, total: NDArray[np.float64], rounding: float = 0.0) -> "InputStatistics":
+        """What others found: the number of rows, `total` of them [in, in], and their `rounding`."""
         found = cls(len(total))
-        found.rows, found._sum = rows, total
+        found.rows, found._sum, found._rounding = rows, total, rounding * rows
         return found
+
+    @property
+    def rounding(self) -> float:
+        """Mean square error of an input that is rounded to uint8 call by call, as the rows came; 0 before any."""
+        return self._rounding / max(1, self.rows)
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +79,8 @@ class InputStatistics:
                 f"Value '{name}', which the original model computes from the data, holds NaN, infinity, or numbers "
                 "whose squares are too large for float32. Look for the samples that cause it and leave them out."
             )
+        step = (float(rows.max(initial=0)) - float(rows.min(initial=0))) / LEVELS
+        self._rounding += len(rows) * step**2 / 12
         self._buffer.append(rows)
         self.rows += len(rows)
         if sum(map(len, self._buffer)) >= BUFFERED_ROWS:
@@ -85,7 +100,15 @@ class InputStatistics:
         Args:
             order: [in], the input that comes to each place.
         """
-        return InputStatistics.of_total(self.rows, self.total()[np.ix_(order, order)])
+        return InputStatistics.of_total(self.rows, self.total()[np.ix_(order, order)], self.rounding)
+
+    def rounding_error(self, matrix: NDArray[np.floating]) -> float | None:
+        """What the rounding of the inputs adds to the outputs of a weight [out, in], relative to them; None unknown."""
+        some = np.asarray(matrix[:: max(1, len(matrix) // SOME_ROWS)], np.float64)
+        power = float(np.einsum("oi,oi->", some @ self.total(), some)) / max(1, self.rows)
+        if self._rounding <= 0 or power <= 0:
+            return None
+        return float(np.sqrt(self.rounding * np.square(some).sum() / power))
 
     def regularized(self) -> NDArray[np.float32]:
         """H shrunk towards the identity and scaled to a mean of 1 on its diagonal: positive definite.

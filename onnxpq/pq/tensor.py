@@ -12,14 +12,16 @@ from onnxpq.operators import UNIT_BYTES, block_outputs
 class PQTensor:
     """A matrix W of shape [out, in], cut along `in` into M sub-vectors of length d, each one of K codewords.
 
-    ``W[o, m*d : (m+1)*d] = scales[o] * sum_r codebooks[r, m // ceil(M/G), :, codes[o, r, m]]``
+    ``W[o, m*d : (m+1)*d] = scales[o] * sum_r codebooks[r, m // ceil(M/G), codes[o, r, m], :]``
 
     Attributes:
-        codebooks: [R, G, d, K] float16 or float32, one codeword per column.
+        codebooks: [R, G, K, d] int8, float16 or float32, one codeword per row.
         codes: [out, R, M] uint8, not packed.
         scales: [out] float32.
         in_features: `in`; the last ``M*d - in`` entries of a decoded row are padding and are dropped.
         fast: whether the operator is to use tables of 8 bits (`onnxpq.operators.schema.ATTR_FAST`).
+        multiplies_int8: whether runtimes without the operator are to multiply in int8, for which the codebooks are int8
+            of 7 bits, and R is 1 (`onnxpq.operators.schema.MAX_MAGNITUDE`).
     """
 
     codebooks: NDArray[np.floating]
@@ -27,6 +29,7 @@ class PQTensor:
     scales: NDArray[np.float32]
     in_features: int
     fast: bool = False
+    multiplies_int8: bool = False
 
     @property
     def out_features(self) -> int:
@@ -41,7 +44,7 @@ class PQTensor:
     @property
     def codewords(self) -> int:
         """K, the number of codewords of a codebook."""
-        return int(self.codebooks.shape[3])
+        return int(self.codebooks.shape[2])
 
     @property
     def nbytes(self) -> int:

@@ -8,6 +8,7 @@ partition of its graph.
 __all__ = [
     "allocation",
     "arranging",
+    "bodies",
     "calibration",
     "clustering",
     "curves",

@@ -12,7 +12,7 @@ from onnxpq.graph import Layer, tables
 from onnxpq.network import matrices
 from onnxpq.pq import InputStatistics, Layout, PQTensor, codec
 from onnxpq.pq.quantized import Quantized
-from onnxpq.quantization import calibration, encoding
+from onnxpq.quantization import bodies, calibration, encoding
 from onnxpq.quantization.subject import Subject
 from onnxpq.report import LayerReport
 from onnxpq.support import fingerprint, memory
@@ -35,8 +35,11 @@ def cluster(run: Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict[s
     normal, layers, train = subject.forms.normal, subject.layers, subject.train
     of_weight = {layer.weight: layer for layer in layers}
     seed, tick = run.config.seed, run.ticker("clustering")
+    magnitude = bodies.magnitude(run.config.pq.body, has_data=train is not None)
     found: Iterable[tuple[str, InputStatistics | str | None]] = ((weight, None) for weight in of_weight)
-    pieces = {weight: _piece(run, normal, layer, layouts[weight], train) for weight, layer in of_weight.items()}
+    pieces = {
+        weight: _piece(run, normal, layer, layouts[weight], train, magnitude) for weight, layer in of_weight.items()
+    }
     with run.stage("clustering"):
         loaded = {weight: checkpoints.load_quantized(piece) for weight, piece in pieces.items()}
         quantized = {weight: part for weight, part in loaded.items() if part is not None}
@@ -63,7 +66,12 @@ def cluster(run: Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict[s
                     run.notes.append(SPANS.format(weight=weight))
                     known = None
                 quantized[weight] = encoding.quantize(
-                    matrix, layouts[weight], seed=seed, statistics=known, importance=subject.use_of(weight).importance
+                    matrix,
+                    layouts[weight],
+                    seed=seed,
+                    statistics=known,
+                    importance=subject.use_of(weight).importance,
+                    magnitude=magnitude,
                 )
                 checkpoints.save_quantized(pieces[weight], quantized[weight])
                 memory.give_back()
@@ -75,11 +83,11 @@ def cluster(run: Run, subject: Subject, layouts: Mapping[str, Layout]) -> dict[s
     return quantized
 
 
-def _piece(run: Run, normal: ir.Model, layer: Layer, layout: Layout, train: Dataset | None) -> Piece:
+def _piece(run: Run, normal: ir.Model, layer: Layer, layout: Layout, train: Dataset | None, magnitude: int) -> Piece:
     """Where a quantized layer is kept: it depends on its weight, how that is cut, and the data, if there are any."""
 
     def depends() -> Iterator[bytes]:
-        yield f"{layout} {layer.weight_is_in_out} {run.config.seed} {train is not None}".encode()
+        yield f"{layout} {layer.weight_is_in_out} {run.config.seed} {train is not None} {magnitude}".encode()
         yield from fingerprint.array_parts(layer.weight, matrices.weight(normal, layer).numpy())
 
     return run.layers.piece("layer", depends())
@@ -90,6 +98,7 @@ def reports(
     layers: Sequence[Layer],
     layouts: Mapping[str, Layout],
     tensors: Mapping[str, PQTensor],
+    quantized: Mapping[str, Quantized],
     ways: Mapping[str, str],
 ) -> tuple[LayerReport, ...]:
     """What became of each layer.
@@ -99,11 +108,13 @@ def reports(
         layers: those that are compressed.
         layouts: how each weight was cut, by its name.
         tensors: what each weight is now.
+        quantized: the same while it was worked on.
         ways: how each was trained.
     """
     found: list[LayerReport] = []
     for layer in layers:
         exact = matrices.weight(normal, layer).numpy()
         own = encoding.report(layer, layouts[layer.weight], exact, tensors[layer.weight], earlier=found)
-        found.append(replace(own, training=ways.get(layer.weight, "")))
+        input_error = None if layer.is_table else quantized[layer.weight].input_error
+        found.append(replace(own, training=ways.get(layer.weight, ""), input_error=input_error))
     return tuple(found)

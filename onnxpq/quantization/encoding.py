@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onnxpq.config import FLOAT, INT8
 from onnxpq.graph import Layer
 from onnxpq.pq import InputStatistics, Layout, PQTensor, calibrated, codec, decode
-from onnxpq.pq.quantized import Quantized
+from onnxpq.pq.quantized import MAX_INT8, Quantized
 from onnxpq.report import LayerReport
 from onnxpq.support import device as devices
 
@@ -21,6 +22,7 @@ def quantize(
     seed: int,
     statistics: InputStatistics | None = None,
     importance: NDArray[np.float32] | None = None,
+    magnitude: int = MAX_INT8,
 ) -> Quantized:
     """Product-quantize a weight; on a GPU where torch has one, with the same result up to rounding.
 
@@ -31,6 +33,7 @@ def quantize(
         statistics: of the layer's inputs, or of a table's gradients; with them the error of the outputs is made small
             (`onnxpq.pq.calibrated`), without them that of the weight, by weighted k-means (`onnxpq.pq.codec.encode`).
         importance: what the squared error of each row counts, [out], positive; by default all the same.
+        magnitude: the largest of int8 codewords.
     """
     generator = torch.Generator().manual_seed(seed)
     device = devices.best()
@@ -38,6 +41,7 @@ def quantize(
     factors = None if importance is None else codec.row_factors(importance)
     if factors is not None:
         weight = weight * factors.to(device)
+    input_error = None if statistics is None else statistics.rounding_error(matrix.detach().cpu().numpy())
     if statistics is None:
         parts = codec.encode(weight, layout, generator=generator)
     else:
@@ -46,7 +50,9 @@ def quantize(
             weight, layout, torch.from_numpy(statistics.regularized()).to(device), generator=generator
         )
     codebooks, codes, scales = (part.cpu() for part in parts)
-    return Quantized(layout, codebooks, codes.to(torch.uint8), scales if factors is None else scales / factors[:, 0])
+    if factors is not None:
+        scales = scales / factors[:, 0]
+    return Quantized(layout, codebooks, codes.to(torch.uint8), scales, magnitude, input_error)
 
 
 def report(
@@ -65,6 +71,7 @@ def report(
     sharing = [other for other in earlier if other.weight == layer.weight]
     is_stored = any(other.place == layer.place for other in sharing)
     decoded = decode(tensor.codebooks, tensor.codes, tensor.scales, tensor.in_features)
+    body = INT8 if tensor.multiplies_int8 else FLOAT
     return LayerReport(
         node=layer.node,
         weight=layer.weight,
@@ -75,5 +82,6 @@ def report(
         bytes_before=0 if sharing else layer.weight_bytes or exact.nbytes,
         bytes_after=0 if is_stored else tensor.nbytes + layer.input_bytes,
         place=layer.place,
+        body="" if layer.is_table else body,
         weight_error=float(np.linalg.norm(decoded - exact)) / max(float(np.linalg.norm(exact)), 1e-30),
     )

@@ -27,6 +27,7 @@ class FloorReport:
         limit: the largest loss that is written.
         still: outputs, of all, that do not depend on the samples any more.
         resolution: half the width of the 95 % interval of the loss; None where the loss is no share of samples.
+        way: of running the model, where it is not the only one: "without the operator library".
     """
 
     output: str
@@ -35,6 +36,7 @@ class FloorReport:
     limit: float
     still: tuple[StandsStill, ...] = ()
     resolution: float | None = None
+    way: str = ""
 
     @property
     def kept(self) -> bool:
@@ -46,7 +48,8 @@ class FloorReport:
         found = f"{self.measure} of output '{self.output}' {_percent(self.loss)}, at most {_percent(self.limit)}"
         if self.resolution is not None:
             found += f"; so many samples tell it to {_percent(self.resolution)}"
-        lines = [f"Floor {'kept' if self.kept else 'MISSED'}: {found}"]
+        way = f" {self.way}" if self.way else ""
+        lines = [f"Floor{way} {'kept' if self.kept else 'MISSED'}: {found}"]
         lines += [f"  Output '{entry.output}' {entry.reason}; the original's does not." for entry in self.still]
         return "\n".join(lines)
 
@@ -56,8 +59,9 @@ class FloorReport:
         if not self.loss <= self.limit:
             found = f"the {self.measure} of output '{self.output}' is {_percent(self.loss)}"
             causes.append(f"{found}, more than {_percent(self.limit)}")
+        way, advice = (f" {self.way}", "Take --body float, a smaller") if self.way else ("", "Take a smaller")
         return (
-            f"The result is too far from the original: {'; '.join(causes)}. Take a smaller --sub-vector or more "
+            f"The result is too far from the original{way}: {'; '.join(causes)}. {advice} --sub-vector or more "
             "--codewords, a larger size, more training (--minutes), or leave layers out (--exclude); --floor sets how "
             "much may be lost."
         )

@@ -40,6 +40,8 @@ class LayerReport:
         weight_error: relative L2 difference between the final weight and the user's.
         place: the subgraph that the node lies in; empty for the main graph.
         training: how it was trained and, unless end to end, why not end to end; "" without training.
+        body: how runtimes without the operator library multiply, "int8" or "float"; "" where rows are looked up.
+        input_error: what int8 adds to its outputs there, relative to them, as far as data tell.
     """
 
     node: str
@@ -53,6 +55,8 @@ class LayerReport:
     weight_error: float
     place: str = ""
     training: str = ""
+    body: str = ""
+    input_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ class Verification:
         squared_error: where there are numeric labels.
         latency: per batch size.
         floor: what the output that counts has lost, and what it may lose.
+        stock_floor: the same for runtimes without the operator library, where those multiply in int8.
     """
 
     data: str
@@ -167,6 +172,12 @@ class Verification:
     squared_error: SquaredError | None
     latency: tuple[Latency, ...]
     floor: FloorReport
+    stock_floor: FloorReport | None = None
+
+    @property
+    def floors(self) -> tuple[FloorReport, ...]:
+        """All that have to be kept."""
+        return (self.floor,) if self.stock_floor is None else (self.floor, self.stock_floor)
 
 
 @dataclass(frozen=True)
@@ -297,7 +308,7 @@ class Report:
             sections.append(_training(self.training))
         sections.append(_layer_wise(self.layers, self.layer_wise))
         sections.append(self._verification())
-        sections.append(self.verification.floor.to_text())
+        sections.append("\n".join(floor.to_text() for floor in self.verification.floors))
         if self.target is not None:
             sections.append(self.target.to_text())
         sections.extend(f"Note: {note}" for note in self.notes)

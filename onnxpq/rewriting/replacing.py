@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 
 from onnxpq.errors import ConfigError, ModelError, VerificationError
 from onnxpq.graph import Layer, check, opset, prepare
-from onnxpq.operators import DOMAIN, LOOKUP_OP_TYPE, OP_TYPE, VERSION
-from onnxpq.operators.body import pq_gather_function, pq_matmul_function
+from onnxpq.operators import DOMAIN, VERSION
 from onnxpq.pq import PQTensor
-from onnxpq.rewriting import pruning
+from onnxpq.rewriting import functions, pruning
 from onnxpq.rewriting.rules import matching_rule
 from onnxpq.rewriting.rules.base import Rule, interface
 from onnxpq.rewriting.rules.context import Context, describe
@@ -99,7 +97,7 @@ def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTe
     for step in plan:
         step.rule.apply(step.node, step.layer, step.tensor, context, editors[step.graph])
     if plan:
-        _add_functions(result, any(editor.takes_half for editor in editors.values()))
+        functions.settle(result, takes_half=any(editor.takes_half for editor in editors.values()))
         graph.opset_imports[DOMAIN] = VERSION
         if result.ir_version < MIN_IR_VERSION:
             _LOGGER.info("IR version %d raised to %d, for model-local functions.", result.ir_version, MIN_IR_VERSION)
@@ -156,20 +154,6 @@ def _planned(layer: Layer, node: ir.Node | None, tensors: Mapping[str, PQTensor]
             f"needs {list(expected)}."
         )
     return _Step(rule, node, node.graph, layer, tensor)
-
-
-def _add_functions(model: ir.Model, takes_half: bool) -> None:
-    """Adds those that are called, or puts a PQMatMul in the place of one that does not take float16 yet."""
-    called = {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}
-    present = model.functions.get((DOMAIN, OP_TYPE, ""))
-    casts = present is not None and any(node.op_type == "CastLike" for node in present)
-    for name, make in (
-        (OP_TYPE, partial(pq_matmul_function, any_float=takes_half or casts)),
-        (LOOKUP_OP_TYPE, pq_gather_function),
-    ):
-        if name in called:
-            function = make(opset(model))
-            model.functions[function.identifier()] = function
 
 
 def _check_result(result: ir.Model, model: ir.Model) -> None:

@@ -358,7 +358,12 @@ def _bytes(case: Case, weight: str, layout: Layout) -> int:
 
 def _weigh(case: Case, layouts: Layouts) -> int:
     """Bytes of the file with given layouts, by writing it with zeros."""
-    tensors = {name: _zeros(layout) for name, layout in layouts.items()}
+    # Both ways to multiply, which takes the most functions; data decide later which layers go which way.
+    may_int8 = case.run.config.pq.body != FLOAT
+    tensors = {
+        name: _zeros(layout, multiplies_int8=may_int8 and index != 1)
+        for index, (name, layout) in enumerate(layouts.items())
+    }
     model = rewriting.rewrite(case.subject.forms.prepared, case.subject.layers, tensors)
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "weighed.onnx"
@@ -366,10 +371,13 @@ def _weigh(case: Case, layouts: Layouts) -> int:
         return files.file_bytes(path)
 
 
-def _zeros(layout: Layout) -> PQTensor:
+def _zeros(layout: Layout, *, multiplies_int8: bool) -> PQTensor:
+    shape = (1, layout.groups, layout.codewords, layout.sub_vector)
+    is_int8 = layout.codebook_bytes == 1
     return PQTensor(
-        codebooks=np.zeros((1, layout.groups, layout.sub_vector, layout.codewords), np.float16),
+        codebooks=np.zeros(shape, np.int8 if is_int8 else np.float16),
         codes=np.zeros((layout.out_features, 1, layout.sub_vectors), np.uint8),
         scales=np.zeros(layout.out_features, np.float32),
         in_features=layout.in_features,
+        multiplies_int8=multiplies_int8 and is_int8,
     )

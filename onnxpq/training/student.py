@@ -61,7 +61,7 @@ class Student:
             codes = part.codes.to(weight.device, copy=True)  # they change in place
             self.log_scales[name] = scales.log().requires_grad_()
             codebooks = part.codebooks.to(weight.device, copy=True).requires_grad_()
-            self.quantized[name] = Quantized(part.layout, codebooks, codes, scales)
+            self.quantized[name] = replace(part, codebooks=codebooks, codes=codes, scales=scales)
             # Not the original weights: for the layers' outputs 40 % of the codes are not the nearest ones
             # (`onnxpq.pq.calibrated`), and those would be lost in the first step.
             self.latent[name] = self.units(name).detach().contiguous().requires_grad_()
@@ -74,7 +74,7 @@ class Student:
     def units(self, name: str) -> Tensor:
         """The quantized matrix [out, in] with rows of unit size."""
         part = self.quantized[name]
-        return codec.decode(part.codebooks, part.codes, torch.ones_like(part.scales), part.layout)
+        return codec.decode(part.rounded, part.codes, torch.ones_like(part.scales), part.layout)
 
     def weights(self, phase: str) -> dict[str, Tensor]:
         """The network's initializers in their quantized form; regularized, gradients pass to the latent weights."""
@@ -101,7 +101,7 @@ class Student:
             turns = max(1, min(part.layout.codewords // COMPARED, part.layout.out_features))
             rows = slice(step % turns, None, turns)
             latent = self.latent[name][rows]
-            found[name] = rows, codec.assign(latent, part.codebooks, replace(part.layout, out_features=len(latent)))
+            found[name] = rows, codec.assign(latent, part.rounded, replace(part.layout, out_features=len(latent)))
         return found
 
     def terms(self, regularizer: str) -> Iterator[Tensor]:
@@ -121,7 +121,7 @@ class Student:
         for name, part in self.quantized.items():
             codebooks = part.codebooks.detach().to("cpu", copy=True)
             codes, scales = part.codes.to("cpu", copy=True), self.log_scales[name].detach().exp().cpu()
-            quantized[name] = Quantized(part.layout, codebooks, codes, scales)
+            quantized[name] = replace(part, codebooks=codebooks, codes=codes, scales=scales)
         self.kept = quantized, {name: value.detach().cpu().numpy().copy() for name, value in self.vectors.items()}
 
     @torch.no_grad()

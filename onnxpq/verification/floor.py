@@ -195,7 +195,13 @@ def _cosine(reference: NDArray[np.generic], found: NDArray[np.generic]) -> NDArr
 
 
 def judge(
-    losses: Mapping[str, Loss], output: str, drop: float | None, *, floor: float | None, made_up: bool = False
+    losses: Mapping[str, Loss],
+    output: str,
+    drop: float | None,
+    *,
+    floor: float | None,
+    made_up: bool = False,
+    way: str = "",
 ) -> FloorReport:
     """Whether a result keeps enough to be written.
 
@@ -205,6 +211,7 @@ def judge(
         drop: of accuracy by labels, where there are labels of classes.
         floor: the largest loss of that output; None for that of its kind.
         made_up: whether the samples are random numbers, of which far more lie between two answers.
+        way: of running the model, where it is not the only one.
     """
     kind = Kind.LABELLED if drop is not None else losses[output].kind
     limit = FLOORS[kind] * (MADE_UP if made_up else 1) if floor is None else floor
@@ -215,7 +222,7 @@ def judge(
     total = losses[output].compared
     interval = wilson(round(min(1.0, max(0.0, value)) * total), total) if kind in SHARES and total else None
     resolution = None if interval is None else (interval.high - interval.low) / 2
-    return FloorReport(output, kind.value, value, limit, still, resolution)
+    return FloorReport(output, kind.value, value, limit, still, resolution, way)
 
 
 class HasReport(Protocol):
@@ -236,7 +243,7 @@ def above_floor(result: Result) -> Result:
     Raises:
         FloorError: it does not; the error has the result.
     """
-    found = result.report.verification.floor
-    if not found.kept:
-        raise FloorError(found.sentence(), result=result)
+    for found in result.report.verification.floors:
+        if not found.kept:
+            raise FloorError(found.sentence(), result=result)
     return result

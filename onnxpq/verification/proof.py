@@ -54,6 +54,11 @@ onnxruntime's sigmoid near 0 (`onnxpq.network.importing.FORWARD_ABSOLUTE`)."""
 FAST_LIBRARY_BUDGET = 1e-1
 """The same with fast tables, which are within 2 % (3 % where a few inputs are 40 times the others)."""
 
+INTEGER_LIBRARY_BUDGET = 1.5e-1
+"""The same where bodies multiply in int8, each within 2 % of a layer's output (`onnxpq.quantization.bodies`)."""
+
+WITHOUT_LIBRARY = "without the operator library"
+
 FEW_NUMBERS, FEW_NUMBERS_FACTOR = 100, 10
 """Of outputs of so few numbers, such as a loss, the budget is so many times larger: what is left of a sum of many
 numbers may be small beside each of them, and so beside their error."""
@@ -76,6 +81,8 @@ class _Sums:
     losses: dict[str, Loss] = field(default_factory=dict)
     library: dict[str, Difference] = field(default_factory=dict)
     correct: Correct | None = None
+    stock_losses: dict[str, Loss] = field(default_factory=dict)
+    stock_correct: Correct | None = None
     squared_original: float = 0.0
     squared_compressed: float = 0.0
     values: int = 0
@@ -91,6 +98,7 @@ def prove(  # noqa: PLR0913 -- as for `verify`
     kinds: Mapping[str, Kind],
     output: str,
     layers: int,
+    integer_layers: int,
     aligned: Alignment,
 ) -> Verification:
     """Write the compressed model to a scratch folder and verify that very file.
@@ -104,6 +112,7 @@ def prove(  # noqa: PLR0913 -- as for `verify`
         kinds: what each output is.
         output: the output that counts.
         layers: how many were compressed.
+        integer_layers: how many of them runtimes without the operator library multiply in int8.
         aligned: where the samples lie in the original's outputs.
 
     Raises:
@@ -131,7 +140,8 @@ def prove(  # noqa: PLR0913 -- as for `verify`
             description=evidence.description,
             held_out=evidence.held_out,
             file_bytes=(before, files.file_bytes(path)),
-            library_budget=budget_of(layers, fast=run.config.pq.fast),
+            library_budget=budget_of(layers, fast=run.config.pq.fast, integer=integer_layers > 0),
+            differs_on_stock=integer_layers > 0,
             is_timed=_has_room(run, before),
             libraries=run.libraries,
             note=run.notes.append,
@@ -172,6 +182,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     made_up: bool = False,
     file_bytes: tuple[int, int],
     library_budget: float = LIBRARY_BUDGET,
+    differs_on_stock: bool = False,
     is_timed: bool = True,
     libraries: runtime.Libraries = (),
     note: Callable[[str], None] | None = None,
@@ -197,6 +208,8 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         made_up: whether they are random numbers.
         file_bytes: of the original and of the compressed file.
         library_budget: largest relative L2 difference of an output between native operator and function body.
+        differs_on_stock: whether the function body means to give other outputs than the operator, and is judged by
+            itself.
         is_timed: False leaves `latency` empty.
         libraries: custom-operator libraries that the model needs.
         note: is told what the user should know.
@@ -240,6 +253,10 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         sessions = open_sessions(hold_weights=True, stock=False)
     accuracy = None if sums.correct is None else sums.correct.report(output)
     drop = None if accuracy is None else accuracy.drop.value
+    stock_floor = None
+    if differs_on_stock and sums.stock_losses:
+        stock_drop = None if sums.stock_correct is None else sums.stock_correct.report(output).drop.value
+        stock_floor = judge(sums.stock_losses, output, stock_drop, floor=floor, made_up=made_up, way=WITHOUT_LIBRARY)
     return Verification(
         data=description,
         samples=len(dataset),
@@ -252,17 +269,20 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
         squared_error=_squared_error(sums, output),
         latency=tuple(_latency(sessions, dataset, size) for size in _batch_sizes(dataset, fixed) if is_timed),
         floor=judge(sums.losses, output, drop, floor=floor, made_up=made_up),
+        stock_floor=stock_floor,
     )
 
 
-def budget_of(layers: int, *, fast: bool) -> float:
+def budget_of(layers: int, *, fast: bool, integer: bool) -> float:
     """Largest relative L2 difference of an output between native operator and function body that is not a defect.
 
     Args:
         layers: that are compressed.
         fast: whether their tables are.
+        integer: whether bodies multiply in int8.
     """
-    return (FAST_LIBRARY_BUDGET if fast else LIBRARY_BUDGET) * math.sqrt(max(1.0, layers / FEW_LAYERS))
+    budgets = (INTEGER_LIBRARY_BUDGET if integer else 0.0, FAST_LIBRARY_BUDGET if fast else LIBRARY_BUDGET)
+    return max(budgets) * math.sqrt(max(1.0, layers / FEW_LAYERS))
 
 
 def check_labels(labels: NDArray[Any], output: NDArray[Any]) -> None:
@@ -356,7 +376,11 @@ class _Comparison:
             if name == self.output and part.labels is not None:
                 if fronts is None:
                     raise without_samples(name, values["original"], len(part))
-                _add_labels(self.sums, part.labels[:count], values["original"], values.get("library", values["stock"]))
+                labels, original = part.labels[:count], values["original"]
+                _add_labels(self.sums, labels, original, values.get("library", values["stock"]))
+                if "library" in values and name_classes(labels, original):
+                    self.sums.stock_correct = self.sums.stock_correct or Correct()
+                    self.sums.stock_correct.add(labels, original, values["stock"])
         return odd
 
 
@@ -366,9 +390,11 @@ def _add_values(sums: _Sums, name: str, values: Outputs, *, is_whole: bool) -> N
     difference = sums.outputs.setdefault(name, Difference())
     difference.is_whole |= is_whole
     difference.add(original, judged)
-    pair = flattened(original), flattened(judged)
-    sums.losses.setdefault(name, Loss(sums.kinds.get(name) or kind_of(pair[0]))).add(*pair)
+    exact = flattened(original)
+    kind = sums.kinds.get(name) or kind_of(exact)
+    sums.losses.setdefault(name, Loss(kind)).add(exact, flattened(judged))
     if "library" in values:
+        sums.stock_losses.setdefault(name, Loss(kind)).add(exact, flattened(values["stock"]))
         sums.library.setdefault(name, Difference()).add(values["stock"], judged)
 
 

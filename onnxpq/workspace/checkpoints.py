@@ -45,6 +45,8 @@ def pack(part: Quantized) -> dict[str, Any]:
         "codebooks": part.codebooks.detach(),
         "codes": part.codes,
         "scales": part.scales.detach(),
+        "magnitude": part.magnitude,
+        "input_error": part.input_error,
     }
 
 
@@ -52,12 +54,13 @@ def unpack(state: Mapping[str, Any]) -> Quantized:
     """The layer that `pack` was given."""
     # Copies: what is read from a file may lie at any address, which matters to the speed of what computes with it.
     codebooks, scales = state["codebooks"].clone(), state["scales"].clone()
-    return Quantized(Layout(**state["layout"]), codebooks, state["codes"].clone(), scales)
+    known = {name: state[name] for name in ("magnitude", "input_error")}
+    return Quantized(Layout(**state["layout"]), codebooks, state["codes"].clone(), scales, **known)
 
 
 def parts(quantized: Mapping[str, Quantized]) -> Iterator[bytes]:
     """All that quantized layers are, for the name of a piece that depends on them."""
     for name, part in quantized.items():
-        yield repr(part.layout).encode()
+        yield f"{part.layout} {part.magnitude}".encode()
         for field in ("codebooks", "codes", "scales"):
             yield from fingerprint.array_parts(f"{name} {field}", getattr(part, field).detach().cpu().numpy())

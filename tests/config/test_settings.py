@@ -40,6 +40,7 @@ REALS = {
 }
 CHOICES = {
     (PQConfig, "codebooks"): ("auto", "layer", "position"),
+    (PQConfig, "body"): ("auto", "float", "int8"),
     (TrainingConfig, "regularizer"): ("codebook", "murray-ng", "l1", "l2", "quartic", "none"),
     (TrainingConfig, "loss"): ("auto", "cross-entropy", "mse", "distillation"),
 }

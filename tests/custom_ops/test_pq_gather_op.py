@@ -32,17 +32,17 @@ def kernel(model: onnx.ModelProto, rows: np.ndarray, **options: Any) -> np.ndarr
 def defined(table: PQLayer) -> np.ndarray:
     """The whole table, in float32 in the order of the definition."""
     out, stages, sub_vectors = table.codes.shape
-    groups, d = table.codebooks.shape[1:3]
+    _, groups, _, d = table.codebooks.shape
     weight = np.zeros((out, sub_vectors * d), np.float32)
     for m in range(sub_vectors):
         for r in range(stages):
             codebook = table.codebooks[r, group_of(m, groups, sub_vectors)].astype(np.float32)
-            weight[:, m * d : (m + 1) * d] += codebook[:, table.codes[:, r, m]].T
+            weight[:, m * d : (m + 1) * d] += codebook[table.codes[:, r, m]]
     return weight[:, : table.in_features] * table.scales.astype(np.float32)[:, None]
 
 
 def test_definition_by_hand() -> None:
-    codebooks = np.array([[[[1, 2], [10, 20]]], [[[0, 4], [0, 40]]]], np.float16)  # R=2, G=1, d=2, K=2
+    codebooks = np.array([[[[1, 10], [2, 20]]], [[[0, 0], [4, 40]]]], np.float16)  # R=2, G=1, d=2, K=2
     codes = np.array([[[0, 1], [1, 0]], [[1, 1], [0, 0]]], np.uint8)
     table = PQLayer(codebooks, codes, np.array([1, 3], np.float32), np.zeros(2, np.float32), 3)
     rows = np.array([[1], [0]])
@@ -130,8 +130,8 @@ def test_columns_are_checked(columns: int | float | str | None) -> None:
     ("name", "replacement", "message"),
     [
         ("codes", np.zeros((32, 96, 15), np.uint8), "input 'codes' has shape"),
-        ("codebooks", np.zeros((1, 97, 4, 16), np.float16), "97 groups; expected at most one for each of the 96"),
-        ("codebooks", np.zeros((1, 96, 4, 16), np.float64), "input 'codebooks' is of another type"),
+        ("codebooks", np.zeros((1, 97, 16, 4), np.float16), "97 groups; expected at most one for each of the 96"),
+        ("codebooks", np.zeros((1, 96, 16, 4), np.float64), "input 'codebooks' is of another type"),
         ("scales", np.zeros((1000, 1), np.float32), "input 'scales' has shape"),
     ],
 )

@@ -58,7 +58,7 @@ def test_extreme_sums_do_not_overflow(stages: int, fast: bool) -> None:
     layer = random_layer(3, 40, 4 * 3 * TABLE_GROUP + 4, groups=1, stages=stages)
     x = np.tile(normal_rows(4, 1, 4), 3 * TABLE_GROUP + 1)
     for stage in range(stages):
-        table = x[0, :4] @ layer.codebooks[stage, 0].astype(np.float32)
+        table = layer.codebooks[stage, 0].astype(np.float32) @ x[0, :4]
         layer.codes[0, stage], layer.codes[1, stage] = table.argmax(), table.argmin()
     y = kernel(model_of(layer, fast=fast), x)
     np.testing.assert_array_equal(y, pq_matmul_tables(x, *layer.arguments, fast=fast))
@@ -96,7 +96,7 @@ def test_fast_attribute_is_checked() -> None:
     with pytest.raises(ModelError, match="node 'fc': attribute 'fast' is 1 with 17 codewords; expected 0 where"):
         onnxpq.session(wide)
     layer = random_layer(1, 40, 33)
-    model = model_of(layer, with_body=False)
+    model = model_of(layer, with_body=False, fast=True)
     (fast,) = (attribute for attribute in model.graph.node[0].attribute if attribute.name == "fast")
     fast.i = 2
     with pytest.raises(ModelError, match="node 'fc': attribute 'fast' is 2; expected 0 or 1"):
@@ -230,12 +230,12 @@ def u8(*shape: int, fill: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("layer", "constants", "message"),
     [
-        (NIBBLES, {"codebooks": f32(9, 4, 16)}, "input 'codebooks' has shape [9, 4, 16]; expected [R, G, d, K]"),
-        (NIBBLES, {"codebooks": f32(1, 9, 0, 16)}, "input 'codebooks' has shape [1, 9, 0, 16]; expected [R, G, d, K]"),
-        (NIBBLES, {"codebooks": f32(1, 9, 4, 257)}, "has shape [1, 9, 4, 257], 257 codewords; expected 2 to 256."),
-        (NIBBLES, {"codebooks": f32(1, 9, 4, 1)}, "has shape [1, 9, 4, 1], 1 codewords; expected 2 to 256."),
-        (NIBBLES, {"codebooks": f32(1, 10, 4, 16)}, "10 groups; expected at most one for each of the 9 sub-vectors"),
-        (NIBBLES, {"codebooks": f32(1, 9, 4, 16).astype(np.float64)}, "input 'codebooks' is of another type; expected"),
+        (NIBBLES, {"codebooks": f32(9, 16, 4)}, "input 'codebooks' has shape [9, 16, 4]; expected [R, G, K, d]"),
+        (NIBBLES, {"codebooks": f32(1, 9, 16, 0)}, "input 'codebooks' has shape [1, 9, 16, 0]; expected [R, G, K, d]"),
+        (NIBBLES, {"codebooks": f32(1, 9, 257, 4)}, "has shape [1, 9, 257, 4], 257 codewords; expected 2 to 256."),
+        (NIBBLES, {"codebooks": f32(1, 9, 1, 4)}, "has shape [1, 9, 1, 4], 1 codewords; expected 2 to 256."),
+        (NIBBLES, {"codebooks": f32(1, 10, 16, 4)}, "10 groups; expected at most one for each of the 9 sub-vectors"),
+        (NIBBLES, {"codebooks": f32(1, 9, 16, 4).astype(np.float64)}, "input 'codebooks' is of another type; expected"),
         (NIBBLES, {"codes": u8(9, 16)}, "input 'codes' has shape [9, 16]; expected [B, R*M, 16], no size zero."),
         (NIBBLES, {"codes": u8(2, 0, 16)}, "input 'codes' has shape [2, 0, 16]; expected [B, R*M, 16], no size zero."),
         (NIBBLES, {"codes": u8(2, 9, 8)}, "input 'codes' has shape [2, 9, 8]; expected [2, a multiple of 1, 16]"),
@@ -246,7 +246,7 @@ def u8(*shape: int, fill: int = 0) -> np.ndarray:
             "expected [2, a multiple of 2, 16] for 17 outputs (the size of 'scales'), 20 code",
         ),
         (FEW, {"codes": u8(2, 4, 16, fill=20)}, "holds the code 20 in byte 0, past the end of its codebook; expected"),
-        (NIBBLES, {"codebooks": f32(1, 9, 4, 5), "codes": u8(2, 9, 16, fill=0x51)}, "holds the code 5 in byte 0, past"),
+        (NIBBLES, {"codebooks": f32(1, 9, 5, 4), "codes": u8(2, 9, 16, fill=0x51)}, "holds the code 5 in byte 0, past"),
         (NIBBLES, {"scales": f32(40, 1)}, "input 'scales' has shape [40, 1]; expected [out], no size zero."),
         (NIBBLES, {"scales": f32(0)}, "input 'scales' has shape [0]; expected [out], no size zero."),
         (

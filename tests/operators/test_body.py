@@ -24,7 +24,8 @@ from pq_layers import (
 )
 
 from onnxpq.errors import ModelError
-from onnxpq.operators.body import CAST_LIKE_OPSET, MIN_OPSET, pq_gather_function, pq_matmul_function
+from onnxpq.operators.body import CAST_LIKE_OPSET, MIN_INTEGER_OPSET, MIN_OPSET, Dialect, function, functions
+from onnxpq.operators.schema import INTEGER_OP_TYPE, LOOKUP_OP_TYPE, MAX_MAGNITUDE, OP_TYPE
 from onnxpq.pq.reference import decode, pq_matmul
 
 NEWEST_OPSET = 26  # of onnxruntime 1.32
@@ -35,6 +36,8 @@ LAYERS = {
     "few codewords": random_layer(2, 33, 7, d=3, codewords=5, groups=2, stages=3),
     "bytes, shared": random_layer(3, 40, 64, d=8, codewords=256, groups=1, stages=2, codebook_type=np.float32),
     "bytes, half scales": random_layer(4, 17, 10, d=4, codewords=17, scale_type=np.float16),
+    "int8": random_layer(5, 40, 30, d=4, codebook_type=np.int8),
+    "int8, one codebook, nothing to cut": random_layer(6, 32, 32, codewords=64, groups=1, codebook_type=np.int8),
 }
 
 
@@ -121,7 +124,77 @@ def test_budget_notices_two_percent() -> None:
 
 def test_old_opset_is_refused() -> None:
     with pytest.raises(ModelError, match="uses opset 8; the function body of onnxpq::PQMatMul needs opset 9 or newer"):
-        pq_matmul_function(8)
+        function(OP_TYPE, Dialect(8, frozenset({1})))
+
+
+MOST_STATEMENTS = {OP_TYPE: 26, INTEGER_OP_TYPE: 26, LOOKUP_OP_TYPE: 32}
+"""Of a layer of one stage: a host may limit them, and 300 layers load in their number."""
+
+
+@pytest.mark.parametrize("op_type", MOST_STATEMENTS)
+def test_bodies_are_short_and_every_statement_has_a_name(op_type: str) -> None:
+    made = functions([op_type], Dialect(17, frozenset({1, 2}), crops_rows=True))
+    statements = [node for each in made for node in each]
+    assert len(statements) <= MOST_STATEMENTS[op_type]
+    for each in made:
+        names = [node.name for node in each]
+        assert all(names)
+        assert len(set(names)) == len(names)
+
+
+def dynamically_quantized(layer: PQLayer, x: np.ndarray) -> np.ndarray:
+    """What the body in int8 means: X rounded to uint8 between the smallest and largest of it and zero."""
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = np.float32((high - low) / 255)
+    zero = np.rint(np.clip(-low / scale, 0, 255))
+    rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * np.float64(scale)
+    return pq_matmul(rounded, *layer.arguments)
+
+
+INT8_BUDGET = 3e-5
+"""Largest error of the body in int8 against the definition of its rounding, relative to the sum of the magnitudes."""
+
+INT8_LAYERS = ["int8", "int8, one codebook, nothing to cut"]
+
+
+@pytest.mark.parametrize("opset", range(MIN_INTEGER_OPSET, NEWEST_OPSET + 1))
+@pytest.mark.parametrize("name", INT8_LAYERS)
+def test_body_in_int8_is_one_fused_operator(name: str, opset: int, tmp_path: Path) -> None:
+    skip_if_unknown(opset)
+    layer = LAYERS[name]
+    model = model_of(layer, opset=opset, op_type=INTEGER_OP_TYPE)
+    onnx.checker.check_model(model, full_check=True)
+    x = normal_rows(opset, 5, layer.in_features)
+    (y,) = session(model, tmp_path / "optimized.onnx").run(None, {"X": x})
+    exact, measure = dynamically_quantized(layer, x), layer.magnitude(x)
+    assert np.max(abs(y - exact) / measure) < INT8_BUDGET
+    assert np.max(abs(1.02 * y - exact) / measure) > INT8_BUDGET
+    assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == ["DynamicQuantizeMatMul"]
+
+
+@pytest.mark.parametrize("name", INT8_LAYERS)
+def test_body_in_int8_takes_float16_and_any_rank(name: str) -> None:
+    layer = LAYERS[name]
+    x = normal_rows(3, 2, 3, layer.in_features).astype(np.float16)
+    model = model_of(layer, x_type=TensorProto.FLOAT16, x_shape=["N", "T", layer.in_features], op_type=INTEGER_OP_TYPE)
+    (y,) = session(model).run(None, {"X": x})
+    assert y.dtype == np.float16
+    exact = dynamically_quantized(layer, x.astype(np.float32))
+    assert np.max(abs(y - exact) / layer.magnitude(x.astype(np.float32))) < FLOAT16_BUDGET
+
+
+def test_largest_int8_codewords_do_not_saturate_without_vnni() -> None:
+    """Processors without VNNI add two products of uint8 and int8 as int16, with saturation (x86's vpmaddubsw)."""
+    largest_pair = 2 * 255 * MAX_MAGNITUDE
+    assert largest_pair <= np.iinfo(np.int16).max
+    assert np.iinfo(np.int16).max < 2 * 255 * (MAX_MAGNITUDE + 1)
+
+
+def test_body_in_int8_needs_dynamic_quantize_linear() -> None:
+    with pytest.raises(
+        ModelError, match="opset 10; the function body of onnxpq::PQDynamicQuantizeMatMul needs opset 11"
+    ):
+        function(INTEGER_OP_TYPE, Dialect(10, frozenset({1})))
 
 
 FLOAT16_BUDGET = 2**-10
@@ -134,7 +207,9 @@ def test_a_body_for_any_type_gives_back_that_of_x(opset: int, x_type: type, budg
     skip_if_unknown(opset)
     layer = LAYERS["nibbles"]
     model = model_of(layer, opset=opset, x_type=helper.np_dtype_to_tensor_dtype(np.dtype(x_type)))
-    model.functions[0].CopyFrom(ir.to_proto(pq_matmul_function(opset, any_float=True)))
+    dialect = Dialect.of(opset, [layer.sizes], any_float=True)
+    del model.functions[:]
+    model.functions.extend(ir.to_proto(made) for made in functions([OP_TYPE], dialect))
     onnx.checker.check_model(model, full_check=True)
     x = normal_rows(opset, 5, layer.in_features).astype(x_type)
     (y,) = session(model, tmp_path / "optimized.onnx").run(None, {"X": x})
@@ -147,7 +222,7 @@ def test_a_body_for_any_type_gives_back_that_of_x(opset: int, x_type: type, budg
 
 def test_a_body_for_any_type_needs_cast_like() -> None:
     with pytest.raises(ModelError, match="opset 14; the function body of onnxpq::PQMatMul needs opset 15 or newer"):
-        pq_matmul_function(14, any_float=True)
+        function(OP_TYPE, Dialect(14, frozenset({1}), any_float=True))
 
 
 def looked_up(table: PQLayer, rows: np.ndarray) -> np.ndarray:
@@ -230,4 +305,4 @@ def test_a_table_is_not_decoded_at_load(tmp_path: Path) -> None:
 
 def test_an_old_opset_is_refused_for_tables() -> None:
     with pytest.raises(ModelError, match="uses opset 8; the function body of onnxpq::PQGather needs opset 9 or newer"):
-        pq_gather_function(8)
+        function(LOOKUP_OP_TYPE, Dialect(8, frozenset({1})))

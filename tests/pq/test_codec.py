@@ -32,9 +32,14 @@ def test_round_trip_against_the_reference(layout: Layout, seed: int) -> None:
     codebooks, codes, scales = codec.encode(matrix, layout, generator=generator)
     assert codes.shape == (layout.out_features, layout.sub_vectors)
     decoded = codec.decode(codebooks, codes, scales, layout)
-    stored = Quantized(layout, codebooks, codes.to(torch.uint8), scales).freeze()
+    quantized = Quantized(layout, codebooks, codes.to(torch.uint8), scales)
+    stored = quantized.freeze()
     expected = reference.decode(stored.codebooks, stored.codes, stored.scales, stored.in_features)
-    assert np.linalg.norm(decoded.numpy() - expected) <= FLOAT16_BUDGET * max(np.linalg.norm(expected), 1e-6)
+    assert np.linalg.norm(quantized.matrix().numpy() - expected) <= FLOAT16_BUDGET * max(np.linalg.norm(expected), 1e-6)
+    if stored.codebooks.dtype == np.int8:
+        # Each entry is rounded by half a step at most, in units of its row's scale.
+        step = float(codebooks.abs().max()) / quantized.magnitude
+        assert (np.abs(decoded.numpy() - expected) <= (0.5001 * step * scales.numpy())[:, None]).all()
     assert float((matrix - decoded).norm()) <= float(matrix.norm()) * 1.0001
     assert stored.nbytes == layout.nbytes or layout.groups != -(-layout.sub_vectors // layout.per_group)
 

@@ -15,14 +15,14 @@ FAST_BUDGET = 0.018
 
 def test_decode_by_hand() -> None:
     # d = 2, K = 2, codewords (1, 2) and (3, 4) in one group, (10, 20) and (30, 40) in the other; in = 3 drops the last.
-    codebooks = np.array([[[[1, 3], [2, 4]], [[10, 30], [20, 40]]]], np.float32)
+    codebooks = np.array([[[[1, 2], [3, 4]], [[10, 20], [30, 40]]]], np.float32)
     codes = np.array([[[0, 1]], [[1, 0]]], np.uint8)
     weight = decode(codebooks, codes, np.array([1, -2], np.float32), 3)
     np.testing.assert_array_equal(weight, [[1, 2, 30], [-6, -8, -20]])
 
 
 def test_stages_are_summed_by_hand() -> None:
-    codebooks = np.array([[[[1.0, 2.0]]], [[[10.0, 20.0]]]])  # R = 2, d = 1
+    codebooks = np.array([[[[1.0], [2.0]]], [[[10.0], [20.0]]]])  # R = 2, d = 1
     codes = np.array([[[0, 1], [1, 1]]], np.uint8)  # [out=1, R=2, M=2]
     np.testing.assert_array_equal(decode(codebooks, codes, np.ones(1), 2), [[21, 22]])
 
@@ -60,7 +60,7 @@ def test_sums_cannot_overflow() -> None:
     # Every sub-vector of a group chooses the largest entry: the sum comes as close to 16383 as it can.
     layer = random_layer(3, 2, 4 * TABLE_GROUP, d=4, groups=1)
     x = np.tile(normal_rows(4, 4), TABLE_GROUP)
-    table = x[:4] @ layer.codebooks[0, 0].astype(np.float32)
+    table = layer.codebooks[0, 0].astype(np.float32) @ x[:4]
     layer.codes[0], layer.codes[1] = table.argmax(), table.argmin()
     exact = pq_matmul(x, *layer.arguments)
     assert rms(pq_matmul_tables(x, *layer.arguments) - exact) < TABLE_BUDGET * rms(exact)

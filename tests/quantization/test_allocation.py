@@ -20,9 +20,9 @@ def layer(out: int, columns: int) -> Layer:
 @pytest.mark.parametrize(
     ("out", "columns", "groups"),
     [
-        (512, 64, 4),  # 16 blocks x 8 sub-vectors x 16 bytes = 2048; half of it holds 4 codebooks of 256 bytes
-        (256, 512, 16),  # 8 x 64 x 16 = 8192
-        (10, 256, 1),  # 1 x 32 x 16 = 512
+        (512, 64, 8),  # 16 blocks x 8 sub-vectors x 16 bytes = 2048; half of it holds 8 codebooks of 128 bytes
+        (256, 512, 32),  # 8 x 64 x 16 = 8192
+        (10, 256, 2),  # 1 x 32 x 16 = 512
         (10, 8, 1),
         (100_000, 64, 8),  # all positions
     ],
@@ -70,7 +70,8 @@ def test_every_layout_is_sound(out: int, columns: int, d: int, codewords: int, c
     used = {position // layout.per_group for position in range(layout.sub_vectors)}
     assert used == set(range(layout.groups))
     codes = packed_bytes(out, 1, sub_vectors, codewords)
-    books = layout.groups * codewords * layout.sub_vector * 2
+    # int8, but float16 where 8 bits a weight deserve finer codewords
+    books = layout.groups * codewords * layout.sub_vector * (2 if codewords > 16 and layout.sub_vector == 1 else 1)
     assert layout.nbytes == codes + books + 4 * out
     if codebooks == "auto":
         assert layout.groups == 1 or 2 * books <= codes

@@ -46,7 +46,7 @@ def test_what_is_looked_up_is_compressed_and_the_layers_are_trained_beside_it() 
     result = onnxpq.compress(text_model(), texts(), config=Config(tables=True, training=QUICK))
     report = result.report
     assert ways(report) == {"table": "not trained", "fc1": "end to end", "fc2": "end to end"}
-    assert {node.op_type for node in result.model.graph} >= {"PQGather", "PQMatMul"}
+    assert {node.op_type for node in result.model.graph} >= {"PQGather", "PQDynamicQuantizeMatMul"}
     assert "words" not in result.model.graph.initializers
     assert report.ratio > 4
     assert not report.notes, "that a table has no inputs to look at is not worth a note"
@@ -236,7 +236,7 @@ def test_rows_in_use_are_stored_more_exactly(monkeypatch: pytest.MonkeyPatch) ->
 def looked_up_rows(model: Any) -> np.ndarray:
     values = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
     codebooks = values["words.codebooks"]
-    codes = unpack_codes(values["words.codes"], WORDS, 1, codebooks.shape[3])
+    codes = unpack_codes(values["words.codes"], WORDS, 1, codebooks.shape[2])
     return decode(codebooks, codes, values["words.scales"], FEATURES)
 
 

@@ -7,8 +7,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq.graph import Layer, values_of
-from onnxpq.operators import DOMAIN, LOOKUP_OP_TYPE, OP_TYPE, OP_TYPES
-from onnxpq.operators.body import CAST_LIKE_OPSET, lookup_attributes, node_attributes
+from onnxpq.operators import DOMAIN, INTEGER_OP_TYPE, LOOKUP_OP_TYPE, OP_TYPE, OP_TYPES
+from onnxpq.operators.body import CAST_LIKE_OPSET, MIN_INTEGER_OPSET
+from onnxpq.operators.schema import ATTR_FAST, ATTR_SHAPE
 from onnxpq.pq import PQTensor, pack_codes
 from onnxpq.rewriting.rules.weights import ConstantBias
 
@@ -103,8 +104,9 @@ class Editor:
         source = before[-1].outputs[0] if before else x
         constants = self._constants(layer.weight, tensor, alpha)
         constants.append(self.bias(layer, bias, tensor.out_features))
-        attributes = node_attributes(tensor.in_features, tensor.codewords, fast=tensor.fast)
-        product = ir.Node(DOMAIN, OP_TYPE, [source, *constants], attributes, name=layer.node)
+        op_type = INTEGER_OP_TYPE if tensor.multiplies_int8 and self.opset >= MIN_INTEGER_OPSET else OP_TYPE
+        attributes = [_shape(tensor), *([ir.AttrInt64(ATTR_FAST, 1)] if tensor.fast else [])]
+        product = ir.Node(DOMAIN, op_type, [source, *constants], attributes, name=layer.node)
         product.outputs[0].name = self.unique(f"{layer.node}.output")
         if is_taken:
             return [product]
@@ -119,9 +121,8 @@ class Editor:
             tensor: W, [out, in].
             dtype: PQGather gives float32; for other types it is cast.
         """
-        attributes = lookup_attributes(tensor.in_features, tensor.codewords)
         inputs = [rows, *self._constants(layer.weight, tensor, 1.0)]
-        lookup = ir.Node(DOMAIN, LOOKUP_OP_TYPE, inputs, attributes, name=layer.node)
+        lookup = ir.Node(DOMAIN, LOOKUP_OP_TYPE, inputs, [_shape(tensor)], name=layer.node)
         lookup.outputs[0].name = self.unique(f"{layer.node}.output")
         if dtype == ir.DataType.FLOAT:
             return [lookup]
@@ -177,6 +178,11 @@ class Editor:
 def names_of(graph: ir.Graph) -> set[str]:
     """Names of all values and nodes of a graph and its subgraphs."""
     return set(_names(graph))
+
+
+def _shape(tensor: PQTensor) -> ir.Attr:
+    """What `onnxpq.rewriting.functions` makes a node's attributes from."""
+    return ir.AttrInt64s(ATTR_SHAPE, [tensor.out_features, tensor.in_features])
 
 
 def _scaled(tensor: PQTensor, alpha: float) -> NDArray[np.generic]:

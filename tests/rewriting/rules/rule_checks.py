@@ -40,7 +40,7 @@ def quantized(layer: Layer, *, seed: int = 1, codewords: int = 5, length: int = 
     rng = np.random.default_rng(seed)
     sub_vectors = -(-layer.in_features // length)
     return PQTensor(
-        codebooks=rng.standard_normal((1, sub_vectors, length, codewords)).astype(np.float16),
+        codebooks=rng.standard_normal((1, sub_vectors, codewords, length)).astype(np.float16),
         codes=rng.integers(0, codewords, (layer.out_features, 1, sub_vectors), dtype=np.uint8),
         scales=rng.uniform(0.5, 2.0, layer.out_features).astype(np.float32),
         in_features=layer.in_features,

@@ -185,7 +185,7 @@ def test_every_combination_of_transposes_by_hand():
         layers, _ = find(model, min_weights=0)
         codes = np.array([[[0, 1]], [[1, 1]]], np.uint8)
         tensor = PQTensor(
-            codebooks=np.array([[[[3, 5]]]], np.float16),
+            codebooks=np.array([[[[3], [5]]]], np.float16),
             codes=codes,
             scales=np.array([1, 2], np.float32),
             in_features=2,

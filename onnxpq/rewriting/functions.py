@@ -1,0 +1,74 @@
+"""What a model needs for its operators of ours: their functions, and attributes that agree with them."""
+
+import onnx_ir as ir
+
+from onnxpq.errors import ModelError
+from onnxpq.graph import opset
+from onnxpq.operators import (
+    CODEBOOKS,
+    DOMAIN,
+    INTEGER_OP_TYPE,
+    LOOKUP_OP_TYPE,
+    MATMUL_OP_TYPES,
+    OP_TYPE,
+    OP_TYPES,
+    body,
+    schema,
+)
+
+
+def settle(model: ir.Model, *, takes_half: bool) -> None:
+    """Adds the functions of the operators that a model calls, and gives their nodes the attributes of these.
+
+    A function serves all nodes of its name, those of an earlier compression too, and holds what some of them needs.
+
+    Args:
+        model: the model; changed.
+        takes_half: some new PQMatMul has a float16 X.
+
+    Raises:
+        ModelError: the opset is too old (`onnxpq.operators.body.function`), or a node's matrix has no known sizes.
+    """
+    nodes = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in OP_TYPES]
+    sizes = [_sizes(node) for node in nodes]
+    if any(each.stages > 1 for each in sizes):
+        # PQDecode adds stages up in float32 then.
+        for node in nodes:
+            node.op_type = OP_TYPE if node.op_type == INTEGER_OP_TYPE else node.op_type
+    lookups = [each for node, each in zip(nodes, sizes, strict=True) if node.op_type == LOOKUP_OP_TYPE]
+    fast = [node.attributes.get_int(schema.ATTR_FAST, 0) == 1 for node in nodes]
+    dialect = body.Dialect.of(
+        opset(model), sizes, lookups=lookups, has_fast=any(fast), any_float=takes_half or _takes_half(model)
+    )
+    for node, each, is_fast in zip(nodes, sizes, fast, strict=True):
+        node.attributes.clear()
+        for attribute in body.attributes(node.op_type, each, dialect, fast=is_fast):
+            node.attributes.add(attribute)
+    for identifier in [each for each in model.functions if each[0] == DOMAIN]:
+        del model.functions[identifier]
+    for made in body.functions(dict.fromkeys(node.op_type for node in nodes), dialect):
+        model.functions[made.identifier()] = made
+
+
+def _takes_half(model: ir.Model) -> bool:
+    functions = [model.functions.get((DOMAIN, name, "")) for name in MATMUL_OP_TYPES]
+    return any(node.op_type == "CastLike" for found in functions if found is not None for node in found)
+
+
+def _sizes(node: ir.Node) -> body.Sizes:
+    value, shape = node.inputs[CODEBOOKS], node.attributes.get(schema.ATTR_SHAPE)
+    codebooks = value.shape if value is not None else None
+    if codebooks is None or not codebooks.is_static() or len(codebooks) != schema.CODEBOOKS_RANK or shape is None:
+        raise ModelError(
+            f"Node '{node.name}' ({DOMAIN}::{node.op_type}) has codebooks of the shape {codebooks} and the attribute"
+            f" '{schema.ATTR_SHAPE}' {shape}; expected [R, G, K, d] and [out, in]. Compress the original model again."
+        )
+    out_features, in_features = _integers(shape)
+    stages, groups, codewords, sub_vector = codebooks.numpy()
+    return body.Sizes(out_features, in_features, stages, groups, codewords, sub_vector)
+
+
+def _integers(attribute: ir.Attr) -> tuple[int, ...]:
+    if attribute.type == ir.AttributeType.INTS:
+        return tuple(attribute.as_ints())
+    return tuple(int(number) for number in attribute.as_tensor().numpy())
