@@ -25,6 +25,7 @@ from onnxpq.config import (
     TargetConfig,
 )
 from onnxpq.errors import ConfigError, MissedError, OnnxpqError, OutputError
+from onnxpq.support.kinds import ALL, KINDS
 from onnxpq.support.units import parse_share, parse_size
 
 if TYPE_CHECKING:
@@ -206,6 +207,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--conv1x1", action="store_const", const=True, help=help_conv1x1)
     help_tables = "compress matrices that are looked up (Gather), as embeddings are, too; a target for the file does"
     group.add_argument("--tables", action=argparse.BooleanOptionalAction, help=help_tables)
+    help_only = f"kinds of weights to compress: {', '.join(KINDS)} or {ALL}; may be given several times (default: fc)"
+    group.add_argument("--only", action="append", choices=(*KINDS, ALL), help=help_only)
     group.add_argument("--include", action="append", metavar="GLOB", help="compress only the nodes that match")
     group.add_argument("--exclude", action="append", metavar="GLOB", help="leave the nodes that match alone")
 
@@ -224,7 +227,7 @@ def _config(options: argparse.Namespace) -> Config:
     settings: dict[str, Any] = (Config.from_toml(options.config) if options.config else Config()).to_dict()
     given = {setting: getattr(options, setting, None) for _, setting, _, _ in (*_SETTINGS, *_TARGETS)}
     given |= {name: getattr(options, name) for name in ("pq.fast", "pq.reorder", "conv1x1", "tables")}
-    given |= {"include": options.include, "exclude": options.exclude}
+    given |= {name: getattr(options, name) for name in ("include", "exclude", "only")}
     for setting, value in given.items():
         if value is not None:
             table, _, name = setting.rpartition(".")

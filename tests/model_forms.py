@@ -301,7 +301,7 @@ FORMS: dict[str, Form] = {
     "Conv 3x3": Form(
         f"(float[N,{IN},7,7] x) => (float[N,{OUT},5,5] y) {{ [fc] y = Conv(x, w) }}",
         {"w": weight(OUT, IN, 3, 3)},
-        reason="is a convolution kernel",
+        reason="is a convolution. --only conv takes it",
         x=(2, IN, 7, 7),
     ),
     "FusedMatMul": Form(*_dense("[fc] y = com.microsoft.FusedMatMul<transB = 1, alpha = 0.5>(x, w)", w=(OUT, IN)), FC),

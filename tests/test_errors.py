@@ -130,8 +130,8 @@ TRIGGERS: dict[type[OnnxpqError], tuple[Callable[[Path], None], str]] = {
     ),
     errors.NothingToCompressError: (
         no_layer,
-        r"^The model has no fully-connected layer that can be compressed\.\n  conv \(Conv\): The constant "
-        r"'K' is a convolution kernel; only fully-connected layers are compressed\.$",
+        r"^The model has no fully-connected layer that can be compressed\.\n  conv \(Conv\): It is a "
+        r"convolution\. --only conv takes it\.$",
     ),
     errors.UnsupportedOperatorError: (
         no_handler,
@@ -161,7 +161,7 @@ TRIGGERS: dict[type[OnnxpqError], tuple[Callable[[Path], None], str]] = {
     ),
     errors.FloorError: (
         lost,
-        r"^The result is too far from the original: output 'logits' .*; --floor sets how much may be lost",
+        r"^The result is too far from the original: .*output 'logits' .*; --floor sets how much may be lost",
     ),
     errors.RuntimeLibraryError: (
         no_library,

@@ -177,7 +177,7 @@ onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(
 assert main(["inspect", "m.onnx"]) == 0
 model = files.load("m.onnx")
 layers, skipped = rewriting.find(model)
-ones = np.ones((1, 1, 8, 16), np.float16)
+ones = np.ones((1, 1, 16, 8), np.float16)
 tensor = PQTensor(ones, np.zeros((32, 1, 8), np.uint8), np.full(32, 2, np.float32), 64)
 files.save(rewriting.rewrite(prepare(model), layers, {{"W": tensor}}), "o.onnx")
 found = onnxpq.session("o.onnx").run(None, {{"x": np.ones((3, 64), np.float32)}})[0]

@@ -16,6 +16,7 @@ from onnxpq.support.checks import choice as _choice
 from onnxpq.support.checks import integer as _integer
 from onnxpq.support.checks import real as _real
 from onnxpq.support.checks import sentence as _sentence
+from onnxpq.support.kinds import ALL, FULLY_CONNECTED, KINDS
 from onnxpq.support.units import parse_share, parse_size
 
 REGULARIZERS: Final = ("codebook", "murray-ng", "l1", "l2", "quartic", "none")
@@ -215,6 +216,8 @@ class Config:
         tables: compress matrices whose rows are looked up (Gather), such as embeddings, too; None: where the target is
             for the whole file (`TargetConfig.is_for_file`). They are not trained; the layers are, beside what is left
             of them.
+        only: kinds of weights to compress: "fc" (fully-connected layers), "conv", "recurrent", "table", "other", or
+            "all"; empty: fully-connected layers, and tables as `tables` says.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
         floor: how much of that output may be lost, at most, for the result to be written; None takes what suits what
@@ -231,6 +234,7 @@ class Config:
     min_weights: int = 1024
     conv1x1: bool = False
     tables: bool | None = None
+    only: tuple[str, ...] = ()
     held_out: float = 0.1
     output: str | None = None
     floor: float | None = None
@@ -247,6 +251,9 @@ class Config:
             raise ConfigError(_sentence(self, "conv1x1", "True or False", self.conv1x1))
         if self.tables is not None and not isinstance(self.tables, bool):
             raise ConfigError(_sentence(self, "tables", "True, False or None", self.tables))
+        if not isinstance(self.only, tuple) or not set(self.only) <= {*KINDS, ALL}:
+            kinds = ", ".join(f"'{kind}'" for kind in (*KINDS, ALL))
+            raise ConfigError(_sentence(self, "only", f"a tuple of {kinds}", self.only))
         _real(self, "held_out", 0.001, 0.9)
         if self.floor is not None:
             _real(self, "floor", 0, 1e6)
@@ -257,6 +264,13 @@ class Config:
                 raise ConfigError(_sentence(self, name, "a tuple of strings", value))
         if self.output is not None and not isinstance(self.output, str):
             raise ConfigError(_sentence(self, "output", "a string", self.output))
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of weights that are compressed."""
+        if ALL in self.only:
+            return frozenset(KINDS)
+        return frozenset(self.only) or frozenset({FULLY_CONNECTED})
 
     @property
     def takes_tables(self) -> bool:
@@ -276,7 +290,7 @@ class Config:
                 values[name] = _build(kind, _with_units(_table(kind.__name__, values[name])))
         if isinstance(values.get("layer"), (list, tuple)):
             values["layer"] = tuple(_build(LayerConfig, _table("LayerConfig", table)) for table in values["layer"])
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "only"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         return _build(cls, values)

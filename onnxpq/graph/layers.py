@@ -8,10 +8,12 @@ Letters used everywhere: `out`, `in` sizes of the layer; `d` sub-vector length; 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from onnxpq.support.kinds import FULLY_CONNECTED, TABLE
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A fully-connected layer that can be compressed; or a table that is looked up, whose rows are the outputs.
+    """A weight that can be compressed: a fully-connected layer's, a table's, or what else a node takes.
 
     Attributes:
         node: name of the node in the user's file (its first output's name where the node has none).
@@ -24,6 +26,7 @@ class Layer:
         bias: name of the bias' constant, where the layer has a constant one.
         weight_bytes: bytes of the weight in the type that the model stores it in.
         place: the subgraph that the node lies in, e.g. "choice.then_branch"; empty for the main graph.
+        kind: one of `onnxpq.support.kinds`. A convolution with a kernel of one point may be "fc", over its channels.
         input_bytes: what brings its inputs to one scale and into the order in which they quantize well
             (`onnxpq.quantization.arranging`); the first of the layers that share it counts it.
     """
@@ -37,12 +40,13 @@ class Layer:
     bias: str | None
     weight_bytes: int = 0
     place: str = ""
+    kind: str = FULLY_CONNECTED
     input_bytes: int = field(default=0, compare=False)
 
     @property
     def is_table(self) -> bool:
         """Whether its rows are looked up (Gather), not multiplied by."""
-        return self.op_type == "Gather"
+        return self.kind == TABLE
 
 
 def tables(layers: Iterable[Layer]) -> frozenset[str]:

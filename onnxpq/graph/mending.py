@@ -18,8 +18,7 @@ from onnxpq.errors import ModelError
 from onnxpq.graph import ordering, private
 from onnxpq.graph.checking import hollow
 from onnxpq.graph.protos import all_nodes, graphs_of, is_default, nodes_of, version_of
-from onnxpq.operators import DOMAIN, INPUTS, LOOKUP_INPUTS, LOOKUP_OP_TYPE, MATMUL_OP_TYPES
-from onnxpq.operators.schema import DECODE_INPUTS, DECODE_OP_TYPE
+from onnxpq.operators import DOMAIN, INPUTS_OF
 
 FIRST_IR_WITH_CONSTANTS: Final = 4
 """The first IR version whose initializers need not be graph inputs."""
@@ -131,10 +130,7 @@ def _domains(proto: onnx.ModelProto) -> Iterator[str]:
 
 def _own_domain(proto: onnx.ModelProto) -> Iterator[str]:
     """Functions of others in the domain of onnxpq's operators, of which one has the name of such an operator."""
-    sizes = {name: len(INPUTS) for name in MATMUL_OP_TYPES} | {
-        LOOKUP_OP_TYPE: len(LOOKUP_INPUTS),
-        DECODE_OP_TYPE: len(DECODE_INPUTS),
-    }
+    sizes = {name: len(inputs) for name, inputs in INPUTS_OF.items()}
     functions = [function for function in proto.functions if function.domain == DOMAIN]
     if not any(len(f.input) != sizes[f.name] for f in functions if f.name in sizes):
         return

@@ -5,12 +5,10 @@ the description and `body` needs onnx.
 """
 
 from onnxpq.operators.schema import (
-    CODEBOOKS,
-    CODES,
+    CONV_OP_TYPE,
     DOMAIN,
-    INPUTS,
+    INPUTS_OF,
     INTEGER_OP_TYPE,
-    LOOKUP_INPUTS,
     LOOKUP_OP_TYPE,
     MATMUL_OP_TYPES,
     MAX_CODEWORDS,
@@ -20,17 +18,16 @@ from onnxpq.operators.schema import (
     OP_TYPES,
     UNIT_BYTES,
     VERSION,
+    WEIGHT_OP_TYPE,
     block_outputs,
     codes_per_byte,
 )
 
 __all__ = [
-    "CODEBOOKS",
-    "CODES",
+    "CONV_OP_TYPE",
     "DOMAIN",
-    "INPUTS",
+    "INPUTS_OF",
     "INTEGER_OP_TYPE",
-    "LOOKUP_INPUTS",
     "LOOKUP_OP_TYPE",
     "MATMUL_OP_TYPES",
     "MAX_CODEWORDS",
@@ -40,6 +37,7 @@ __all__ = [
     "OP_TYPES",
     "UNIT_BYTES",
     "VERSION",
+    "WEIGHT_OP_TYPE",
     "block_outputs",
     "body",
     "codes_per_byte",

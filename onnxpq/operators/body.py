@@ -3,7 +3,7 @@
 `PQDecode` is what they share: from codes to the matrix. All of it depends on constants alone, so onnxruntime does it
 once, when a session is made. `PQMatMul` is left with a MatMul and an Add, `PQDynamicQuantizeMatMul` with what
 onnxruntime fuses to its DynamicQuantizeMatMul. `PQGather` keeps one byte for each code, and decodes the rows that are
-asked for.
+asked for. `PQWeight` is a constant again, and `PQConv` a Conv.
 
 A function serves all nodes of its name in a model, whatever their sizes; what differs is an attribute. What no node of
 the model needs is left out: taking two codes out of a byte, adding stages up. Statements are few, since hosts may limit
@@ -31,18 +31,20 @@ from onnxpq.operators.schema import (
     ATTR_RADIX,
     ATTR_SHAPE,
     ATTR_STAGES,
-    DECODE_INPUTS,
+    ATTR_TO,
+    ATTR_WEIGHT_SHAPE,
+    CONV_OP_TYPE,
     DECODE_OP_TYPE,
     DOMAIN,
-    INPUTS,
+    INPUTS_OF,
     INTEGER_OP_TYPE,
-    LOOKUP_INPUTS,
     LOOKUP_OP_TYPE,
     MATMUL_OP_TYPES,
     MAX_NIBBLE_CODEWORDS,
     OP_TYPE,
     OUTPUTS,
     VERSION,
+    WEIGHT_OP_TYPE,
     codes_per_byte,
 )
 
@@ -69,6 +71,8 @@ _DOCUMENTATION: Final = {
     OP_TYPE: "Y = X W^T + bias; W is product-quantized.",
     INTEGER_OP_TYPE: "Y = X W^T + bias; W is product-quantized, X is quantized to uint8.",
     LOOKUP_OP_TYPE: "Y = W[rows]; W is product-quantized.",
+    CONV_OP_TYPE: "Conv; W is product-quantized.",
+    WEIGHT_OP_TYPE: "A product-quantized weight in the shape that its node takes.",
     DECODE_OP_TYPE: "W [out, in] without scales: W[o, m*d + i] = sum of codebooks[r, g(m), codes[o, r, m], i] over r.",
 }
 
@@ -96,6 +100,14 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A weight as its node takes it: shape, and element type."""
+
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+
+
+@dataclass(frozen=True)
 class Dialect:
     """What the functions of one model have to know of all its nodes.
 
@@ -105,6 +117,7 @@ class Dialect:
         has_stages: some R > 1.
         crops_rows: rows that are looked up may be shorter than M*d.
         has_fast: some node says whether the operator is to be fast; all say it then.
+        conv: names and types of the attributes of Conv that occur, as a function refers to them.
         any_float: X may be float16 (or another floating-point type) and Y has its type; needs opset 15. Otherwise both
             are float32, which is one Cast less.
     """
@@ -115,6 +128,7 @@ class Dialect:
     crops_rows: bool = False
     has_fast: bool = False
     any_float: bool = False
+    conv: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(
@@ -125,6 +139,7 @@ class Dialect:
         lookups: Iterable[Sizes] = (),
         has_fast: bool = False,
         any_float: bool = False,
+        conv: Iterable[tuple[str, str]] = (),
     ) -> "Dialect":
         """The dialect of a model with nodes of such sizes, among them some that look rows up."""
         known = list(sizes)
@@ -135,6 +150,7 @@ class Dialect:
             any(each.padded != each.in_features for each in lookups),
             has_fast,
             any_float,
+            tuple(sorted(set(conv))),
         )
 
     @property
@@ -167,11 +183,23 @@ def function(op_type: str, dialect: Dialect) -> ir.Function:
             f"The model uses opset {dialect.opset}; the function body of {DOMAIN}::{op_type} needs opset {needed} or"
             " newer. Convert the model first, for instance with onnx.version_converter."
         )
+    names = [*_attributes_of(op_type, dialect)]
+    names += [name for name, _ in dialect.conv] if op_type == CONV_OP_TYPE else []
+    return _parsed(op_type, dialect, names, INPUTS_OF[op_type], _statements(op_type, dialect))
+
+
+def _statements(op_type: str, dialect: Dialect) -> Iterator[str]:
     if op_type == DECODE_OP_TYPE:
-        return _parsed(op_type, dialect, dialect.decoding, DECODE_INPUTS, [*_digits(dialect), *_matrix(dialect)])
-    if op_type == LOOKUP_OP_TYPE:
-        return _parsed(op_type, dialect, _lookup_attributes(dialect), LOOKUP_INPUTS, [*_lookup(dialect)])
-    return _parsed(op_type, dialect, _matmul_attributes(dialect), INPUTS, [*_product(op_type, dialect)])
+        yield from _digits(dialect)
+        yield from _matrix(dialect)
+    elif op_type == LOOKUP_OP_TYPE:
+        yield from _lookup(dialect)
+    elif op_type == WEIGHT_OP_TYPE:
+        yield from _weight(dialect)
+    elif op_type == CONV_OP_TYPE:
+        yield from _convolution(dialect)
+    else:
+        yield from _product(op_type, dialect)
 
 
 def functions(op_types: Iterable[str], dialect: Dialect) -> list[ir.Function]:
@@ -180,12 +208,16 @@ def functions(op_types: Iterable[str], dialect: Dialect) -> list[ir.Function]:
     Raises:
         ModelError: as `function`.
     """
-    wanted = list(dict.fromkeys(op_types))
-    needed = [DECODE_OP_TYPE] if any(name in MATMUL_OP_TYPES for name in wanted) else []
-    return [function(name, dialect) for name in (*needed, *wanted)]
+    wanted = dict.fromkeys(op_types)
+    callees = [WEIGHT_OP_TYPE] if CONV_OP_TYPE in wanted else []
+    if any(name != LOOKUP_OP_TYPE for name in wanted):
+        callees = [DECODE_OP_TYPE, *callees]
+    return [function(name, dialect) for name in dict.fromkeys((*callees, *wanted))]
 
 
-def attributes(op_type: str, sizes: Sizes, dialect: Dialect, *, fast: bool = False) -> tuple[ir.Attr, ...]:
+def attributes(
+    op_type: str, sizes: Sizes, dialect: Dialect, *, fast: bool = False, weight: Stored | None = None
+) -> tuple[ir.Attr, ...]:
     """The attributes of a node, in a model of the dialect.
 
     Args:
@@ -193,20 +225,26 @@ def attributes(op_type: str, sizes: Sizes, dialect: Dialect, *, fast: bool = Fal
         sizes: of its matrix.
         dialect: of the model.
         fast: whether `PQMatMul` is to use tables of 8 bits; K <= 16 only.
+        weight: what the matrix is to the node, of `PQConv` and `PQWeight`.
     """
     known = dict(_known(sizes, dialect)) | {ATTR_FAST: ir.AttrInt64(ATTR_FAST, int(fast))}
-    names = _lookup_attributes(dialect) if op_type == LOOKUP_OP_TYPE else _matmul_attributes(dialect)
-    return tuple(known[name] for name in names)
+    if weight is not None:
+        known[ATTR_WEIGHT_SHAPE] = _tensor(ATTR_WEIGHT_SHAPE, weight.shape, np.int64)
+        known[ATTR_TO] = ir.AttrInt64(ATTR_TO, int(weight.dtype))
+    return tuple(known[name] for name in _attributes_of(op_type, dialect))
 
 
-def _matmul_attributes(dialect: Dialect) -> tuple[str, ...]:
-    return (*dialect.decoding, *((ATTR_FAST,) if dialect.has_fast else ()))
-
-
-def _lookup_attributes(dialect: Dialect) -> tuple[str, ...]:
-    crops_by_list = dialect.crops_rows and dialect.opset < _SLICE_BY_INPUTS
-    read = [name for name in dialect.decoding if name != ATTR_STAGES]
-    return (*read, ATTR_PADDED, ATTR_COLUMNS, *((ATTR_KEPT,) if crops_by_list else ()))
+def _attributes_of(op_type: str, dialect: Dialect) -> tuple[str, ...]:
+    """The names of our own attributes that a function reads and its nodes carry."""
+    if op_type in MATMUL_OP_TYPES:
+        return (*dialect.decoding, *((ATTR_FAST,) if dialect.has_fast else ()))
+    if op_type == LOOKUP_OP_TYPE:
+        read = [name for name in dialect.decoding if name != ATTR_STAGES]
+        crops_by_list = dialect.crops_rows and dialect.opset < _SLICE_BY_INPUTS
+        return (*read, ATTR_PADDED, ATTR_COLUMNS, *((ATTR_KEPT,) if crops_by_list else ()))
+    if op_type == DECODE_OP_TYPE:
+        return dialect.decoding
+    return (*dialect.decoding, ATTR_WEIGHT_SHAPE, ATTR_TO)
 
 
 def _known(sizes: Sizes, dialect: Dialect) -> Iterator[tuple[str, ir.Attr]]:
@@ -299,8 +337,7 @@ def _matrix(dialect: Dialect) -> Iterator[str]:
 
 def _product(op_type: str, dialect: Dialect) -> Iterator[str]:
     """A layer: X and the decoded matrix to Y."""
-    references = ", ".join(f"{name}: {_kind(name, dialect)} = @{name}" for name in dialect.decoding)
-    yield f"units = {DOMAIN}.{DECODE_OP_TYPE} <{references}> (codebooks, codes)"
+    yield f"units = {_call(DECODE_OP_TYPE, dialect)} (codebooks, codes)"
     yield "units_in_out = Transpose <perm = [1, 0]> (units)"
     yield f"scales_float = Cast <to = {_FLOAT}> (scales)"
     yield f"bias_float = Cast <to = {_FLOAT}> (bias)"
@@ -321,6 +358,32 @@ def _product(op_type: str, dialect: Dialect) -> Iterator[str]:
     yield f"{y} = Add (product, bias_float)"
     if dialect.any_float:
         yield "Y = CastLike (Y_float, X)"
+
+
+def _weight(dialect: Dialect) -> Iterator[str]:
+    """The weight in its shape and type."""
+    yield f"units = {_call(DECODE_OP_TYPE, dialect)} (codebooks, codes)"
+    yield f"units_float = Cast <to = {_FLOAT}> (units)"
+    yield f"scales_float = Cast <to = {_FLOAT}> (scales)"
+    yield "column = Constant <value = int64[2] {-1, 1}> ()"
+    yield "scale_column = Reshape (scales_float, column)"
+    yield "matrix = Mul (units_float, scale_column)"
+    yield f"shape = Constant <value: tensor = @{ATTR_WEIGHT_SHAPE}> ()"
+    yield "weight = Reshape (matrix, shape)"
+    yield f"Y = Cast <to: int = @{ATTR_TO}> (weight)"
+
+
+def _convolution(dialect: Dialect) -> Iterator[str]:
+    """Conv, with its attributes; those that a node does not have keep their defaults, as its bias does."""
+    yield f"weight = {_call(WEIGHT_OP_TYPE, dialect)} (codebooks, codes, scales)"
+    references = ", ".join(f"{name}: {kind} = @{name}" for name, kind in dialect.conv)
+    yield f"Y = Conv <{references}> (X, weight, bias)" if references else "Y = Conv (X, weight, bias)"
+
+
+def _call(op_type: str, dialect: Dialect) -> str:
+    """A call of another function with the attributes of the same names."""
+    names = _attributes_of(op_type, dialect)
+    return f"{DOMAIN}.{op_type} <{', '.join(f'{name}: {_kind(name, dialect)} = @{name}' for name in names)}>"
 
 
 def _lookup(dialect: Dialect) -> Iterator[str]:
@@ -384,6 +447,8 @@ def _crop_columns(dialect: Dialect) -> Iterator[str]:
 
 
 def _kind(attribute: str, dialect: Dialect) -> str:
+    if attribute == ATTR_TO:
+        return "int"
     return "ints" if attribute == ATTR_SHAPE and dialect.opset < _SLICE_BY_INPUTS else "tensor"
 
 

@@ -35,6 +35,11 @@ its body differs: it multiplies in int8, as onnxruntime's DynamicQuantizeMatMul 
 ``codebooks``, ``codes`` and ``scales``, stored as above (so that a table which a layer multiplies by too is stored
 once), and Y is float32. Only the rows that are asked for are decoded.
 
+``onnxpq::PQConv`` is Conv, whose kernel [out, C, ...] is such a matrix of one row for each output; its inputs are those
+of PQMatMul, the bias in X's type or left out. ``onnxpq::PQWeight`` (codebooks, codes, scales) is the constant itself in
+its own shape, for nodes that take it as they would take any: recurrent layers, what enters a loop. Both are functions
+only, so that runtimes decode once and then run what they always ran; PQConv may get a kernel.
+
 ``onnxpq::PQDecode`` (codebooks, codes) is what the bodies have in common: the matrix [out, in] before its scales, in
 the codebooks' type. It is a function only: the library has no operator of this name, so that runtimes compute it once.
 
@@ -51,10 +56,12 @@ VERSION: Final = 1
 
 INTEGER_OP_TYPE: Final = "PQDynamicQuantizeMatMul"
 LOOKUP_OP_TYPE: Final = "PQGather"
+CONV_OP_TYPE: Final = "PQConv"
+WEIGHT_OP_TYPE: Final = "PQWeight"
 DECODE_OP_TYPE: Final = "PQDecode"
 
 MATMUL_OP_TYPES: Final = (OP_TYPE, INTEGER_OP_TYPE)
-OP_TYPES: Final = (*MATMUL_OP_TYPES, LOOKUP_OP_TYPE)
+OP_TYPES: Final = (*MATMUL_OP_TYPES, LOOKUP_OP_TYPE, CONV_OP_TYPE, WEIGHT_OP_TYPE)
 """Those that a model's graphs may have."""
 
 INPUTS: Final = ("X", "codebooks", "codes", "scales", "bias")
@@ -62,10 +69,16 @@ LOOKUP_INPUTS: Final = ("rows", "codebooks", "codes", "scales")
 DECODE_INPUTS: Final = ("codebooks", "codes")
 OUTPUTS: Final = ("Y",)
 CODEBOOKS_RANK: Final = 4
-CODEBOOKS: Final = 1
-"""Which input of each operator the codebooks are."""
-CODES: Final = 2
-"""Which input of each operator the codes are."""
+WEIGHT_INPUTS: Final = ("codebooks", "codes", "scales")
+INPUTS_OF: Final = {
+    OP_TYPE: INPUTS,
+    INTEGER_OP_TYPE: INPUTS,
+    CONV_OP_TYPE: INPUTS,
+    LOOKUP_OP_TYPE: LOOKUP_INPUTS,
+    WEIGHT_OP_TYPE: WEIGHT_INPUTS,
+    DECODE_OP_TYPE: DECODE_INPUTS,
+}
+"""By operator. The bias of PQConv may be missing."""
 
 UNIT_BYTES: Final = 16
 """Bytes of one unit of ``codes``: one vector register of NEON, half of one of AVX2."""
@@ -101,6 +114,12 @@ ATTR_PADDED: Final = "padded"
 
 ATTR_KEPT: Final = "kept"
 """int64 tensor [in] of PQGather: ``0, 1, ..., in - 1``. Only at opset 9, where some d does not divide ``in``."""
+
+ATTR_WEIGHT_SHAPE: Final = "weight_shape"
+"""int64 tensor: the shape of the weight as the node takes it, of PQConv and PQWeight."""
+
+ATTR_TO: Final = "to"
+"""int: the weight's element type there, of ONNX's `TensorProto.DataType`."""
 
 ATTR_FAST: Final = "fast"
 """int, 0 or 1; the operator takes a node without it as 0. 1 asks for tables of 8 bits instead of 15, where K <= 16: 1.1

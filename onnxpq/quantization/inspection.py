@@ -22,6 +22,7 @@ def describe(model: files.Source, config: Config) -> str:
         exclude=config.exclude,
         conv1x1=config.conv1x1,
         tables=config.takes_tables,
+        kinds=config.kinds,
     )
     total = files.tensor_bytes(loaded)
     lines = [f"{total:,} bytes of constants, opset {opset(loaded)}, IR version {loaded.ir_version}", ""]

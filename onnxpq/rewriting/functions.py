@@ -1,12 +1,16 @@
 """What a model needs for its operators of ours: their functions, and attributes that agree with them."""
 
+from collections.abc import Iterator
+from typing import Final
+
 import onnx_ir as ir
 
 from onnxpq.errors import ModelError
 from onnxpq.graph import opset
 from onnxpq.operators import (
-    CODEBOOKS,
+    CONV_OP_TYPE,
     DOMAIN,
+    INPUTS_OF,
     INTEGER_OP_TYPE,
     LOOKUP_OP_TYPE,
     MATMUL_OP_TYPES,
@@ -15,6 +19,16 @@ from onnxpq.operators import (
     body,
     schema,
 )
+
+CONV_ATTRIBUTES: Final = {
+    "auto_pad": "string",
+    "dilations": "ints",
+    "group": "int",
+    "kernel_shape": "ints",
+    "pads": "ints",
+    "strides": "ints",
+}
+"""The attributes of Conv, and their types as a function's text names them."""
 
 
 def settle(model: ir.Model, *, takes_half: bool) -> None:
@@ -35,14 +49,20 @@ def settle(model: ir.Model, *, takes_half: bool) -> None:
         # PQDecode adds stages up in float32 then.
         for node in nodes:
             node.op_type = OP_TYPE if node.op_type == INTEGER_OP_TYPE else node.op_type
-    lookups = [each for node, each in zip(nodes, sizes, strict=True) if node.op_type == LOOKUP_OP_TYPE]
     fast = [node.attributes.get_int(schema.ATTR_FAST, 0) == 1 for node in nodes]
     dialect = body.Dialect.of(
-        opset(model), sizes, lookups=lookups, has_fast=any(fast), any_float=takes_half or _takes_half(model)
+        opset(model),
+        sizes,
+        lookups=[each for node, each in zip(nodes, sizes, strict=True) if node.op_type == LOOKUP_OP_TYPE],
+        has_fast=any(fast),
+        any_float=takes_half or _takes_half(model),
+        conv=_conv_attributes(nodes),
     )
     for node, each, is_fast in zip(nodes, sizes, fast, strict=True):
+        weight = _stored(node)
+        kept = [attribute for name, attribute in node.attributes.items() if name in CONV_ATTRIBUTES]
         node.attributes.clear()
-        for attribute in body.attributes(node.op_type, each, dialect, fast=is_fast):
+        for attribute in (*body.attributes(node.op_type, each, dialect, fast=is_fast, weight=weight), *kept):
             node.attributes.add(attribute)
     for identifier in [each for each in model.functions if each[0] == DOMAIN]:
         del model.functions[identifier]
@@ -50,13 +70,34 @@ def settle(model: ir.Model, *, takes_half: bool) -> None:
         model.functions[made.identifier()] = made
 
 
+def weight_attributes(rows: int, columns: int, stored: body.Stored | None = None) -> list[ir.Attr]:
+    """What `settle` makes the attributes of a new node from.
+
+    Args:
+        rows: of the matrix, `out`.
+        columns: `in`.
+        stored: what the matrix is to the node, of PQConv and PQWeight.
+    """
+    shape = ir.AttrInt64s(schema.ATTR_SHAPE, [rows, columns])
+    if stored is None:
+        return [shape]
+    own = ir.AttrInt64s(schema.ATTR_WEIGHT_SHAPE, list(stored.shape))
+    return [shape, own, ir.AttrInt64(schema.ATTR_TO, int(stored.dtype))]
+
+
 def _takes_half(model: ir.Model) -> bool:
     functions = [model.functions.get((DOMAIN, name, "")) for name in MATMUL_OP_TYPES]
     return any(node.op_type == "CastLike" for found in functions if found is not None for node in found)
 
 
+def _conv_attributes(nodes: list[ir.Node]) -> Iterator[tuple[str, str]]:
+    for node in nodes:
+        if node.op_type == CONV_OP_TYPE:
+            yield from ((name, kind) for name, kind in CONV_ATTRIBUTES.items() if name in node.attributes)
+
+
 def _sizes(node: ir.Node) -> body.Sizes:
-    value, shape = node.inputs[CODEBOOKS], node.attributes.get(schema.ATTR_SHAPE)
+    value, shape = node.inputs[INPUTS_OF[node.op_type].index("codebooks")], node.attributes.get(schema.ATTR_SHAPE)
     codebooks = value.shape if value is not None else None
     if codebooks is None or not codebooks.is_static() or len(codebooks) != schema.CODEBOOKS_RANK or shape is None:
         raise ModelError(
@@ -66,6 +107,13 @@ def _sizes(node: ir.Node) -> body.Sizes:
     out_features, in_features = _integers(shape)
     stages, groups, codewords, sub_vector = codebooks.numpy()
     return body.Sizes(out_features, in_features, stages, groups, codewords, sub_vector)
+
+
+def _stored(node: ir.Node) -> body.Stored | None:
+    shape = node.attributes.get(schema.ATTR_WEIGHT_SHAPE)
+    if shape is None:
+        return None
+    return body.Stored(_integers(shape), ir.DataType(node.attributes.get_int(schema.ATTR_TO, ir.DataType.FLOAT)))
 
 
 def _integers(attribute: ir.Attr) -> tuple[int, ...]:

@@ -1,25 +1,43 @@
 """Which nodes of a model are layers that can be compressed, and why the others with large constants are not."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
 import onnx_ir as ir
 
-from onnxpq.config import Config
+from onnxpq.config import SUB_VECTOR, Config
 from onnxpq.errors import ConfigError, NothingToCompressError
 from onnxpq.graph import Layer, Skipped, prepare, roots, tensor_bytes, values_of
-from onnxpq.rewriting.rules import matching_rule
+from onnxpq.operators import MAX_NIBBLE_CODEWORDS
+from onnxpq.pq import packed_bytes
+from onnxpq.rewriting.rules import candidates
 from onnxpq.rewriting.rules.context import Context, describe
 from onnxpq.rewriting.rules.unmatched import explain
+from onnxpq.support.kinds import CONVOLUTION, FULLY_CONNECTED, OTHER, RECURRENT, TABLE
 
 _WEIGHT_INPUTS: Final = (0, 1)
 """Where a layer's node has its weight, to the right or to the left; one in both places is no layer."""
 
+LEAST_GAIN: Final = 0.4
+"""Codes of a layer take at most this share of its bytes: one row of 1041 weights would take half of them."""
+
+_IN_FRONT: Final = (RECURRENT, OTHER)
+"""Kinds of weights that are decoded in front of their node, whichever of its inputs they are."""
+
 CONV1X1_REASON: Final = (
     "It is a convolution with a kernel of one point: a fully-connected layer over its channels. --conv1x1 takes it."
 )
+
+NAMES: Final = {
+    FULLY_CONNECTED: "a fully-connected layer",
+    CONVOLUTION: "a convolution",
+    RECURRENT: "a recurrent layer",
+    OTHER: "an operator of another kind",
+}
+
+NOT_WANTED: Final = "It is {name}. --only {kind} takes it."
 
 TABLE_REASON: Final = "It is a table that is looked up, as an embedding is. --tables takes it."
 
@@ -32,16 +50,19 @@ def find(
     exclude: Sequence[str] = (),
     conv1x1: bool = False,
     tables: bool = False,
+    kinds: Collection[str] = (FULLY_CONNECTED,),
 ) -> tuple[list[Layer], list[Skipped]]:
     """Lists the layers that can be compressed, and every other node with a large constant, with the reason.
 
     Args:
         model: the model; not changed.
-        min_weights: layers with fewer weights are left as they are.
+        min_weights: layers with fewer weights are left as they are, and those whose rows are too few to gain; 0 takes
+            all.
         include: globs over node names; only layers that one of them matches are taken.
         exclude: globs over node names; layers that one of them matches are left as they are.
-        conv1x1: take convolutions with a kernel of one point, too.
+        conv1x1: take convolutions with a kernel of one point as layers over their channels, too.
         tables: take matrices whose rows are looked up, too.
+        kinds: of weights that are taken besides (`onnxpq.support.kinds`).
 
     Returns:
         The layers, and the nodes that are left as they are, both in the order of the graph and its subgraphs. They are
@@ -52,24 +73,59 @@ def find(
     """
     prepared = prepare(model)
     context = describe(prepared)
+    wanted = _Wanted(frozenset(kinds), conv1x1, tables)
     listed: list[Layer | Skipped] = []
     nodes: list[ir.Node] = []
     for node in prepared.graph.all_nodes():
-        rule = matching_rule(node, context)
-        entry = explain(node, context, prepared) if rule is None else rule.check(node, context)
-        if entry is not None:
+        for entry in _entries(node, context, prepared, wanted):
             listed.append(entry)
             nodes.append(node)
     _check_globs(listed, include, exclude)
     chosen = [_choose(entry, min_weights, include, exclude) if isinstance(entry, Layer) else entry for entry in listed]
-    if not conv1x1:
-        chosen = [_skip(e, CONV1X1_REASON) if isinstance(e, Layer) and e.op_type == "Conv" else e for e in chosen]
-    if not tables:
-        chosen = [_skip(e, TABLE_REASON) if isinstance(e, Layer) and e.is_table else e for e in chosen]
     # What is left alone for one reason may be the reason to leave others alone.
     while blocked := _blocked([entry for entry in chosen if isinstance(entry, Layer)], context):
         chosen = [_skip(e, blocked[e.weight]) if isinstance(e, Layer) and e.weight in blocked else e for e in chosen]
     return [e for e in chosen if isinstance(e, Layer)], list(_counted(chosen, nodes, context))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be compressed."""
+
+    kinds: frozenset[str]
+    conv1x1: bool
+    tables: bool
+
+    def takes(self, layer: Layer) -> bool:
+        if layer.kind == FULLY_CONNECTED and layer.op_type == "Conv":
+            return self.conv1x1
+        return layer.kind in self.kinds or (layer.kind == TABLE and self.tables)
+
+
+def _entries(node: ir.Node, context: Context, model: ir.Model, wanted: _Wanted) -> Iterator[Layer | Skipped]:
+    """What is compressed at a node: by one rule, or constants in front of it; or why it is left alone, if it is."""
+    by_rule: list[Layer | Skipped] = []
+    in_front: list[Layer | Skipped] = []
+    for rule, entry in candidates(node, context):
+        (in_front if rule is None else by_rule).append(entry)
+    taken = [entry for entry in by_rule if isinstance(entry, Layer) and wanted.takes(entry)][:1]
+    taken = taken or [entry for entry in in_front if isinstance(entry, Layer) and wanted.takes(entry)]
+    if taken:
+        yield from taken
+        return
+    reasons = [entry if isinstance(entry, Skipped) else _skip(entry, _not_wanted(entry)) for entry in by_rule[:1]]
+    reason = reasons[0] if reasons else explain(node, context, model)
+    could_be = next((entry for entry in in_front if isinstance(entry, Layer)), None)
+    if reason is not None:
+        yield reason if reasons or could_be is None else _skip(could_be, _not_wanted(could_be))
+
+
+def _not_wanted(layer: Layer) -> str:
+    if layer.op_type == "Conv" and layer.kind == FULLY_CONNECTED:
+        return CONV1X1_REASON
+    if layer.kind == TABLE:
+        return TABLE_REASON
+    return NOT_WANTED.format(kind=layer.kind, name=NAMES[layer.kind])
 
 
 def _counted(chosen: Sequence[Layer | Skipped], nodes: Sequence[ir.Node], context: Context) -> Iterator[Skipped]:
@@ -100,6 +156,7 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
         exclude=config.exclude,
         conv1x1=config.conv1x1,
         tables=config.takes_tables,
+        kinds=config.kinds,
     )
     if not layers:
         reasons = "".join(f"\n  {entry.node} ({entry.op_type}): {entry.reason}" for entry in skipped)
@@ -119,6 +176,10 @@ def _choose(layer: Layer, min_weights: int, include: Sequence[str], exclude: Seq
     weights = layer.out_features * layer.in_features
     if weights < min_weights:
         return _skip(layer, f"It has fewer than {min_weights} weights (--min-weights), and would gain too little.")
+    sub_vectors = -(-layer.in_features // SUB_VECTOR)
+    codes = packed_bytes(layer.out_features, 1, sub_vectors, MAX_NIBBLE_CODEWORDS)
+    if min_weights > 0 and codes > LEAST_GAIN * layer.weight_bytes:
+        return _skip(layer, f"Its {layer.out_features} rows do not fill a block of codes: it would gain too little.")
     return layer
 
 
@@ -159,12 +220,13 @@ def _blocker(weight: ir.Value, layers: Sequence[Layer], context: Context) -> str
             f"The weight '{weight.name}' is used as it is and transposed by {_quoted(layer.node for layer in users)}."
         )
     compressed = {layer.node for layer in layers}
+    in_front = {layer.node for layer in users if layer.kind in _IN_FRONT or layer.op_type == "ConvTranspose"}
     for constant in roots(weight):
         if constant.is_graph_output():
             return f"The weight '{constant.name}' is a graph output too, and would stay in the file."
         for node, index in _uses(constant):
             label = context.labels.get(node)
-            if label not in compressed or index not in _WEIGHT_INPUTS:
+            if label not in in_front and (label not in compressed or index not in _WEIGHT_INPUTS):
                 name = label or node.name
                 return (
                     f"The weight '{constant.name}' is used by node '{name}' ({node.op_type}) too, which is left as it "

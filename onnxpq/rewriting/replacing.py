@@ -14,10 +14,11 @@ from onnxpq.graph import Layer, check, opset, prepare
 from onnxpq.operators import DOMAIN, VERSION
 from onnxpq.pq import PQTensor
 from onnxpq.rewriting import functions, pruning
-from onnxpq.rewriting.rules import matching_rule
+from onnxpq.rewriting.rules import candidates
 from onnxpq.rewriting.rules.base import Rule, interface
 from onnxpq.rewriting.rules.context import Context, describe
 from onnxpq.rewriting.rules.editor import Editor, names_of
+from onnxpq.rewriting.rules.stored import store
 
 MIN_IR_VERSION: Final = 8
 """The first IR version with model-local functions."""
@@ -68,7 +69,7 @@ def update_initializers(model: ir.Model, values: Mapping[str, NDArray[Any]]) -> 
 
 
 def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTensor]) -> ir.Model:
-    """A copy of the model in which `PQMatMul` computes the given layers, `PQGather` what is looked up.
+    """A copy of the model in which `PQMatMul` computes the given layers, `PQGather` what is looked up, and so on.
 
     The nodes keep their names and the values they compute keep theirs. Graph inputs and outputs, metadata and
     documentation stay; the IR version becomes 8 where it was lower, the first with model-local functions. Constants
@@ -95,7 +96,11 @@ def rewrite(model: ir.Model, layers: Sequence[Layer], tensors: Mapping[str, PQTe
     nodes = {label: node for node, label in context.labels.items()}
     plan = [_planned(layer, nodes.get(layer.node), tensors, context) for layer in layers]
     for step in plan:
-        step.rule.apply(step.node, step.layer, step.tensor, context, editors[step.graph])
+        editor = editors[step.graph]
+        if step.rule is None:
+            store(step.node, step.layer, step.tensor, context, editor)
+        else:
+            step.rule.apply(step.node, step.layer, step.tensor, context, editor)
     if plan:
         functions.settle(result, takes_half=any(editor.takes_half for editor in editors.values()))
         graph.opset_imports[DOMAIN] = VERSION
@@ -130,7 +135,7 @@ def _converted(array: NDArray[Any], tensor: ir.TensorProtocol, name: str) -> NDA
 
 @dataclass(frozen=True)
 class _Step:
-    rule: Rule
+    rule: Rule | None
     node: ir.Node
     graph: ir.Graph
     layer: Layer
@@ -138,8 +143,8 @@ class _Step:
 
 
 def _planned(layer: Layer, node: ir.Node | None, tensors: Mapping[str, PQTensor], context: Context) -> _Step:
-    rule = matching_rule(node, context) if node is not None else None
-    if node is None or rule is None or rule.check(node, context) != layer or not isinstance(node.graph, ir.Graph):
+    found = [] if node is None else [rule for rule, entry in candidates(node, context) if entry == layer]
+    if node is None or not found or not isinstance(node.graph, ir.Graph):
         raise ConfigError(f"The model has no layer {layer}. Pass layers that find() listed for the same model.")
     tensor = tensors.get(layer.weight)
     if tensor is None:
@@ -147,13 +152,13 @@ def _planned(layer: Layer, node: ir.Node | None, tensors: Mapping[str, PQTensor]
             f"There is no quantized tensor for the weight '{layer.weight}' of node '{layer.node}'; there are tensors "
             f"for {_quoted(tensors)}."
         )
-    found, expected = (tensor.out_features, tensor.in_features), (layer.out_features, layer.in_features)
-    if found != expected:
+    sizes, expected = (tensor.out_features, tensor.in_features), (layer.out_features, layer.in_features)
+    if sizes != expected:
         raise ConfigError(
-            f"The quantized tensor of the weight '{layer.weight}' has [out, in] = {list(found)}; node '{layer.node}' "
+            f"The quantized tensor of the weight '{layer.weight}' has [out, in] = {list(sizes)}; node '{layer.node}' "
             f"needs {list(expected)}."
         )
-    return _Step(rule, node, node.graph, layer, tensor)
+    return _Step(found[0], node, node.graph, layer, tensor)
 
 
 def _check_result(result: ir.Model, model: ir.Model) -> None:

@@ -17,6 +17,7 @@ from onnxpq.rewriting import pruning
 from onnxpq.rewriting.rules.context import Context, describe
 from onnxpq.rewriting.rules.editor import Editor, names_of
 from onnxpq.rewriting.rules.weights import constant_rank, required_input
+from onnxpq.support.kinds import FULLY_CONNECTED
 
 Array: TypeAlias = NDArray[Any]
 
@@ -105,13 +106,13 @@ def groups(model: ir.Model, layers: Sequence[Layer]) -> list[Group]:
     nodes = {label: node for node, label in context.labels.items()}
     found: list[list[Place]] = []
     for layer in layers:
-        if layer.is_table:
+        if layer.kind != FULLY_CONNECTED:
             continue
         place = _place(layer, nodes[layer.node], context)
         near = [group for group in found if any(_belong(place, other) for other in group)]
         found = [group for group in found if group not in near]
         found.append([*(other for group in near for other in group), place])
-    looked_up = {layer.weight for layer in layers if layer.is_table}
+    looked_up = {layer.weight for layer in layers if layer.kind != FULLY_CONNECTED}
     return [
         tuple(group)
         for group in found

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpq import rewriting
+from onnxpq.config import FLOAT
 from onnxpq.data import Dataset, fixed_batch, validation_rows
 from onnxpq.errors import ConfigError, TargetError
 from onnxpq.graph import Layer, files, tables

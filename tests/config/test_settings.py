@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnxpq.config.settings import Config, LayerConfig, PQConfig, TrainingConfig
 from onnxpq.config.target import TargetConfig
 from onnxpq.errors import ConfigError
+from onnxpq.support.kinds import ALL, KINDS
 
 INTEGERS = {
     (PQConfig, "sub_vector"): (1, 64),
@@ -55,6 +56,7 @@ OTHERS = {
     (Config, "layer"),
     (Config, "include"),
     (Config, "exclude"),
+    (Config, "only"),
     (Config, "output"),
 }
 """Each has a test of its own below."""
@@ -111,6 +113,17 @@ def test_choices_are_listed(kind: type, name: str) -> None:
 def test_globs_are_a_tuple_of_strings(name: str, bad: Any) -> None:
     with pytest.raises(ConfigError, match=sentence(Config, name, "a tuple of strings", bad)):
         Config(**{name: bad})
+
+
+def test_kinds_are_those_that_there_are() -> None:
+    assert Config().kinds == {"fc"}
+    assert Config(only=("conv", "fc")).kinds == {"conv", "fc"}
+    assert Config(only=("all",)).kinds == {"fc", "conv", "recurrent", "table", "other"}
+    assert Config.from_dict({"only": ["conv"]}).only == ("conv",)
+    for bad in ("fc", ("bias",), ["fc"], None):
+        wanted = "a tuple of 'fc', 'conv', 'recurrent', 'table', 'other', 'all'"
+        with pytest.raises(ConfigError, match=sentence(Config, "only", wanted, bad)):
+            Config(only=bad)  # type: ignore[arg-type]
 
 
 def test_conv1x1_is_a_boolean() -> None:
@@ -246,6 +259,7 @@ def configs(targeted: bool = False) -> st.SearchStrategy[Config]:
     others = {
         "include": globs,
         "exclude": globs,
+        "only": st.lists(st.sampled_from((*KINDS, ALL)), max_size=3).map(tuple),
         "output": st.none() | st.text(st.characters(exclude_categories=["Cs"])),
     }
     training = fields(TrainingConfig)

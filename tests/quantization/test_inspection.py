@@ -58,8 +58,7 @@ def test_other_nodes_have_their_reason() -> None:
     at = found.index("Left alone")
     assert found[at + 1 : at + 3] == [
         "25,600 bytes in 1 MatMul (fc): Excluded by 'fc'.",
-        "18,432 bytes in 1 Conv (conv): The constant 'K' is a convolution kernel; only fully-connected layers are "
-        "compressed.",
+        "18,432 bytes in 1 Conv (conv): It is a convolution. --only conv takes it.",
     ]
 
 
@@ -81,7 +80,7 @@ def test_constants_that_are_left_alone_are_counted_once_and_those_of_layers_not(
     model = build(nodes, {"x": ["N", 32, 4, 4]}, {"y": ["M", 100], "z": ["M", 4]}, weights)
     found = lines(model)
     at = found.index("Left alone")
-    why = "The constant is a convolution kernel; only fully-connected layers are compressed."
+    why = "It is a convolution. --only conv takes it."
     assert found[at + 1 :] == [
         f"{2 * 4 * 32 * 32 * 9:,} bytes in 3 Conv (c1, c2, c3): {why}",
         "512 bytes in 1 MatMul (small): It has fewer than 1024 weights (--min-weights), and would gain too little.",

@@ -1,16 +1,25 @@
 """Changes to a graph that rules share: new names, new constants, new nodes in the place of old ones."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq.graph import Layer, values_of
-from onnxpq.operators import DOMAIN, INTEGER_OP_TYPE, LOOKUP_OP_TYPE, OP_TYPE, OP_TYPES
-from onnxpq.operators.body import CAST_LIKE_OPSET, MIN_INTEGER_OPSET
-from onnxpq.operators.schema import ATTR_FAST, ATTR_SHAPE
+from onnxpq.operators import (
+    CONV_OP_TYPE,
+    DOMAIN,
+    INTEGER_OP_TYPE,
+    LOOKUP_OP_TYPE,
+    OP_TYPE,
+    OP_TYPES,
+    WEIGHT_OP_TYPE,
+)
+from onnxpq.operators.body import CAST_LIKE_OPSET, MIN_INTEGER_OPSET, Stored
+from onnxpq.operators.schema import ATTR_FAST
 from onnxpq.pq import PQTensor, pack_codes
+from onnxpq.rewriting.functions import weight_attributes
 from onnxpq.rewriting.rules.weights import ConstantBias
 
 
@@ -105,7 +114,7 @@ class Editor:
         constants = self._constants(layer.weight, tensor, alpha)
         constants.append(self.bias(layer, bias, tensor.out_features))
         op_type = INTEGER_OP_TYPE if tensor.multiplies_int8 and self.opset >= MIN_INTEGER_OPSET else OP_TYPE
-        attributes = [_shape(tensor), *([ir.AttrInt64(ATTR_FAST, 1)] if tensor.fast else [])]
+        attributes = [*_attributes(tensor), *([ir.AttrInt64(ATTR_FAST, 1)] if tensor.fast else [])]
         product = ir.Node(DOMAIN, op_type, [source, *constants], attributes, name=layer.node)
         product.outputs[0].name = self.unique(f"{layer.node}.output")
         if is_taken:
@@ -122,11 +131,42 @@ class Editor:
             dtype: PQGather gives float32; for other types it is cast.
         """
         inputs = [rows, *self._constants(layer.weight, tensor, 1.0)]
-        lookup = ir.Node(DOMAIN, LOOKUP_OP_TYPE, inputs, [_shape(tensor)], name=layer.node)
+        lookup = ir.Node(DOMAIN, LOOKUP_OP_TYPE, inputs, _attributes(tensor), name=layer.node)
         lookup.outputs[0].name = self.unique(f"{layer.node}.output")
         if dtype == ir.DataType.FLOAT:
             return [lookup]
         return [lookup, self.cast(lookup.outputs[0], dtype, f"{layer.node}.cast")]
+
+    def convolution(
+        self,
+        layer: Layer,
+        x: ir.Value,
+        tensor: PQTensor,
+        bias: ir.Value | None,
+        stored: Stored,
+        attributes: Mapping[str, ir.Attr],
+    ) -> ir.Node:
+        """A PQConv, not yet in the graph, of a kernel and the attributes of its Conv; the bias may be missing."""
+        inputs = [x, *self._constants(layer.weight, tensor, 1.0), *([] if bias is None else [bias])]
+        own = [*_attributes(tensor, stored), *attributes.values()]
+        node = ir.Node(DOMAIN, CONV_OP_TYPE, inputs, own, name=layer.node)
+        node.outputs[0].name = self.unique(f"{layer.node}.output")
+        return node
+
+    def stored(self, layer: Layer, tensor: PQTensor, stored: Stored) -> ir.Value:
+        """What a PQWeight gives, which comes first in the graph; nodes of a graph that share a weight share it."""
+        key = ("stored", layer.weight)
+        if key not in self._shared:
+            inputs = self._constants(layer.weight, tensor, 1.0)
+            node = ir.Node(
+                DOMAIN, WEIGHT_OP_TYPE, inputs, _attributes(tensor, stored), name=self.unique(f"{layer.weight}.pq")
+            )
+            output = node.outputs[0]
+            output.name = self.unique(f"{layer.weight}.decoded")
+            output.shape, output.type = ir.Shape(stored.shape), ir.TensorType(stored.dtype)
+            self.graph.insert_before(self.graph[0], node)
+            self._shared[key] = output
+        return self._shared[key]
 
     def cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
         """A Cast to an element type."""
@@ -180,9 +220,8 @@ def names_of(graph: ir.Graph) -> set[str]:
     return set(_names(graph))
 
 
-def _shape(tensor: PQTensor) -> ir.Attr:
-    """What `onnxpq.rewriting.functions` makes a node's attributes from."""
-    return ir.AttrInt64s(ATTR_SHAPE, [tensor.out_features, tensor.in_features])
+def _attributes(tensor: PQTensor, stored: Stored | None = None) -> list[ir.Attr]:
+    return weight_attributes(tensor.out_features, tensor.in_features, stored)
 
 
 def _scaled(tensor: PQTensor, alpha: float) -> NDArray[np.generic]:

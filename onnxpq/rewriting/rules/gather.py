@@ -1,11 +1,14 @@
 """``Gather(W, rows)`` along the first axis of a constant matrix W: a table that is looked up, such as an embedding."""
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from onnxpq.graph import FLOATS, Layer, Skipped
 from onnxpq.pq import PQTensor
 from onnxpq.rewriting.rules.base import Context, Editor, Rule
 from onnxpq.rewriting.rules.weights import is_operator, matrix_layer, required_input, weight_of
+from onnxpq.support.kinds import TABLE
 
 
 class GatherRule(Rule):
@@ -33,7 +36,7 @@ class GatherRule(Rule):
                 "rows of a matrix are compressed."
             )
             return Skipped(context.labels[node], node.op_type, weight.name, reason)
-        return matrix_layer(node, context, weight, is_in_out=False, bias=None)
+        return replace(matrix_layer(node, context, weight, is_in_out=False, bias=None), kind=TABLE)
 
     def rewrite(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
         """PQGather [-> Cast] in the place of Gather."""

@@ -6,7 +6,7 @@ from typing import Final
 import onnx_ir as ir
 
 from onnxpq.graph import FLOATS, Skipped
-from onnxpq.operators import CODES, DOMAIN, OP_TYPES
+from onnxpq.operators import DOMAIN, INPUTS_OF, OP_TYPES
 from onnxpq.rewriting.rules.context import Context, Origin
 from onnxpq.rewriting.rules.weights import QUANTIZED
 
@@ -16,12 +16,7 @@ LARGE_CONSTANT: Final = 4096
 _WEIGHT_TYPES = FLOATS | QUANTIZED
 
 _REASONS = {
-    "Conv": "The constant '{name}' is a convolution kernel; only fully-connected layers are compressed",
-    "ConvTranspose": "The constant '{name}' is a convolution kernel; only fully-connected layers are compressed",
     "Gather": "The constant '{name}' is looked up by index and is no matrix; only rows of a matrix are compressed",
-    "LSTM": "The constant '{name}' is the weight of a recurrent layer, which is not supported yet",
-    "GRU": "The constant '{name}' is the weight of a recurrent layer, which is not supported yet",
-    "RNN": "The constant '{name}' is the weight of a recurrent layer, which is not supported yet",
 }
 _OTHER = "The constant '{name}' is not the weight of a fully-connected layer that onnxpq knows"
 
@@ -30,7 +25,8 @@ def explain(node: ir.Node, context: Context, model: ir.Model) -> Skipped | None:
     """Why a node that no rule matches keeps its large constant; None where it has none."""
     label = context.labels[node]
     if node.domain == DOMAIN and node.op_type in OP_TYPES:
-        codes = node.inputs[CODES] if len(node.inputs) > CODES else None
+        index = INPUTS_OF[node.op_type].index("codes")
+        codes = node.inputs[index] if len(node.inputs) > index else None
         return Skipped(label, node.op_type, codes.name if codes else None, "It is compressed already.")
     origin = _large_constant(node, context)
     if origin is None:

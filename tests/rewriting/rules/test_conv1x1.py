@@ -84,7 +84,7 @@ def test_groups_are_refused():
     text = "(float[1,6,5,5] x) => (float[1,1600,5,5] y) { [fc] y = Conv<group = 2>(x, w) }"
     layers, skipped = find(parse(text, initializer("w", 1600, 3, 1, 1)), min_weights=0, conv1x1=True)
     assert not layers
-    assert "is a convolution kernel; only fully-connected layers are compressed" in skipped[0].reason
+    assert "3 weights for each output, which need 16 to share a scale" in skipped[0].reason
 
 
 def test_a_computed_bias_is_refused():

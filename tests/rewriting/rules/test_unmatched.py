@@ -14,14 +14,16 @@ from onnxpq.rewriting.listing import find
         (
             "Conv(x, w)",
             (64, 8, 3, 3),
-            "The constant 'w' is a convolution kernel; only fully-connected layers",
+            "It is a convolution. --only conv takes it.",
         ),
-        ("Mul(x, w)", (8, 32, 32), "The constant 'w' is not the weight of a fully-connected layer"),
+        ("Mul(x, w)", (8, 32, 32), "It is an operator of another kind. --only other takes it."),
+        ("Mul(x, w)", (8, 2048, 4), "The constant 'w' is not the weight of a fully-connected layer"),
     ],
 )
 def test_large_constants_are_explained(body, shape, reason):
-    y = "float[1,64,30,30] y" if "Conv" in body else "float[1,8,32,32] y"
-    model = parse(f"(float[1,8,32,32] x) => ({y}) {{ [n] y = {body} }}", initializer("w", *shape))
+    sizes = "8,2048,4" if shape[-1] == 4 else "8,32,32"
+    y = "float[1,64,30,30] y" if "Conv" in body else f"float[1,{sizes}] y"
+    model = parse(f"(float[1,{sizes}] x) => ({y}) {{ [n] y = {body} }}", initializer("w", *shape))
     assert reasons(model)["n"].startswith(reason)
 
 
@@ -35,7 +37,7 @@ def test_lookups_of_what_is_no_matrix_are_explained():
 def test_recurrent_layers_are_explained():
     text = "(float[5,N,16] x) => (float[5,1,N,32] y) { [n] y, h, c = LSTM<hidden_size=32>(x, w, r) }"
     model = parse(text, initializer("w", 1, 128, 16), initializer("r", 1, 128, 32))
-    assert reasons(model) == {"n": "The constant 'r' is the weight of a recurrent layer, which is not supported yet."}
+    assert reasons(model) == {"n": "It is a recurrent layer. --only recurrent takes it."}
 
 
 def test_quantized_operators_are_explained():
@@ -76,9 +78,7 @@ def test_calls_of_functions_without_layers_are_explained():
     """
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.append(initializer("w", 64, 64))
-    assert reasons(files.load(proto)) == {
-        "call": "It calls a local function with the constant 'w', in which there is no fully-connected layer."
-    }
+    assert reasons(files.load(proto)) == {"call": "It is an operator of another kind. --only other takes it."}
 
 
 def test_compressed_layers_are_listed_as_such():
