@@ -19,6 +19,7 @@ from onnxpq.config import (
     LOSSES,
     METRICS,
     REGULARIZERS,
+    RESTS,
     SUB_VECTOR,
     TARGET_CHOOSES,
     Config,
@@ -68,6 +69,7 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ("--alpha-growth", "training.alpha_growth", float, "factor by which that weight grows while training"),
     ("--learning-rate", "training.learning_rate", float, "peak learning rate"),
     ("--batch-size", "training.batch_size", int, "samples per training step; by default chosen with the steps"),
+    ("--rest", "rest", str, f"how constants that are not compressed are stored: {', '.join(RESTS)}"),
     ("--min-weights", "min_weights", int, "leave layers with fewer weights alone"),
     ("--output-name", "output", str, "the model's output that loss and accuracy look at"),
     (
@@ -208,6 +210,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     help_tables = "compress matrices that are looked up (Gather), as embeddings are, too; a target for the file does"
     group.add_argument("--tables", action=argparse.BooleanOptionalAction, help=help_tables)
     help_only = f"kinds of weights to compress: {', '.join(KINDS)} or {ALL}; may be given several times (default: fc)"
+    help_metadata = "keep what exporters noted of nodes and values"
+    group.add_argument("--keep-metadata", action="store_const", const=True, help=help_metadata)
     group.add_argument("--only", action="append", choices=(*KINDS, ALL), help=help_only)
     group.add_argument("--include", action="append", metavar="GLOB", help="compress only the nodes that match")
     group.add_argument("--exclude", action="append", metavar="GLOB", help="leave the nodes that match alone")
@@ -226,7 +230,7 @@ def _add_flags(group: argparse._ArgumentGroup, flags: Sequence[tuple[str, str, C
 def _config(options: argparse.Namespace) -> Config:
     settings: dict[str, Any] = (Config.from_toml(options.config) if options.config else Config()).to_dict()
     given = {setting: getattr(options, setting, None) for _, setting, _, _ in (*_SETTINGS, *_TARGETS)}
-    given |= {name: getattr(options, name) for name in ("pq.fast", "pq.reorder", "conv1x1", "tables")}
+    given |= {name: getattr(options, name) for name in ("pq.fast", "pq.reorder", "conv1x1", "tables", "keep_metadata")}
     given |= {name: getattr(options, name) for name in ("include", "exclude", "only")}
     for setting, value in given.items():
         if value is not None:

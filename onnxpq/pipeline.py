@@ -106,7 +106,7 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
             report = prove(made)
         if bodies.costs_too_much(report.verification, run.config.pq.body):
             run.notes.append(IN_FLOAT)
-            made = made.in_float()
+            made = made.in_float(run)
             report = prove(made)
         return targeting.delivered(verification.above_floor(Result(made.model, report)))
 
@@ -121,10 +121,10 @@ class _Made:
     tensors: dict[str, PQTensor]
     trained: Trained
 
-    def in_float(self) -> "_Made":
+    def in_float(self, run: Run) -> "_Made":
         """The same for runtimes without the operator library that are to multiply in float32."""
         tensors = {name: replace(tensor, multiplies_int8=False) for name, tensor in self.tensors.items()}
-        return _made(self.subject, self.layouts, tensors, self.trained)
+        return _made(run, self.subject, self.layouts, tensors, self.trained)
 
 
 def _make(run: Run, whole: Subject, trainer: Trainer, layouts: Mapping[str, Layout], share: float = 1.0) -> _Made:
@@ -139,12 +139,16 @@ def _make(run: Run, whole: Subject, trainer: Trainer, layouts: Mapping[str, Layo
         )
         for name, part in trained.quantized.items()
     }
-    return _made(own, layouts, tensors, trained)
+    return _made(run, own, layouts, tensors, trained)
 
 
-def _made(own: Subject, layouts: Mapping[str, Layout], tensors: dict[str, PQTensor], trained: Trained) -> _Made:
+def _made(
+    run: Run, own: Subject, layouts: Mapping[str, Layout], tensors: dict[str, PQTensor], trained: Trained
+) -> _Made:
     updated = rewriting.update_initializers(own.forms.prepared, trained.values)
-    return _Made(rewriting.rewrite(updated, own.layers, tensors), own, layouts, tensors, trained)
+    rewritten = rewriting.rewrite(updated, own.layers, tensors)
+    model = rewriting.trimmed(rewritten, rest=run.config.rest, keep_metadata=run.config.keep_metadata)
+    return _Made(model, own, layouts, tensors, trained)
 
 
 def _prove(run: Run, whole: Subject, made: _Made) -> Report:

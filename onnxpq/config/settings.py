@@ -29,6 +29,8 @@ AUTO: Final = "auto"
 FLOAT: Final = "float"
 INT8: Final = "int8"
 BODIES: Final = (AUTO, FLOAT, INT8)
+HALF: Final = "float16"
+RESTS: Final = ("float32", HALF)
 TARGET_CHOOSES: Final = ("sub_vector", "codewords", "codebooks")
 """What a target chooses for each layer: these settings of `PQConfig` cannot be given beside one."""
 
@@ -218,6 +220,9 @@ class Config:
             of them.
         only: kinds of weights to compress: "fc" (fully-connected layers), "conv", "recurrent", "table", "other", or
             "all"; empty: fully-connected layers, and tables as `tables` says.
+        rest: how constants of 64 numbers and more that are not compressed are stored. "float16": where no number loses
+            more than a thousandth of itself; a Cast behind them is computed when a session is made.
+        keep_metadata: keep what exporters noted of nodes and values. What the model says of itself stays in any case.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
         floor: how much of that output may be lost, at most, for the result to be written; None takes what suits what
@@ -235,6 +240,8 @@ class Config:
     conv1x1: bool = False
     tables: bool | None = None
     only: tuple[str, ...] = ()
+    rest: str = "float32"
+    keep_metadata: bool = False
     held_out: float = 0.1
     output: str | None = None
     floor: float | None = None
@@ -247,23 +254,17 @@ class Config:
         _check_layers(self)
         _check_target(self)
         _integer(self, "min_weights", 1, 2**40)
-        if not isinstance(self.conv1x1, bool):
-            raise ConfigError(_sentence(self, "conv1x1", "True or False", self.conv1x1))
+        for name in ("conv1x1", "keep_metadata"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(_sentence(self, name, "True or False", getattr(self, name)))
         if self.tables is not None and not isinstance(self.tables, bool):
             raise ConfigError(_sentence(self, "tables", "True, False or None", self.tables))
-        if not isinstance(self.only, tuple) or not set(self.only) <= {*KINDS, ALL}:
-            kinds = ", ".join(f"'{kind}'" for kind in (*KINDS, ALL))
-            raise ConfigError(_sentence(self, "only", f"a tuple of {kinds}", self.only))
+        _choice(self, "rest", RESTS)
         _real(self, "held_out", 0.001, 0.9)
         if self.floor is not None:
             _real(self, "floor", 0, 1e6)
         _integer(self, "seed", 0, 2**32 - 1)
-        for name in ("include", "exclude"):
-            value = getattr(self, name)
-            if not isinstance(value, tuple) or not all(isinstance(glob, str) for glob in value):
-                raise ConfigError(_sentence(self, name, "a tuple of strings", value))
-        if self.output is not None and not isinstance(self.output, str):
-            raise ConfigError(_sentence(self, "output", "a string", self.output))
+        _check_names(self)
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -337,6 +338,18 @@ _UNITS: Final = {"size": parse_size, "max_drop": parse_share, "floor": parse_sha
 def _with_units(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with sizes and shares that are written with a unit as numbers."""
     return {key: _UNITS[key](v) if key in _UNITS and isinstance(v, str) else v for key, v in values.items()}
+
+
+def _check_names(config: Config) -> None:
+    if not isinstance(config.only, tuple) or not set(config.only) <= {*KINDS, ALL}:
+        kinds = ", ".join(f"'{kind}'" for kind in (*KINDS, ALL))
+        raise ConfigError(_sentence(config, "only", f"a tuple of {kinds}", config.only))
+    for name in ("include", "exclude"):
+        value = getattr(config, name)
+        if not isinstance(value, tuple) or not all(isinstance(glob, str) for glob in value):
+            raise ConfigError(_sentence(config, name, "a tuple of strings", value))
+    if config.output is not None and not isinstance(config.output, str):
+        raise ConfigError(_sentence(config, "output", "a string", config.output))
 
 
 def _check_layers(config: Config) -> None:

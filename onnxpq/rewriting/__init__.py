@@ -8,5 +8,16 @@ from onnxpq.rewriting.listing import find, find_layers
 from onnxpq.rewriting.replacing import constant_names, rewrite, update_initializers
 from onnxpq.rewriting.rules.context import describe
 from onnxpq.rewriting.rules.editor import Editor
+from onnxpq.rewriting.trimming import trimmed
 
-__all__ = ["Editor", "constant_names", "describe", "find", "find_layers", "rescaling", "rewrite", "update_initializers"]
+__all__ = [
+    "Editor",
+    "constant_names",
+    "describe",
+    "find",
+    "find_layers",
+    "rescaling",
+    "rewrite",
+    "trimmed",
+    "update_initializers",
+]

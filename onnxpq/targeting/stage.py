@@ -365,7 +365,9 @@ def _weigh(case: Case, layouts: Layouts) -> int:
         name: _zeros(layout, multiplies_int8=may_int8 and index != 1)
         for index, (name, layout) in enumerate(layouts.items())
     }
-    model = rewriting.rewrite(case.subject.forms.prepared, case.subject.layers, tensors)
+    rewritten = rewriting.rewrite(case.subject.forms.prepared, case.subject.layers, tensors)
+    config = case.run.config
+    model = rewriting.trimmed(rewritten, rest=config.rest, keep_metadata=config.keep_metadata)
     with tempfile.TemporaryDirectory(prefix="onnxpq-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "weighed.onnx"
         files.save(model, path)

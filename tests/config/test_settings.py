@@ -42,6 +42,7 @@ REALS = {
 CHOICES = {
     (PQConfig, "codebooks"): ("auto", "layer", "position"),
     (PQConfig, "body"): ("auto", "float", "int8"),
+    (Config, "rest"): ("float32", "float16"),
     (TrainingConfig, "regularizer"): ("codebook", "murray-ng", "l1", "l2", "quartic", "none"),
     (TrainingConfig, "loss"): ("auto", "cross-entropy", "mse", "distillation"),
 }
@@ -57,6 +58,7 @@ OTHERS = {
     (Config, "include"),
     (Config, "exclude"),
     (Config, "only"),
+    (Config, "keep_metadata"),
     (Config, "output"),
 }
 """Each has a test of its own below."""
@@ -124,6 +126,12 @@ def test_kinds_are_those_that_there_are() -> None:
         wanted = "a tuple of 'fc', 'conv', 'recurrent', 'table', 'other', 'all'"
         with pytest.raises(ConfigError, match=sentence(Config, "only", wanted, bad)):
             Config(only=bad)  # type: ignore[arg-type]
+
+
+def test_keep_metadata_is_a_boolean() -> None:
+    assert Config(keep_metadata=True).keep_metadata
+    with pytest.raises(ConfigError, match=sentence(Config, "keep_metadata", "True or False", "yes")):
+        Config(keep_metadata="yes")  # type: ignore[arg-type]
 
 
 def test_conv1x1_is_a_boolean() -> None:
