@@ -18,7 +18,7 @@ from onnxpq import runtime
 from onnxpq.data import Dataset
 from onnxpq.errors import ModelError, OnnxpqError
 from onnxpq.graph import files, node_label, subgraphs
-from onnxpq.operators import DOMAIN, OP_TYPE, OP_TYPES
+from onnxpq.operators import DOMAIN, LOOKUP_OP_TYPE, MATMUL_OP_TYPES
 from onnxpq.runtime import activations
 
 ROWS: Final = 256
@@ -45,13 +45,15 @@ def worst(compressed: str | PathLike[str], data: Dataset, libraries: runtime.Lib
         The layer, or None where there is none.
     """
     model = files.load(compressed)
-    nodes = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in OP_TYPES]
+    # The others are functions in any case.
+    kernels = (*MATMUL_OP_TYPES, LOOKUP_OP_TYPE)
+    nodes = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in kernels]
     gaps = [Gap(node_label(node), _relative(model, node, data, libraries)) for node in nodes]
     return max(gaps, key=lambda gap: gap.relative, default=None)
 
 
 def _relative(model: ir.Model, node: ir.Node, data: Dataset, libraries: runtime.Libraries) -> float:
-    given, is_lookup = node.inputs[0], node.op_type != OP_TYPE
+    given, is_lookup = node.inputs[0], node.op_type == LOOKUP_OP_TYPE
     if given is None or given.name is None:
         raise AssertionError("an operator of onnxpq has an input")
     try:
@@ -77,7 +79,7 @@ def _alone(model: ir.Model, node: ir.Node, name: str, dtype: np.dtype[Any]) -> i
     kind = ir.TensorType(ir.DataType.from_numpy(dtype))
     given = ir.Value(name=name, type=kind)
     stored = [ir.Value(name=f"stored.{i}", const_value=tensor) for i, tensor in enumerate(tensors)]
-    output = ir.Value(name="output", type=kind if node.op_type == OP_TYPE else ir.TensorType(ir.DataType.FLOAT))
+    output = ir.Value(name="output", type=kind if node.op_type in MATMUL_OP_TYPES else ir.TensorType(ir.DataType.FLOAT))
     attributes = list(node.attributes.values())
     copy = ir.Node(node.domain, node.op_type, [given, *stored], attributes, outputs=[output])
     imports = dict(model.opset_imports)
