@@ -60,7 +60,7 @@ def test_inputs_outputs_and_names_stay(result: onnxpq.Result, tmp_path: Path) ->
     assert [str(value) for value in after.graph.input] == [str(value) for value in before.graph.input]
     assert [str(value) for value in after.graph.output] == [str(value) for value in before.graph.output]
     onnx.checker.check_model(after, full_check=True)
-    assert {node.op_type for node in after.graph.node} >= {"PQMatMul", "ZipMap"}
+    assert {node.op_type for node in after.graph.node} >= {"PQDynamicQuantizeMatMul", "ZipMap"}
     names = {initializer.name for initializer in after.graph.initializer}
     assert not names & {"coefficient", "coefficient1", "coefficient2"}, "the weights left the file"
 
