@@ -50,7 +50,7 @@ def outcome(form: Form, pq: PQConfig, *, use_library: bool = True) -> Outcome:
     model = preparing.prepare(files.load(form.model()))
     before = len(form.model().SerializeToString())
     config = Config(pq=pq, **form.settings)
-    layers, skipped = rewriting.find(model, conv1x1=config.conv1x1, tables=config.takes_tables)
+    layers, skipped = rewriting.find(model, conv1x1=config.conv1x1, tables=config.takes_tables, kinds=config.kinds)
     names, reasons = tuple(layer.node for layer in layers), tuple(entry.reason for entry in skipped)
     if not layers:
         return Outcome(names, reasons, before)

@@ -157,6 +157,13 @@ block (h, w, b) => (r) { d = local.dense(h, w, b) r = Relu(d) }"""
 )
 
 FC, CONV, TABLES = ("fc",), {"conv1x1": True}, {"tables": True}
+
+
+def only(kind: str) -> dict[str, Any]:
+    """Settings for one kind of weights."""
+    return {"only": (kind,)}
+
+
 _LOOKUP = (f"(int64[N,3] x) => (float[N,3,{IN}] y) {{ [fc] y = Gather(w, x) }}", {"w": (OUT, IN)})
 _FLOAT16, _BFLOAT16, _DOUBLE = (np.float16, 10), (ml_dtypes.bfloat16, 16), (np.float64, 11)
 
@@ -329,7 +336,7 @@ FORMS: dict[str, Form] = {
     "Einsum, a matrix for each head": Form(
         f"""(float[N,4,{IN}] x) => (float[N,4,32] y) {{ [fc] y = Einsum<equation = "bni,nio->bno">(x, w) }}""",
         {"w": weight(4, IN, 32)},
-        reason="not the weight of a fully-connected layer",
+        reason="--only other takes it",
         x=(5, 4, IN),
     ),
     "tied embedding": Form(
@@ -350,7 +357,44 @@ FORMS: dict[str, Form] = {
     "LSTM": Form(
         f"(float[3,N,{IN}] x) => (float[3,1,N,40] y) {{ [fc] y, h, c = LSTM<hidden_size = 40>(x, w, r) }}",
         {"w": (1, 160, IN), "r": (1, 160, 40)},
-        reason="is the weight of a recurrent layer",
+        reason="It is a recurrent layer. --only recurrent takes it",
         x=(3, 5, IN),
+    ),
+    "Conv 3x3, --only conv": Form(
+        f"(float[N,{IN},7,7] x) => (float[N,{OUT},7,7] y) {{ [fc] y = Conv<pads = [1, 1, 1, 1]>(x, w, b) }}",
+        {"w": weight(OUT, IN, 3, 3), "b": (OUT,)},
+        FC,
+        x=(2, IN, 7, 7),
+        settings=only("conv"),
+    ),
+    "Conv of groups, 1-D, opset 9, --only conv": Form(
+        f"(float[N,{IN},9] x) => (float[N,{OUT},7] y) {{ [fc] y = Conv<group = 2>(x, w) }}",
+        {"w": weight(OUT, IN // 2, 3)},
+        FC,
+        x=(2, IN, 9),
+        opset=9,
+        settings=only("conv"),
+    ),
+    "ConvTranspose, --only conv": Form(
+        f"(float[N,{IN},4,4] x) => (float[N,20,9,9] y) {{ [fc] y = ConvTranspose<strides = [2, 2]>(x, w) }}",
+        {"w": weight(IN, 20, 3, 3)},
+        FC,
+        x=(2, IN, 4, 4),
+        settings=only("conv"),
+    ),
+    "LSTM, --only recurrent": Form(
+        f"(float[3,N,{IN}] x) => (float[3,1,N,40] y) {{ [fc] y, h, c = LSTM<hidden_size = 40>(x, w, r) }}",
+        {"w": (1, 160, IN), "r": (1, 160, 40)},
+        ("fc", "fc"),
+        x=(3, 5, IN),
+        settings=only("recurrent"),
+    ),
+    "GRU both ways, --only recurrent": Form(
+        f"(float[3,N,{IN}] x) => (float[3,2,N,40] y) {{"
+        ' [fc] y, h = GRU<hidden_size = 40, direction = "bidirectional">(x, w, r) }',
+        {"w": (2, 120, IN), "r": (2, 120, 40)},
+        ("fc", "fc"),
+        x=(3, 5, IN),
+        settings=only("recurrent"),
     ),
 }
