@@ -128,8 +128,8 @@ def test_flags_win_over_the_file_of_settings(folder: Path, capsys: pytest.Captur
     (folder / "c.toml").write_text('min_weights = 2000\n[pq]\ncodewords = 4\nsub_vector = 2\ncodebooks = "layer"\n')
     assert cli.main(["inspect", "m.onnx", "--config", "c.toml", "--sub-vector", "4"]) == 0
     out = re.sub(" +", " ", capsys.readouterr().out)
-    # 4 blocks x 16 sub-vectors x 16 bytes, one codebook of 4 x 4 x 2, scales 512
-    assert f" fc1 Gemm W1 128 x 64 4 4 1 32768 {4 * 16 * 16 + 32 + 512}\n" in out
+    # 4 blocks x 16 sub-vectors x 16 bytes, one codebook of 4 x 4, scales 512
+    assert f" fc1 Gemm W1 128 x 64 4 4 1 32768 {4 * 16 * 16 + 16 + 512}\n" in out
     assert " bytes in 1 Gemm (fc2): It has fewer than 2000 weights (--min-weights), and would gain too little.\n" in out
 
 
@@ -144,6 +144,7 @@ def test_every_flag_reaches_its_setting() -> None:
         "--sub-vector": 3,
         "--codewords": 5,
         "--codebooks": "layer",
+        "--body": "int8",
         "--loss": "mse",
         "--epochs": 6,
         "--minutes": 2.5,
@@ -152,6 +153,7 @@ def test_every_flag_reaches_its_setting() -> None:
         "--alpha-growth": 7.0,
         "--learning-rate": 0.25,
         "--batch-size": 8,
+        "--rest": "float16",
         "--min-weights": 9,
         "--floor": 0.25,
         "--output-name": "y",
@@ -165,13 +167,17 @@ def test_every_flag_reaches_its_setting() -> None:
     assert {"--ratio", "--fc-ratio", *targets} == {flag for flag, *_ in cli._TARGETS}
     arguments = [text for flag, value in given.items() for text in (flag, str(value))]
     options = cli._parser().parse_args(
-        ["inspect", "m", *arguments, "--include", "a*", "--include", "b", "--exclude", "c"]
+        [
+            *("inspect", "m", *arguments, "--include", "a*", "--include", "b", "--exclude", "c"),
+            *("--only", "fc", "--only", "conv", "--keep-metadata"),
+        ]
     )
     settings = cli._config(options).to_dict()
     for flag, setting in ((flag, setting) for flag, setting, *_ in cli._SETTINGS if flag in given):
         table, _, name = setting.rpartition(".")
         assert (settings[table] if table else settings)[name] == given[flag], flag
     assert (settings["include"], settings["exclude"]) == (("a*", "b"), ("c",))
+    assert (settings["only"], settings["keep_metadata"]) == (("fc", "conv"), True)
     chosen = [text for flag, (text, _) in targets.items() for text in (flag, text)]
     found = cli._config(cli._parser().parse_args(["compress", "m", "-o", "o", *chosen])).to_dict()["target"]
     for flag, setting, _, _ in cli._TARGETS:

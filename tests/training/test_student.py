@@ -50,7 +50,7 @@ def nearest_codes(student: Student) -> torch.Tensor:
     part = student.quantized["w"]
     latent = torch.nn.functional.pad(student.latent["w"].detach(), (0, 2))
     points = latent.reshape(OUT, -1, LAYOUT.sub_vector)
-    return (points.unsqueeze(2) - part.codebooks.detach()[0]).square().sum(-1).argmin(-1).to(torch.uint8)
+    return (points.unsqueeze(2) - part.rounded.detach()[0]).square().sum(-1).argmin(-1).to(torch.uint8)
 
 
 def test_starts_as_the_quantized_network(network: Network, student: Student) -> None:
@@ -64,7 +64,7 @@ def test_starts_as_the_quantized_network(network: Network, student: Student) -> 
 def test_codes_that_are_not_the_nearest_survive_the_start(network: Network, student: Student) -> None:
     part = student.quantized["w"]
     exact = network.parameter("w").detach().T / part.scales.unsqueeze(1)
-    nearest = (exact[:, None, :4] - part.codebooks.detach()[0]).square().sum(-1).argmin(-1)
+    nearest = (exact[:, None, :4] - part.rounded.detach()[0]).square().sum(-1).argmin(-1)
     before = part.codes.clone()
     assert not torch.equal(nearest, before[:, 0])
     student.reassign(0)
