@@ -19,6 +19,7 @@ from onnxpq.quantization import allocation, arranging, bodies, clustering, subje
 from onnxpq.quantization.subject import Subject
 from onnxpq.report import Report, SkippedReport
 from onnxpq.runtime import Libraries
+from onnxpq.support.kinds import FULLY_CONNECTED
 from onnxpq.training import Trained, Trainer
 from onnxpq.workspace import Progress, Run
 
@@ -133,12 +134,13 @@ def _make(run: Run, whole: Subject, trainer: Trainer, layouts: Mapping[str, Layo
     start = clustering.cluster(run, own, layouts)
     trained = trainer.train(own.forms, own.layers, start, share)
     settings, version = run.config.pq, opset(own.forms.prepared)
-    tensors = {
-        name: replace(
-            part.freeze(), fast=settings.fast, multiplies_int8=bodies.multiplies_int8(part, settings.body, version)
+    multiplied = {layer.weight for layer in own.layers if layer.kind == FULLY_CONNECTED}
+    tensors = {}
+    for name, part in trained.quantized.items():
+        may_int8 = name in multiplied and bodies.multiplies_int8(
+            part.layout, part.input_error, settings.body, has_data=own.train is not None, opset=version
         )
-        for name, part in trained.quantized.items()
-    }
+        tensors[name] = replace(part.freeze(), fast=settings.fast, multiplies_int8=may_int8)
     return _made(run, own, layouts, tensors, trained)
 
 

@@ -25,7 +25,6 @@ from benchmarks.common.chain import build
 from benchmarks.common.memory import anonymous
 from benchmarks.common.store import Results
 from onnxpq import rewriting
-from onnxpq.config import PQConfig
 from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
 from onnxpq.network import matrices

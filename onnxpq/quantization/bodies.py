@@ -2,10 +2,11 @@
 
 from typing import Final
 
-from onnxpq.config import AUTO, FLOAT, INT8
+from onnxpq.config import AUTO, INT8
 from onnxpq.operators import MAX_MAGNITUDE
 from onnxpq.operators.body import MIN_INTEGER_OPSET
-from onnxpq.pq.quantized import MAX_INT8, Quantized
+from onnxpq.pq import Layout
+from onnxpq.pq.quantized import MAX_INT8
 from onnxpq.report import Verification
 
 MOST_INPUT_ERROR: Final = 0.02
@@ -26,17 +27,19 @@ def magnitude(body: str, *, has_data: bool) -> int:
     return MAX_MAGNITUDE if body == INT8 or (body == AUTO and has_data) else MAX_INT8
 
 
-def multiplies_int8(part: Quantized, body: str, opset: int) -> bool:
+def multiplies_int8(layout: Layout, input_error: float | None, body: str, *, has_data: bool, opset: int) -> bool:
     """Whether a layer's function body is to multiply in int8.
 
     Args:
-        part: its quantized weight.
-        body: the setting; without data "auto" is "float", as nothing tells then what the inputs are.
+        layout: of its weight.
+        input_error: what rounding its inputs adds to its outputs, relative to them; None unknown.
+        body: the setting.
+        has_data: whether samples tell what goes into the layers.
         opset: of the model.
     """
-    if body == FLOAT or opset < MIN_INTEGER_OPSET or part.layout.codebook_bytes > 1 or part.magnitude > MAX_MAGNITUDE:
+    if opset < MIN_INTEGER_OPSET or layout.codebook_bytes > 1 or magnitude(body, has_data=has_data) > MAX_MAGNITUDE:
         return False
-    return body == INT8 or (part.input_error is not None and part.input_error <= MOST_INPUT_ERROR)
+    return body == INT8 or (input_error is not None and input_error <= MOST_INPUT_ERROR)
 
 
 def costs_too_much(proof: Verification, body: str) -> bool:

@@ -12,19 +12,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpq import rewriting
-from onnxpq.config import FLOAT
 from onnxpq.data import Dataset, fixed_batch, validation_rows
 from onnxpq.errors import ConfigError, TargetError
-from onnxpq.graph import Layer, files, tables
+from onnxpq.graph import Layer, files, opset, tables
 from onnxpq.network import matrices
 from onnxpq.operators import MAX_NIBBLE_CODEWORDS
 from onnxpq.pq import InputStatistics, Layout, PQTensor
-from onnxpq.quantization import allocation, calibration, sensitivity
+from onnxpq.quantization import allocation, bodies, calibration, sensitivity
 from onnxpq.quantization.curves import Weight
 from onnxpq.quantization.sensitivity import Curve, Influence
 from onnxpq.quantization.subject import Subject
 from onnxpq.report import Report, TargetReport, drop_of, percent
 from onnxpq.support import memory
+from onnxpq.support.kinds import FULLY_CONNECTED
 from onnxpq.targeting import planning, searching
 from onnxpq.targeting.planning import Layouts, Plan, Planner
 from onnxpq.targeting.searching import Found, Work
@@ -101,7 +101,7 @@ def check(run: Run, subject: Subject) -> None:
     if run.config.target.limits_bytes:
         case = Case(run, subject)
         sizes = [_curve(case, layer, None) for layer in _first_of_each(subject.layers)]
-        _limit(case)(Planner(sizes, partial(_weigh, case)))
+        _limit(case)(Planner(sizes, partial(_weigh, case, {})))
 
 
 def seek(run: Run, subject: Subject, make: Callable[..., Made], prove: Callable[[Made], Report]) -> tuple[Made, Report]:
@@ -142,7 +142,9 @@ def prepare(case: Case) -> Aim:
         # The rows that training chooses its best epoch by: those it does not learn from.
         rows = validation_rows(len(case.subject.train), case.run.config.training.validation, case.run.config.seed)[1]
         judged = case.subject.train.take(rows)
-    return Aim(Planner(_curves(case), partial(_weigh, case)), metric, judged)
+    known = _known(case)
+    input_errors = {weight: measured["input_error"] for weight, measured in known.items()}
+    return Aim(Planner(_curves(case, known), partial(_weigh, case, input_errors)), metric, judged)
 
 
 def search(case: Case, aim: Aim, make: Callable[..., Made]) -> Found[Made]:
@@ -268,8 +270,8 @@ def _first_of_each(layers: Sequence[Layer]) -> list[Layer]:
     return list(found.values())
 
 
-def _curves(case: Case) -> list[Curve]:
-    """The sensitivity of every weight."""
+def _known(case: Case) -> dict[str, dict[str, Any]]:
+    """What is measured of every weight, by name, in the order of the model."""
     tick = case.run.ticker("sensitivity")
     layers = {layer.weight: layer for layer in _first_of_each(case.subject.layers)}
     pieces = {weight: case.run.workspace.piece("measurement", [weight.encode()]) for weight in layers}
@@ -283,8 +285,13 @@ def _curves(case: Case) -> list[Curve]:
         memory.give_back()
         if tick is not None:
             tick(len(known), len(layers))
-    # In the order of the model, whatever was measured first.
-    return sensitivity.filled([_curve(case, layer, known[weight]) for weight, layer in layers.items()])
+    return {weight: known[weight] for weight in layers}
+
+
+def _curves(case: Case, known: Mapping[str, Mapping[str, Any]]) -> list[Curve]:
+    """The sensitivity of every weight."""
+    layers = _first_of_each(case.subject.layers)
+    return sensitivity.filled([_curve(case, layer, known[layer.weight]) for layer in layers])
 
 
 def _statistics(case: Case, skip: frozenset[str]) -> Iterator[tuple[str, InputStatistics | None]]:
@@ -324,6 +331,8 @@ def _measured(case: Case, layer: Layer, statistics: InputStatistics | None, prob
     weight = Weight(matrix, statistics, importance, seed=case.run.config.seed)
     families = _families(case, layer)
     found: dict[str, Any] = {"errors": list(itertools.chain.from_iterable(weight.curves(families)))}
+    multiplied = any(other.weight == layer.weight and other.kind == FULLY_CONNECTED for other in case.subject.layers)
+    found["input_error"] = statistics.rounding_error(matrix.numpy()) if statistics is not None and multiplied else None
     if probe is not None:
         layouts = list(itertools.chain.from_iterable(families))
         found["influences"] = sensitivity.influences(probe, layer, weight, layouts, found["errors"])
@@ -357,14 +366,14 @@ def _bytes(case: Case, weight: str, layout: Layout) -> int:
     return len({layer.place for layer in layers}) * layout.nbytes + sum(layer.input_bytes for layer in layers)
 
 
-def _weigh(case: Case, layouts: Layouts) -> int:
-    """Bytes of the file with given layouts, by writing it with zeros."""
-    # Both ways to multiply, which takes the most functions; data decide later which layers go which way.
-    may_int8 = case.run.config.pq.body != FLOAT
-    tensors = {
-        name: _zeros(layout, multiplies_int8=may_int8 and index != 1)
-        for index, (name, layout) in enumerate(layouts.items())
-    }
+def _weigh(case: Case, input_errors: Mapping[str, float | None], layouts: Layouts) -> int:
+    """Bytes of the file with given layouts, by writing it with zeros; the functions depend on how layers multiply."""
+    body, version = case.run.config.pq.body, opset(case.subject.forms.prepared)
+    has_data = case.subject.train is not None
+    tensors = {}
+    for name, layout in layouts.items():
+        may_int8 = bodies.multiplies_int8(layout, input_errors.get(name), body, has_data=has_data, opset=version)
+        tensors[name] = _zeros(layout, multiplies_int8=may_int8)
     rewritten = rewriting.rewrite(case.subject.forms.prepared, case.subject.layers, tensors)
     config = case.run.config
     model = rewriting.trimmed(rewritten, rest=config.rest, keep_metadata=config.keep_metadata)
@@ -376,11 +385,10 @@ def _weigh(case: Case, layouts: Layouts) -> int:
 
 def _zeros(layout: Layout, *, multiplies_int8: bool) -> PQTensor:
     shape = (1, layout.groups, layout.codewords, layout.sub_vector)
-    is_int8 = layout.codebook_bytes == 1
     return PQTensor(
-        codebooks=np.zeros(shape, np.int8 if is_int8 else np.float16),
+        codebooks=np.zeros(shape, np.int8 if layout.codebook_bytes == 1 else np.float16),
         codes=np.zeros((layout.out_features, 1, layout.sub_vectors), np.uint8),
         scales=np.zeros(layout.out_features, np.float32),
         in_features=layout.in_features,
-        multiplies_int8=multiplies_int8 and is_int8,
+        multiplies_int8=multiplies_int8,
     )
