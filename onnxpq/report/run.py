@@ -17,7 +17,7 @@ from onnxpq.support.figures import Interval, LeftAlone, left_alone, table
 END_TO_END = "end to end"
 LAYER_WISE = "layer-wise"
 NOT_PROVEN = "Nothing was proven"
-"""How a report begins whose samples are not real, or were trained on."""
+"""How a report begins whose samples are not real, were trained on, or show nothing of the output that counts."""
 
 NOT_TRAINED = "not trained"
 """How a layer was trained; the latter two are followed by a colon and the reason."""
@@ -291,7 +291,7 @@ class Report:
     def to_text(self) -> str:
         """The report as a person reads it."""
         skipped = left_alone(LeftAlone(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in self.skipped)
-        sections = [] if self.verification.held_out else [f"{NOT_PROVEN}: {self.verification.data}."]
+        sections = [_not_proven(self.verification)]
         sections += [_layers(self.layers), skipped]
         if self.training is not None:
             sections.append(_training(self.training))
@@ -379,6 +379,15 @@ def _layer_wise(layers: Sequence[LayerReport], trained: Sequence[LayerTraining])
         lines.insert(0, "Fine-tuned layer by layer, each against the original layer's outputs")
     untrained = [f"  {layer.node}: {layer.training}" for layer in layers if layer.training.startswith(NOT_TRAINED)]
     return "\n".join([*lines, *(["Not fine-tuned", *untrained] if untrained else [])])
+
+
+def _not_proven(verification: Verification) -> str:
+    """The first line of a report that proves nothing; empty where something was proven."""
+    reasons = [] if verification.held_out else [verification.data]
+    counts = verification.floor.output
+    if any(output.is_empty and output.name == counts for output in verification.outputs):
+        reasons.append(f"output '{counts}' was empty in all calls, so that nothing was compared")
+    return f"{NOT_PROVEN}: {'; '.join(reasons)}." if reasons else ""
 
 
 def _output(output: OutputReport) -> str:
