@@ -152,6 +152,7 @@ def test_every_flag_reaches_its_setting() -> None:
         "--alpha-growth": 7.0,
         "--learning-rate": 0.25,
         "--batch-size": 8,
+        "--batch-axis": "past_*=1,0",
         "--min-weights": 9,
         "--floor": 0.25,
         "--output-name": "y",

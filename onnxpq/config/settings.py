@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from onnxpq.config.axes import BatchAxes, parse_axes
 from onnxpq.config.target import TargetConfig
 from onnxpq.errors import ConfigError
 from onnxpq.operators import MAX_NIBBLE_CODEWORDS
@@ -205,6 +206,9 @@ class Config:
         tables: compress matrices whose rows are looked up (Gather), such as embeddings, too; None: where the target is
             for the whole file (`TargetConfig.is_for_file`). They are not trained; the layers are, beside what is left
             of them.
+        batch_axis: where the samples lie in the inputs: an axis (1 for [T, N, C]), axes of single inputs or of the
+            labels by globs ("past_*=1,ids=0"), or "none": data are whole calls, which are never cut or put together
+            (docs/data.md). None: along axis 0, but where that is of a fixed size and another one is the batch's.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
         floor: how much of that output may be lost, at most, for the result to be written; None takes what suits what
@@ -221,6 +225,7 @@ class Config:
     min_weights: int = 1024
     conv1x1: bool = False
     tables: bool | None = None
+    batch_axis: int | str | None = None
     held_out: float = 0.1
     output: str | None = None
     floor: float | None = None
@@ -237,6 +242,7 @@ class Config:
             raise ConfigError(_sentence(self, "conv1x1", "True or False", self.conv1x1))
         if self.tables is not None and not isinstance(self.tables, bool):
             raise ConfigError(_sentence(self, "tables", "True, False or None", self.tables))
+        parse_axes(self.batch_axis)
         _real(self, "held_out", 0.001, 0.9)
         if self.floor is not None:
             _real(self, "floor", 0, 1e6)
@@ -247,6 +253,11 @@ class Config:
                 raise ConfigError(_sentence(self, name, "a tuple of strings", value))
         if self.output is not None and not isinstance(self.output, str):
             raise ConfigError(_sentence(self, "output", "a string", self.output))
+
+    @property
+    def batch_axes(self) -> BatchAxes:
+        """What `batch_axis` says."""
+        return parse_axes(self.batch_axis)
 
     @property
     def takes_tables(self) -> bool:

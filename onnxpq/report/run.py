@@ -143,7 +143,7 @@ class Verification:
 
     Attributes:
         data: what it was measured on, in words.
-        samples: number of them.
+        samples: number of them, or of whole calls.
         held_out: none of them was used to train or to choose.
         bytes_before: of the original file, external data included.
         bytes_after: of the compressed one.
@@ -154,6 +154,7 @@ class Verification:
         squared_error: where there are numeric labels.
         latency: per batch size.
         floor: what the output that counts has lost, and what it may lose.
+        of_calls: whether `samples` are whole calls.
     """
 
     data: str
@@ -167,6 +168,12 @@ class Verification:
     squared_error: SquaredError | None
     latency: tuple[Latency, ...]
     floor: FloorReport
+    of_calls: bool = False
+
+    @property
+    def count(self) -> str:
+        """How many samples or calls there were, in words."""
+        return f"{self.samples} {'call' if self.of_calls else 'sample'}{'' if self.samples == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -203,6 +210,7 @@ class Training:
         batch: samples per step.
         steps: as planned; with this batch size they repeat the run on any machine.
         epochs: in order.
+        of_calls: whether samples are whole calls.
     """
 
     loss: str
@@ -217,6 +225,7 @@ class Training:
     batch: int
     steps: int
     epochs: tuple[Epoch, ...]
+    of_calls: bool = False
 
 
 @dataclass(frozen=True)
@@ -306,7 +315,7 @@ class Report:
     def _verification(self) -> str:
         found = self.verification
         lines = [
-            f"Verified on {found.samples} samples: {found.data}",
+            f"Verified on {found.count}: {found.data}",
             f"  file           {_bytes(found.bytes_before)} -> {_bytes(found.bytes_after)}, "
             f"{self.ratio:.1f} times smaller",
             f"  layers         {self.layer_ratio:.1f} times smaller",
@@ -356,14 +365,16 @@ def _training(training: Training) -> str:
     phases: dict[str, int] = {}
     for epoch in training.epochs:
         phases[epoch.phase] = phases.get(epoch.phase, 0) + 1
+    samples = "calls" if training.of_calls else "samples"
     passes = ", ".join(f"{count} {phase}" for phase, count in phases.items()) or "none"
     return "\n".join(
         [
-            f"Fine-tuned on {training.samples} samples by {training.loss}, in {training.steps} steps of "
-            f"{training.batch} samples (--steps {training.steps} --batch-size {training.batch}); validations: {passes}",
+            f"Fine-tuned on {training.samples} {samples} by {training.loss}, in {training.steps} steps of "
+            f"{training.batch} {samples} (--steps {training.steps} --batch-size {training.batch}); validations: "
+            f"{passes}",
             f"  torch against onnxruntime before training: relative difference {training.forward_error:.1e} "
             f"(node {training.forward_node}); {training.prefix} nodes run once and cached",
-            f"  loss on {training.validation_samples} validation samples: original {training.before:.4g}, "
+            f"  loss on {training.validation_samples} validation {samples}: original {training.before:.4g}, "
             f"product quantization alone {training.quantized:.4g}, fine-tuned {training.best:.4g}",
         ]
     )
