@@ -344,8 +344,8 @@ def _read_npz(path: Path, what: str) -> dict[str, Array]:
         if "Object arrays" in str(error):
             raise DataError(
                 f"{what} '{path}' holds arrays of objects. To load them runs whatever a stranger's file says (pickle), "
-                "so that is not done. Give strings as numpy.array([...], dtype=str), and samples of different lengths as "
-                "a folder with an .npz file for each call, or from Python as the arrays themselves."
+                "so that is not done. Give strings as numpy.array([...], dtype=str), and samples of different lengths "
+                "as a folder with an .npz file for each call, or from Python as the arrays themselves."
             ) from error
         raise _damaged(path, what, error) from error
     # numpy, zipfile and zlib raise a dozen classes without a common base on damaged files.
