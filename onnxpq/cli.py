@@ -71,6 +71,12 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[str], Any], str], ...]] = (
     ("--batch-size", "training.batch_size", int, "samples per training step; by default chosen with the steps"),
     ("--rest", "rest", str, f"how constants that are not compressed are stored: {', '.join(RESTS)}"),
     ("--min-weights", "min_weights", int, "leave layers with fewer weights alone"),
+    (
+        "--batch-axis",
+        "batch_axis",
+        str,
+        "where the samples lie in the inputs: an axis, NAME=AXIS,... for single ones, or none: data are whole calls",
+    ),
     ("--output-name", "output", str, "the model's output that loss and accuracy look at"),
     (
         "--floor",
@@ -162,9 +168,11 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("model", help="the ONNX model")
     compress.add_argument("-o", "--output", dest="target", required=True, metavar="FILE", help="file to write")
     compress.add_argument(
-        "--data", help=".npz file of training samples: an array per input of the model, samples first"
+        "--data",
+        help=".npz file of training samples: an array per input of the model, samples first; or a folder of .npz "
+        "files, a whole call of the model in each",
     )
-    compress.add_argument("--test", help=".npz file of samples to verify on; by default a part of --data is set aside")
+    compress.add_argument("--test", help="samples or calls to verify on; by default a part of --data is set aside")
     compress.add_argument("--labels", help="key of the labels in the data; without it the original is the teacher")
     compress.add_argument("--report", help="also write the report as JSON to this file")
     compress.add_argument(

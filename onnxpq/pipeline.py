@@ -67,7 +67,8 @@ def compress(  # noqa: PLR0913 -- what a user may give, by keyword
     Args:
         model: a path, bytes, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
         data: samples to train on: path of an `.npz` file, a mapping {input name: array [N, ...]} or an iterable of such
-            mappings. Without any it is plain product quantization, verified on random inputs only.
+            mappings; or whole calls, such as a folder of `.npz` files (docs/data.md). Without any it is plain
+            product quantization, verified on random inputs only.
         test: samples to verify on, in the same forms. Without any, a part of `data` is set aside for it.
         labels: key of the labels in `data` and `test`; without one the original model is the teacher.
         config: all settings.

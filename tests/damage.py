@@ -21,7 +21,7 @@ import torch
 from onnx import numpy_helper
 
 from onnxpq import rewriting, runtime
-from onnxpq.data import datasets
+from onnxpq.data import datasets, input_specs
 from onnxpq.errors import OnnxpqError
 from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
@@ -50,7 +50,7 @@ def use(source: bytes | Path) -> None:
     """What compressing does with a model, but for the training."""
     model = files.load(source)
     rewriting.find(model)
-    inputs = datasets.random_inputs(datasets.input_specs(model), 2, 0).inputs
+    inputs = datasets.random_inputs(input_specs(model), 2, 0).inputs
     normal = normalise(model)
     runtime.run(runtime.session(model), inputs)
     importing.import_model(normal)({name: torch.from_numpy(array) for name, array in inputs.items()})

@@ -154,6 +154,7 @@ def test_every_flag_reaches_its_setting() -> None:
         "--learning-rate": 0.25,
         "--batch-size": 8,
         "--rest": "float16",
+        "--batch-axis": "past_*=1,0",
         "--min-weights": 9,
         "--floor": 0.25,
         "--output-name": "y",

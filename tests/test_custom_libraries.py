@@ -232,7 +232,7 @@ def test_data_that_is_no_strings(tmp_path: Path) -> None:
         ):
             onnxpq.compress(text_model(), {"text": data})
     np.savez(tmp_path / "objects.npz", text=texts(40).astype(object))
-    with pytest.raises(DataError, match=r"holds objects"):
+    with pytest.raises(DataError, match=r"holds arrays of objects"):
         onnxpq.compress(text_model(), tmp_path / "objects.npz")
     with pytest.raises(DataError, match=r"Input 'text' is string \[1\]: no random samples"):
         onnxpq.compress(text_model())

@@ -12,8 +12,10 @@ from tiny_models import FEATURES, HIDDEN, build, initializer, mlp, samples
 import onnxpq
 from onnxpq import errors, runtime
 from onnxpq.config.settings import Config, PQConfig, TrainingConfig
-from onnxpq.data import Alignment, datasets
-from onnxpq.data.datasets import Dataset, InputSpec
+from onnxpq.data import Alignment
+from onnxpq.data.datasets import Dataset
+from onnxpq.data.inputs import InputSpec
+from onnxpq.data.reading import Reading, load
 from onnxpq.errors import OnnxpqError
 from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
@@ -30,7 +32,7 @@ def no_model(scratch: Path) -> None:
 
 
 def no_input(scratch: Path) -> None:
-    datasets.load({"z": samples()}, [X])
+    load({"z": samples()}, Reading([X]))
 
 
 def no_rows(scratch: Path) -> None:

@@ -95,11 +95,13 @@ def test_trained_end_to_end(name, monkeypatch):
         monkeypatch.setattr(runtime, "library_available", lambda: False)
     form = FORMS[name]
     has_samples_first = form.text.startswith("(float[N")
-    training = TrainingConfig(epochs=2, regularized=0.5, batch_size=16, mixup=0)
+    # The condition of an If is that of a whole batch, so that a batch is a call.
+    is_whole = "branch" in name
+    training = TrainingConfig(epochs=2, regularized=0.5, batch_size=2 if is_whole else 16, mixup=0)
+    data = [form.inputs(rows=10, seed=seed) for seed in range(6)] if is_whole else form.inputs(rows=40)
+    settings = {"batch_axis": "none" if is_whole else None, **form.settings}
     result = onnxpq.compress(
-        form.model(),
-        form.inputs(rows=40) if has_samples_first else None,
-        config=Config(training=training, **form.settings),
+        form.model(), data if has_samples_first else None, config=Config(training=training, **settings)
     )
     report = result.report
     assert tuple(layer.node for layer in report.layers) == form.layers
@@ -209,18 +211,27 @@ def test_a_model_without_samples_is_verified_on_one_call(rate, tmp_path):
     report = onnxpq.compress(stateful(), test=tmp_path / "call.npz", config=Config(pq=PQConfig(8))).report
     assert [layer.node for layer in report.layers] == ["one", "two"]
     verified = report.verification
-    assert (verified.samples, verified.data) == (1, "one call of the model, given as test data")
+    assert (verified.samples, verified.data) == (1, "test data, not trained on")
     errors = {output.name: output.relative_error for output in verified.outputs}
     assert errors["new"] == 0
     assert 0.1 < errors["y"] < 1
     assert [latency.batch for latency in verified.latency] == [1]
 
 
+def test_a_model_without_samples_is_trained_on_calls():
+    calls = [call(rate) for rate in (16000, 8000, 16000)]
+    config = Config(pq=PQConfig(8), training=TrainingConfig(steps=5))
+    report = onnxpq.compress(stateful(), calls, test=calls[:1], config=config).report
+    assert (report.verification.samples, report.verification.of_calls) == (1, True)
+    assert [layer.training for layer in report.layers] == ["end to end", "end to end"]
+    plain = onnxpq.compress(stateful()).report
+    assert plain.verification.of_calls
+
+
 @pytest.mark.parametrize(
     ("data", "test", "sentence"),
     [
-        (None, None, "Input 'rate' is a scalar, .* as --test the arrays of one call of the model"),
-        (call(), call(), "Give no --data"),
+        (call(), None, "The training data has 1 call: too few to set some aside"),
         (None, {**call(), "state": np.zeros((3, 3, IN), np.float32)}, r"'state' has shape \[3, 3, 96\]"),
         (None, {**call(), "x": np.full((3, IN), np.nan, np.float32)}, "NaN"),
     ],

@@ -29,7 +29,10 @@ from benchmarks.common import datasets, folders
 from benchmarks.common.processes import ROOT
 from benchmarks.common.store import Results
 from onnxpq import rewriting, runtime
-from onnxpq.data.datasets import first, fixed_batch, input_specs, load, split_rows
+from onnxpq.data import first, input_specs
+from onnxpq.data.datasets import split_rows
+from onnxpq.data.inputs import fixed_batch
+from onnxpq.data.reading import Reading, load
 from onnxpq.graph import files, preparing
 from onnxpq.graph.normalising import normalise
 from onnxpq.network import matrices
@@ -172,12 +175,10 @@ def start(case: Case, seed: int) -> Start:
     prepared, normal = preparing.prepare(original), normalise(original)
     layers, _ = rewriting.find_layers(prepared, config)
     inputs = input_specs(original)
-    learn, prove = (load(part, inputs, label_key=case.labels, what="data") for part in (train, test))
+    learn, prove = (load(part, Reading(inputs, case.labels)) for part in (train, test))
     whole = load(
         {name: np.concatenate([train[name], test[name]]) for name in train if name in test},
-        inputs,
-        label_key=case.labels,
-        what="data",
+        Reading(inputs, case.labels),
     )
     quantized = {}
     of_weight = {layer.weight: layer for layer in layers}
@@ -224,7 +225,7 @@ def errors(begin: Start, tuned: finetuning.Finetuned) -> dict[str, float]:
     squared = power = wrong = 0.0
     test = begin.samples[2]
     for begun in range(0, len(test), TEST_BATCH):
-        inputs, _, teacher, labels = test.batch(np.arange(begun, min(begun + TEST_BATCH, len(test))))
+        inputs, _, teacher, labels = test.batches(np.arange(begun, min(begun + TEST_BATCH, len(test))))[0]
         found = begin.problem.network(inputs, weights=weights)[begin.problem.output]
         squared += float((found - teacher).square().sum())
         power += float(teacher.square().sum())

@@ -26,7 +26,8 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.common import tasks
 from benchmarks.common.folders import material_of
 from onnxpq import rewriting, runtime
-from onnxpq.data.datasets import input_specs, load
+from onnxpq.data import input_specs
+from onnxpq.data.reading import Reading, load
 from onnxpq.graph import files
 from onnxpq.graph.normalising import normalise
 from onnxpq.network import matrices
@@ -53,7 +54,7 @@ def losses() -> None:
     normal = normalise(model)
     layers, _ = rewriting.find(model, tables=True)
     table = max((layer for layer in layers if layer.is_table), key=lambda layer: layer.weight_bytes)
-    data = load(folder / "train.npz", input_specs(model))
+    data = load(folder / "train.npz", Reading(input_specs(model)))
     counts = calibration.lookups(normal, [table], data, seed=0)[table.weight]
     uses = {
         "all the same": Lookups(),

@@ -31,7 +31,8 @@ from benchmarks.common.folders import mnist_folder
 from benchmarks.common.store import Results
 from onnxpq import rewriting, runtime
 from onnxpq.config.settings import Config, PQConfig, TrainingConfig
-from onnxpq.data.datasets import Dataset, input_specs, load
+from onnxpq.data import Dataset, input_specs
+from onnxpq.data.reading import Reading, load
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
 from onnxpq.graph.normalising import normalise
@@ -220,7 +221,7 @@ def _large_layers(folder: Path, *, quick: bool) -> Iterator[tuple[Layer, Matrix,
 
 def _collect(folder: Path, layers: list[Layer], part: str) -> Iterator[tuple[str, InputStatistics]]:
     model = files.load(folder / "model.onnx")
-    data = load(folder / f"{part}.npz", input_specs(model))
+    data = load(folder / f"{part}.npz", Reading(input_specs(model)))
     yield from calibration.collect(normalise(model), layers, Dataset(data.inputs), seed=0)
 
 

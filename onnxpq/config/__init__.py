@@ -4,6 +4,7 @@ In: keyword arguments, a dictionary or a TOML file. Out: frozen dataclasses that
 nothing of models, data or torch.
 """
 
+from onnxpq.config.axes import BatchAxes
 from onnxpq.config.settings import (
     AUTO,
     BODIES,
@@ -38,6 +39,7 @@ __all__ = [
     "RESTS",
     "SUB_VECTOR",
     "TARGET_CHOOSES",
+    "BatchAxes",
     "Config",
     "LayerConfig",
     "PQConfig",

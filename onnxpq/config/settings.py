@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from onnxpq.config.axes import BatchAxes, parse_axes
 from onnxpq.config.target import TargetConfig
 from onnxpq.errors import ConfigError
 from onnxpq.operators import MAX_NIBBLE_CODEWORDS
@@ -223,6 +224,9 @@ class Config:
         rest: how constants of 64 numbers and more that are not compressed are stored. "float16": where no number loses
             more than a thousandth of itself; a Cast behind them is computed when a session is made.
         keep_metadata: keep what exporters noted of nodes and values. What the model says of itself stays in any case.
+        batch_axis: where the samples lie in the inputs: an axis (1 for [T, N, C]), axes of single inputs or of the
+            labels by globs ("past_*=1,ids=0"), or "none": data are whole calls, which are never cut or put together
+            (docs/data.md). None: along axis 0, but where that is of a fixed size and another one is the batch's.
         held_out: share of the data that is set aside for verification where no test data is given.
         output: the graph output that the loss and the metrics look at; None chooses the first one that fits.
         floor: how much of that output may be lost, at most, for the result to be written; None takes what suits what
@@ -242,6 +246,7 @@ class Config:
     only: tuple[str, ...] = ()
     rest: str = "float32"
     keep_metadata: bool = False
+    batch_axis: int | str | None = None
     held_out: float = 0.1
     output: str | None = None
     floor: float | None = None
@@ -260,6 +265,7 @@ class Config:
         if self.tables is not None and not isinstance(self.tables, bool):
             raise ConfigError(_sentence(self, "tables", "True, False or None", self.tables))
         _choice(self, "rest", RESTS)
+        parse_axes(self.batch_axis)
         _real(self, "held_out", 0.001, 0.9)
         if self.floor is not None:
             _real(self, "floor", 0, 1e6)
@@ -272,6 +278,11 @@ class Config:
         if ALL in self.only:
             return frozenset(KINDS)
         return frozenset(self.only) or frozenset({FULLY_CONNECTED})
+
+    @property
+    def batch_axes(self) -> BatchAxes:
+        """What `batch_axis` says."""
+        return parse_axes(self.batch_axis)
 
     @property
     def takes_tables(self) -> bool:

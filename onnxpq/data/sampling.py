@@ -1,25 +1,22 @@
 """Which samples are trained on and which prove the result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq.config import Config
-from onnxpq.data.datasets import (
-    Array,
-    Dataset,
-    InputSpec,
-    Source,
-    has_samples,
-    load,
-    load_call,
-    random_inputs,
-    split_rows,
-)
+from onnxpq.data.datasets import Dataset, random_inputs, split_rows
+from onnxpq.data.inputs import Array, InputSpec
+from onnxpq.data.reading import Reading, Source, load
 from onnxpq.errors import DataError
 
 RANDOM_SAMPLES = 256
+RANDOM_CALLS = 32
+"""The same where samples have nothing in common, so that each is a call."""
+
+LEAST = 3
+"""Samples from which some are set aside: one to learn from, one to choose by, one to prove."""
 
 _PLAIN = "No training data was given: the weights were quantized as they are, without training."
 
@@ -69,24 +66,28 @@ def prepare(
         Samples to train on (None without `data`), samples to verify on, and sentences for the user.
 
     Raises:
-        DataError: see `onnxpq.data.datasets.load`; or there are too few samples to set some aside.
+        DataError: see `onnxpq.data.reading.load`; or there are too few samples to set some aside.
+        ConfigError: a batch axis is named for an input that the model has not.
     """
-    if not has_samples(inputs):
-        return None, _one_call(inputs, data, test, labels), [_PLAIN]
+    axes = config.batch_axes
+    axes.check([*(spec.name for spec in inputs), *([] if labels is None else [labels])])
+    reading = Reading(inputs, labels, axes, axes.whole)
     tested = None
     if test is not None:
-        tested = Evidence(load(test, inputs, label_key=labels, what="test data"), "test data, not trained on", True)
+        loaded = load(test, replace(reading, what="test data"))
+        tested = Evidence(loaded, "test data, not trained on", True)
     if data is None:
         if tested is not None:
-            return None, tested, [_PLAIN]
-        random = random_inputs(inputs, RANDOM_SAMPLES, config.seed)
+            return None, tested, [_PLAIN, *tested.dataset.remarks]
+        count = RANDOM_SAMPLES if reading.has_samples else RANDOM_CALLS
+        random = random_inputs(inputs, count, config.seed)
         warning = (
             "The result was compared with the original on random inputs only, which says nothing about its accuracy. "
             "Give data with --data."
         )
         return None, Evidence(random, "random inputs, as no data was given", False, made_up=True), [_PLAIN, warning]
-    train = load(data, inputs, label_key=labels, what="training data")
-    notes = []
+    train = load(data, replace(reading, what="training data"))
+    notes = list(dict.fromkeys([*train.remarks, *(tested.dataset.remarks if tested is not None else [])]))
     if tested is not None and _same_samples(train, tested.dataset):
         tested = Evidence(tested.dataset, "test data, WHICH IS THE TRAINING DATA", False)
         notes.append("The test data is the training data: its figures do not say how the model does on new data.")
@@ -97,24 +98,31 @@ def prepare(
         )
     if tested is not None:
         return train, tested, notes
-    if len(train) < 3:
-        raise DataError(f"The training data has {len(train)} samples: too few to set some aside. Give more, or --test.")
+    if len(train) < LEAST:
+        raise DataError(_too_few(train))
     kept, aside = split_rows(len(train), config.held_out, config.seed)
     share = f"{100 * config.held_out:g} % of the data, set aside and not trained on"
     return train.take(kept), Evidence(train.take(aside), share, True, numbers=aside), notes
 
 
-def _one_call(inputs: list[InputSpec], data: Source | None, test: Source | None, labels: str | None) -> Evidence:
-    """What a model without samples is verified on."""
-    scalar = next(spec for spec in inputs if not spec.shape)
-    if data is not None or labels is not None or test is None:
-        raise DataError(
-            f"Input '{scalar.name}' is a scalar, so that the model's inputs have no samples in common: it can be "
-            "compressed by plain product quantization only. Give no --data and no --labels, and as --test the arrays "
-            "of one call of the model."
-        )
-    return Evidence(load_call(test, inputs, what="test data"), "one call of the model, given as test data", True)
+def _too_few(train: Dataset) -> str:
+    found = f"The training data has {train.count}: too few to set some aside. Give more, or --test."
+    if not train.whole:
+        return found
+    return (
+        f"{found} A folder of .npz files holds a call in each. --test alone verifies plain product quantization on it."
+    )
 
 
 def _same_samples(one: Dataset, other: Dataset) -> bool:
+    if one.whole or other.whole:
+        return (
+            one.whole == other.whole
+            and len(one) == len(other)
+            and all(
+                np.array_equal(a, b)
+                for name, calls in one.inputs.items()
+                for a, b in zip(calls, other.inputs[name], strict=True)
+            )
+        )
     return all(np.array_equal(array, other.inputs[name]) for name, array in one.inputs.items())

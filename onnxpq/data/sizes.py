@@ -8,14 +8,16 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from os import PathLike
 from typing import Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.data.datasets import InputSpec, Source, arrays_of, has_samples, input_specs, random_inputs
+from onnxpq.config import BatchAxes
+from onnxpq.data.datasets import random_inputs
+from onnxpq.data.inputs import InputSpec, input_specs
+from onnxpq.data.reading import Source, peek
 from onnxpq.errors import DataError, OnnxpqError
 
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.generic]]], Mapping[str, NDArray[np.generic]]]
@@ -68,8 +70,10 @@ def ranks(model: ir.Model, sources: Iterable[Source | None]) -> dict[str, int]:
     names, found = unshaped(model), dict[str, int]()
     # An iterable can be gone through once, which is left to those who read it.
     for source in sources if names else ():
-        if isinstance(source, str | PathLike | Mapping):
-            found |= {name: np.ndim(array) for name, array in arrays_of(source, "data")[1].items() if name in names}
+        arrays = peek(source) if source is not None else {}
+        # An array of objects has a sample in each.
+        sizes = {name: a.ndim + (np.ndim(a[0]) if a.dtype.hasobject and a.size else 0) for name, a in arrays.items()}
+        found |= {name: size for name, size in sizes.items() if name in names}
     return found
 
 
@@ -78,13 +82,14 @@ def unshaped(model: ir.Model) -> list[str]:
     return [str(v.name) for v in model.graph.inputs if v.shape is None and isinstance(v.type, ir.TensorType)]
 
 
-def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[str]]:
+def found(model: ir.Model, run: Run, seed: int, axes: BatchAxes | None = None) -> tuple[list[InputSpec], list[str]]:
     """The inputs of a model with sizes with which it runs.
 
     Args:
         model: whose open sizes are tried, the batch apart.
         run: runs it.
         seed: of the numbers that are tried.
+        axes: where the samples lie, as far as the user said.
 
     Returns:
         The inputs, of which only the batch is open, and a note that says what was made up.
@@ -94,14 +99,13 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
         ModelError: an input is no tensor.
     """
     names = unshaped(model)
-    first = input_specs(model, dict.fromkeys(names, RANKS[0]))
-    is_known = not names and not any(None in spec.shape[1:] for spec in first)
-    if is_known or not has_samples(first):
+    first = input_specs(model, dict.fromkeys(names, RANKS[0]), axes)
+    if not names and not any(_is_open(spec) for spec in first):
         return first, []
     started, failure = time.monotonic(), ""
     tried: list[int] = []
-    for size, specs in _candidates(model, names):
-        inputs = random_inputs(specs, 1, seed).inputs
+    for size, specs in _candidates(model, names, axes):
+        inputs = random_inputs(specs, 1, seed).feeds
         try:
             outputs = run(inputs)
         except OnnxpqError as error:
@@ -122,15 +126,29 @@ def found(model: ir.Model, run: Run, seed: int) -> tuple[list[InputSpec], list[s
     )
 
 
-def _candidates(model: ir.Model, unknown: list[str]) -> Iterator[tuple[int, list[InputSpec]]]:
+def _is_open(spec: InputSpec) -> bool:
+    """Whether a size other than the batch is not known; what a state begins with is."""
+    return spec.start is None and any(dim is None for axis, dim in enumerate(spec.shape) if axis != spec.axis)
+
+
+def _candidates(model: ir.Model, unknown: list[str], axes: BatchAxes | None) -> Iterator[tuple[int, list[InputSpec]]]:
     """Inputs with all open sizes the same: 1, those that images have, those of constants of the model, and others."""
     constants = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     own = sorted({size for tensor in constants if tensor is not None for size in tensor.shape.numpy() if size > 1})
     for size in dict.fromkeys((1, *USUAL, *own, *MULTIPLES, *SMALL)):
         for rank in RANKS if unknown else (0,):
             specs = [
-                replace(spec, shape=tuple(size if dim is None and axis else dim for axis, dim in enumerate(spec.shape)))
-                for spec in input_specs(model, dict.fromkeys(unknown, rank))
+                replace(spec, shape=_filled(spec, size))
+                for spec in input_specs(model, dict.fromkeys(unknown, rank), axes)
             ]
             if all(math.prod(dim or 1 for dim in spec.shape) <= ENTRIES for spec in specs):
                 yield size, specs
+
+
+def _filled(spec: InputSpec, size: int) -> tuple[int | None, ...]:
+    """The sizes of an input with all open ones but the batch being `size`; a state begins as it does."""
+    begun = spec.start or spec.shape
+    return tuple(
+        dim if axis == spec.axis else own if isinstance(own := begun[axis], int) else size
+        for axis, dim in enumerate(spec.shape)
+    )

@@ -47,6 +47,7 @@ def cut(
     *,
     places: Mapping[str, Place] | None = None,
     inner: Collection[str] = (),
+    whole: bool = False,
 ) -> Cut:
     """Cut a model before the first of the weights that are to be trained.
 
@@ -63,6 +64,7 @@ def cut(
             are floating-point, so that what computes labels is dropped.
         places: where the samples lie in the graph's inputs; along axis 0 in those that are not named.
         inner: names of values that belong into the suffix.
+        whole: whether data are whole calls, of which nothing is cut into batches.
 
     Raises:
         ConfigError: if a weight or an output has an unknown name, or an output depends on none of the weights.
@@ -70,19 +72,21 @@ def cut(
         UnsupportedOperatorError: if a node of the suffix has no handler.
         DataError: if an input of the graph that the suffix needs has no dimension with the batch.
     """
-    whole = _with_known_shapes(model)
-    trained = _find(whole.graph.initializers, weights, "initializer")
-    dependent = dependents(whole.graph, trained)
-    wanted = _wanted_outputs(whole.graph, dependent, outputs)
-    nodes, boundary = _suffix_nodes(whole.graph, wanted, dependent, _Batch(whole.graph, places or {}, inner))
+    known = _with_known_shapes(model)
+    trained = _find(known.graph.initializers, weights, "initializer")
+    dependent = dependents(known.graph, trained)
+    wanted = _wanted_outputs(known.graph, dependent, outputs)
+    nodes, boundary = _suffix_nodes(
+        known.graph, wanted, dependent, _Batch(known.graph, places or {}, inner, whole=whole)
+    )
     for node in nodes:
         _check_supported(node, model)
     names = [_name(value) for value in boundary]
     computed = [_name(value) for value in boundary if value.producer() is not None]
     return Cut(
         boundary=names,
-        prefix=extract(whole, [_name(v) for v in whole.graph.inputs], computed) if computed else None,
-        suffix=extract(whole, names, [_name(value) for value in wanted]),
+        prefix=extract(known, [_name(v) for v in known.graph.inputs], computed) if computed else None,
+        suffix=extract(known, names, [_name(value) for value in wanted]),
     )
 
 
@@ -183,8 +187,12 @@ def complete_types(model: ir.Model, data: Dataset) -> None:
         if value.type is None:
             value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         if value.shape is None:
-            axis = data.places.get(_name(value), Place()).axis
-            value.shape = ir.Shape([_BATCH if i == axis else size for i, size in enumerate(array.shape)])
+            axis = None if data.whole else data.places.get(_name(value), Place()).axis
+            value.shape = ir.Shape(
+                [None] * array.ndim
+                if axis is None
+                else [_BATCH if i == axis else size for i, size in enumerate(array.shape)]
+            )
 
 
 def with_open_batch(model: ir.Model, places: Mapping[str, Place]) -> ir.Model | None:
@@ -343,9 +351,14 @@ def _one_hot(graph: ir.Graph) -> set[ir.Value]:
 class _Batch:
     """What the shapes of the graph's inputs say about the dimensions of other values."""
 
-    def __init__(self, graph: ir.Graph, places: Mapping[str, Place], inner: Collection[str]) -> None:
-        """For a graph, the places of its inputs, and what is known to have no dimension with the batch."""
-        self.inner = inner
+    def __init__(
+        self, graph: ir.Graph, places: Mapping[str, Place], inner: Collection[str], *, whole: bool = False
+    ) -> None:
+        """For a graph, the places of its inputs, and what is known to have no dimension with the batch.
+
+        Of whole calls any value may be kept.
+        """
+        self.inner, self.whole = inner, whole
         self.batch: set[int | str | None] = set()
         self.other: set[int | str | None] = set()
         for value in graph.inputs:
@@ -357,7 +370,7 @@ class _Batch:
         """False if it is known, or the inferred shape says, that no dimension is the batch."""
         if value.name in self.inner and value.producer() is not None:
             return False
-        return value.shape is None or any(map(self._may_be, map(_dimension, value.shape)))
+        return self.whole or value.shape is None or any(map(self._may_be, map(_dimension, value.shape)))
 
     def _may_be(self, size: int | str | None) -> bool:
         # Inference gives a symbol of its own to what it cannot tell: that may be the batch.

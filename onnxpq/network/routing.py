@@ -41,6 +41,7 @@ class Part:
         fixed_batch: the samples that it takes at a time; None for any.
         places: where the samples lie in what it takes and in the output, by name; along axis 0 in what is not named.
         inner: what the prefix must not give, as it has no dimension with the samples.
+        whole: whether it takes whole calls.
     """
 
     layers: Sequence[Layer]
@@ -50,6 +51,7 @@ class Part:
     fixed_batch: int | None
     places: Mapping[str, Place] = field(default_factory=dict)
     inner: frozenset[str] = frozenset()
+    whole: bool = False
 
     @property
     def weights(self) -> list[str]:
@@ -120,7 +122,7 @@ def _part(
     weights = list(dict.fromkeys(layer.weight for layer in layers))
     inner: frozenset[str] = frozenset()
     while True:
-        cut = partition.cut(model, weights, [output], places=few.places, inner=inner)
+        cut = partition.cut(model, weights, [output], places=few.places, inner=inner, whole=few.whole)
         try:
             samples = partition.boundary_values(cut, few, capture)
             break
@@ -129,13 +131,13 @@ def _part(
                 raise
             inner |= {error.value}
     partition.complete_types(cut.suffix, samples)
-    cut, place = _opened(cut, samples, output, capture)
+    cut, place = (cut, Place()) if few.whole else _opened(cut, samples, output, capture)
     network = importing.import_model(cut.suffix)
-    fixed = activations.fixed_batch(cut.suffix, samples.places)
+    fixed = None if few.whole else activations.fixed_batch(cut.suffix, samples.places)
     batch = first(samples, fixed, len(samples))
     check = importing.check_forward(network, cut.suffix, batch, libraries=libraries)
     places = {**samples.places, output: place}
-    return Part(layers, cut, network, check, fixed, places, inner), batch
+    return Part(layers, cut, network, check, fixed, places, inner, few.whole), batch
 
 
 def _opened(cut: Cut, samples: Dataset, output: str, capture: Callable[..., Dataset]) -> tuple[Cut, Place]:
@@ -170,10 +172,11 @@ def taught(
         data: samples of its inputs.
         capture: `onnxpq.runtime.activations.capture`, with all but the model, the names and the data.
     """
-    cut = partition.cut(original, part.weights, [output], places=data.places, inner=part.inner)
+    cut = partition.cut(original, part.weights, [output], places=data.places, inner=part.inner, whole=data.whole)
     given = partition.boundary_values(cut, data, capture)
     partition.complete_types(cut.suffix, given)
-    opened = partition.with_open_batch(cut.suffix, part.places) if part.fixed_batch is None else None
+    is_opened = part.fixed_batch is None and not part.whole
+    opened = partition.with_open_batch(cut.suffix, part.places) if is_opened else None
     return given, capture(opened or cut.suffix, [output], given)
 
 

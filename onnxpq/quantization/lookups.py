@@ -177,7 +177,9 @@ def _moments(
     for batch, count in batches(data, part.fixed_batch or BATCH, exact=part.fixed_batch is not None):
         inputs = {name: torch.from_numpy(np.array(array)).to(devices.best()) for name, array in batch.feeds.items()}
         with Work() as work:
-            result = part.places.get(output, Place()).to_front(network(inputs)[output])
+            whole = network(inputs)[output]
+            # All of a whole call counts.
+            result = whole[None] if part.whole else part.places.get(output, Place()).to_front(whole)
             # Without a gradient the batch took the branch of an If that has none of the tables.
             gradients = _gradients(result, count, rows, random) if result.requires_grad else {}
         for name, gradient in gradients.items():

@@ -1,6 +1,6 @@
 """What one run compresses: the model in its forms, its layers, and its data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxpq import runtime
-from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, fixed_batch, input_specs, sampling, sizes
-from onnxpq.errors import NothingToCompressError
+from onnxpq.data import Alignment, Dataset, Evidence, InputSpec, Source, batch_of, input_specs, sampling, sizes
+from onnxpq.errors import DataError, NothingToCompressError
 from onnxpq.graph import Forms, Layer, Skipped, check_weights, files, tables
 from onnxpq.quantization import allocation, calibration, lookups
 from onnxpq.quantization.calibration import Moments
@@ -21,12 +21,14 @@ from onnxpq.support import device, memory
 from onnxpq.training import objectives
 from onnxpq.verification import (
     Kind,
+    check_classes,
     check_labels,
     choose_output,
     flattened,
     is_one_hot,
     is_scores,
     kind_of,
+    name_classes,
     outputs,
     without_samples,
 )
@@ -38,6 +40,13 @@ ONE_HOT = (
 )
 
 UNREACHED = "No sample of the data reaches it, so that nothing would show what became of it."
+
+MIXED = (
+    "Output '{output}' is not of single samples: what it gives for a sample depends on the others of the batch "
+    "(relative difference {gap:.2g} between a batch and a part of it). So what lies along the batch axis are no "
+    "samples, but steps of a sequence, for one. Name the axis of the samples with --batch-axis (1 for [T, N, C]), or "
+    "give whole calls: a folder with an .npz file for each call, or --batch-axis none."
+)
 
 _GIVE = "Give data that do, or none for plain product quantization."
 
@@ -124,9 +133,11 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     allocation.layouts(layers, run.config)
     session = runtime.frugal(forms.runnable, custom_ops_libraries=run.libraries)
     if data is None and test is None:
-        inputs, made_up = sizes.found(forms.original, partial(runtime.run, session, quiet=True), run.config.seed)
+        run_quietly = partial(runtime.run, session, quiet=True)
+        inputs, made_up = sizes.found(forms.original, run_quietly, run.config.seed, run.config.batch_axes)
     else:
-        inputs, made_up = input_specs(forms.original, sizes.ranks(forms.original, (data, test))), []
+        ranks = sizes.ranks(forms.original, (data, test))
+        inputs, made_up = input_specs(forms.original, ranks, run.config.batch_axes), []
     train, evidence, notes = sampling.prepare(inputs, data, test=test, labels=labels, config=run.config)
     run.notes.extend((*notes, *made_up))
     made_from = manifest.describe(
@@ -140,13 +151,18 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
         libraries=run.libraries,
     )
     run.workspace.bind(made_from)
-    aligned, found, count = alignment.measure(
-        partial(runtime.run, session), evidence.dataset, fixed_batch(inputs), seed=run.config.seed
-    )
-    output, numbers = _choose_output(run, forms, found, aligned)
+    measure = partial(_measure, run, partial(runtime.run, session), inputs)
+    aligned, found, count = measure(evidence.dataset)
+    output, numbers = _choose_output(run, forms, inputs, found, aligned)
+    if not evidence.made_up:  # made-up ones are as good for anything
+        _refuse_mixed(output, aligned)
+    if train is not None and not train.whole and (evidence.dataset.whole or len(evidence.dataset) < alignment.MEASURED):
+        own = measure(train)[0]
+        _refuse_mixed(output, own)
+        aligned = own if evidence.dataset.whole else aligned
     kinds = _kinds(forms, found, numbers)
     has_labels = any(data is not None and data.labels is not None for data in (train, evidence.dataset))
-    if has_labels and output not in aligned.places:
+    if has_labels and output not in aligned.places and not evidence.dataset.whole:
         raise without_samples(output, found[output], count)
     _check_labels(run, found[output], train, evidence)
     check_weights(forms.normal, {layer.weight: layer.node for layer in layers})
@@ -167,8 +183,26 @@ def read(run: Run, model: files.Source, data: Source | None, test: Source | None
     )
 
 
+def _measure(
+    run: Run,
+    call: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]],
+    inputs: list[InputSpec],
+    dataset: Dataset,
+) -> tuple[Alignment, dict[str, NDArray[Any]], int]:
+    return alignment.measure(call, dataset, batch_of(dataset, inputs), seed=run.config.seed)
+
+
+def _refuse_mixed(output: str, aligned: Alignment) -> None:
+    """Refuse samples that are none, as steps of a sequence are: to train on them teaches nonsense.
+
+    Only the output that counts is looked at: what else the model gives need not be of single samples.
+    """
+    if output in aligned.mixed:
+        raise DataError(MIXED.format(output=output, gap=aligned.mixed[output]))
+
+
 def _choose_output(
-    run: Run, forms: Forms, found: Mapping[str, NDArray[Any]], aligned: Alignment
+    run: Run, forms: Forms, inputs: list[InputSpec], found: Mapping[str, NDArray[Any]], aligned: Alignment
 ) -> tuple[str, dict[str, str]]:
     """The output that loss and metrics look at; and what speaks against reading outputs as scores of classes."""
     graph = forms.normal.graph
@@ -177,7 +211,10 @@ def _choose_output(
     columns = {name: values for name, values in found.items() if is_scores(values)}
     numbers = {name: why for name, values in columns.items() if (why := outputs.not_scores(graph, name, values))}
     parts = outputs.pooled(graph, list(numbers))
-    output = choose_output(found, run.config.output, numbers=numbers, pooled=parts)
+    # What a state is in the next call is not what a model is for, unless the user says so.
+    states = set() if run.config.output else {spec.follower for spec in inputs}
+    shown = {name: values for name, values in found.items() if name not in states}
+    output = choose_output(shown, run.config.output, numbers=numbers, pooled=parts)
     if run.config.output is None and output in parts.values():
         names = ", ".join(f"'{part}'" for part, whole in parts.items() if whole == output)
         run.notes.append(
@@ -196,6 +233,13 @@ def _kinds(forms: Forms, found: Mapping[str, NDArray[Any]], numbers: Mapping[str
 
 def _check_labels(run: Run, scores: NDArray[Any], train: Dataset | None, evidence: Evidence) -> None:
     """Refuse labels that do not fit before the hours of work, as training and verification would after."""
+    whole = [data for data in (train, evidence.dataset) if data is not None and data.whole and data.labels is not None]
+    for calls in (data.labels for data in whole if data.labels is not None):
+        entries = np.concatenate([np.ravel(entry) for entry in calls])
+        if scores.dtype.kind in "iuf" and name_classes(entries, scores):
+            check_classes(entries, scores.reshape(-1, scores.shape[-1]) if is_scores(scores) else scores.ravel())
+    if whole:
+        return
     labels = None if train is None else evidence.labels_as_given(train)
     if labels is not None and np.issubdtype(scores.dtype, np.floating):
         if np.issubdtype(labels.dtype, np.integer):

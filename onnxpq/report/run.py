@@ -17,7 +17,7 @@ from onnxpq.support.figures import Interval, LeftAlone, left_alone, table
 END_TO_END = "end to end"
 LAYER_WISE = "layer-wise"
 NOT_PROVEN = "Nothing was proven"
-"""How a report begins whose samples are not real, or were trained on."""
+"""How a report begins whose samples are not real, were trained on, or show nothing of the output that counts."""
 
 NOT_TRAINED = "not trained"
 """How a layer was trained; the latter two are followed by a colon and the reason."""
@@ -147,7 +147,7 @@ class Verification:
 
     Attributes:
         data: what it was measured on, in words.
-        samples: number of them.
+        samples: number of them, or of whole calls.
         held_out: none of them was used to train or to choose.
         bytes_before: of the original file, external data included.
         bytes_after: of the compressed one.
@@ -158,6 +158,7 @@ class Verification:
         squared_error: where there are numeric labels.
         latency: per batch size.
         floor: what the output that counts has lost, and what it may lose.
+        of_calls: whether `samples` are whole calls.
         stock_floor: the same for runtimes without the operator library, where those multiply in int8.
     """
 
@@ -172,12 +173,18 @@ class Verification:
     squared_error: SquaredError | None
     latency: tuple[Latency, ...]
     floor: FloorReport
+    of_calls: bool = False
     stock_floor: FloorReport | None = None
 
     @property
     def floors(self) -> tuple[FloorReport, ...]:
         """All that have to be kept."""
         return (self.floor,) if self.stock_floor is None else (self.floor, self.stock_floor)
+
+    @property
+    def count(self) -> str:
+        """How many samples or calls there were, in words."""
+        return f"{self.samples} {'call' if self.of_calls else 'sample'}{'' if self.samples == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,7 @@ class Training:
         batch: samples per step.
         steps: as planned; with this batch size they repeat the run on any machine.
         epochs: in order.
+        of_calls: whether samples are whole calls.
     """
 
     loss: str
@@ -228,6 +236,7 @@ class Training:
     batch: int
     steps: int
     epochs: tuple[Epoch, ...]
+    of_calls: bool = False
 
 
 @dataclass(frozen=True)
@@ -302,7 +311,7 @@ class Report:
     def to_text(self) -> str:
         """The report as a person reads it."""
         skipped = left_alone(LeftAlone(entry.node, entry.op_type, entry.reason, entry.nbytes) for entry in self.skipped)
-        sections = [] if self.verification.held_out else [f"{NOT_PROVEN}: {self.verification.data}."]
+        sections = [_not_proven(self.verification)]
         sections += [_layers(self.layers), skipped]
         if self.training is not None:
             sections.append(_training(self.training))
@@ -317,7 +326,7 @@ class Report:
     def _verification(self) -> str:
         found = self.verification
         lines = [
-            f"Verified on {found.samples} samples: {found.data}",
+            f"Verified on {found.count}: {found.data}",
             f"  file           {_bytes(found.bytes_before)} -> {_bytes(found.bytes_after)}, "
             f"{self.ratio:.1f} times smaller",
             f"  layers         {self.layer_ratio:.1f} times smaller",
@@ -367,14 +376,16 @@ def _training(training: Training) -> str:
     phases: dict[str, int] = {}
     for epoch in training.epochs:
         phases[epoch.phase] = phases.get(epoch.phase, 0) + 1
+    samples = "calls" if training.of_calls else "samples"
     passes = ", ".join(f"{count} {phase}" for phase, count in phases.items()) or "none"
     return "\n".join(
         [
-            f"Fine-tuned on {training.samples} samples by {training.loss}, in {training.steps} steps of "
-            f"{training.batch} samples (--steps {training.steps} --batch-size {training.batch}); validations: {passes}",
+            f"Fine-tuned on {training.samples} {samples} by {training.loss}, in {training.steps} steps of "
+            f"{training.batch} {samples} (--steps {training.steps} --batch-size {training.batch}); validations: "
+            f"{passes}",
             f"  torch against onnxruntime before training: relative difference {training.forward_error:.1e} "
             f"(node {training.forward_node}); {training.prefix} nodes run once and cached",
-            f"  loss on {training.validation_samples} validation samples: original {training.before:.4g}, "
+            f"  loss on {training.validation_samples} validation {samples}: original {training.before:.4g}, "
             f"product quantization alone {training.quantized:.4g}, fine-tuned {training.best:.4g}",
         ]
     )
@@ -390,6 +401,15 @@ def _layer_wise(layers: Sequence[LayerReport], trained: Sequence[LayerTraining])
         lines.insert(0, "Fine-tuned layer by layer, each against the original layer's outputs")
     untrained = [f"  {layer.node}: {layer.training}" for layer in layers if layer.training.startswith(NOT_TRAINED)]
     return "\n".join([*lines, *(["Not fine-tuned", *untrained] if untrained else [])])
+
+
+def _not_proven(verification: Verification) -> str:
+    """The first line of a report that proves nothing; empty where something was proven."""
+    reasons = [] if verification.held_out else [verification.data]
+    counts = verification.floor.output
+    if any(output.is_empty and output.name == counts for output in verification.outputs):
+        reasons.append(f"output '{counts}' was empty in all calls, so that nothing was compared")
+    return f"{NOT_PROVEN}: {'; '.join(reasons)}." if reasons else ""
 
 
 def _output(output: OutputReport) -> str:

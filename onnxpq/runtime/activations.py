@@ -1,7 +1,5 @@
 """Values of a model over a whole data set, computed once by onnxruntime and kept on disk."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxpq.data import Alignment, Dataset, Place, common_batch
-from onnxpq.errors import ConfigError, DataError, OutputError, UnalignedError
-from onnxpq.runtime import alignment, sessions
+from onnxpq.data import Alignment, Dataset, Place, common_batch, of_objects
+from onnxpq.errors import ConfigError, DataError, UnalignedError
+from onnxpq.runtime import alignment, caching, sessions
 from onnxpq.support import fingerprint
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -26,7 +24,6 @@ BATCH = 256
 ROWS_BYTES = 2**28
 """Bytes that `capture_rows` keeps of one value, in memory and on disk."""
 
-_UNFINISHED = ".unfinished-"
 _LEAST_BATCHES = 8
 
 
@@ -58,7 +55,8 @@ def capture(  # noqa: PLR0913 -- what a caller may leave out, by keyword
         progress: is told the samples that are done and N.
 
     Returns:
-        A data set of these values: an array [N, ...] for each, and where the model has the samples in it.
+        A data set of these values: an array [N, ...] for each, and where the model has the samples in it; of whole
+        calls [calls] objects.
 
     Raises:
         ConfigError: if the graph has no such value.
@@ -71,12 +69,16 @@ def capture(  # noqa: PLR0913 -- what a caller may leave out, by keyword
     computed = [name for name in dict.fromkeys(names) if name not in passed]
     kept = {name: data.places[name] for name in passed if name in data.places}
     found: dict[str, Array] = {}
-    if computed:
+    if computed and data.whole:
+        source = _source(model, computed, data, 1, libraries)
+        found = _kept_calls(source, computed, cache_dir, progress)
+    elif computed:
         source = _source(model, computed, data, batch_size, libraries)
         own = _places(source, computed, places or {})
         found = _kept(source, computed, cache_dir, partial(_collect, source, own, progress))
         kept |= own
-    return Dataset({name: passed[name] if name in passed else found[name] for name in names}, places=kept)
+    values = {name: passed[name] if name in passed else found[name] for name in names}
+    return Dataset(values, places=kept, whole=data.whole)
 
 
 def capture_rows(
@@ -214,62 +216,39 @@ def _kept(
     source: _Source,
     names: Sequence[str],
     cache_dir: Path | None,
-    collect: "Callable[[_Allocate], dict[str, Array]]",
+    collect: Callable[[caching.Allocate], dict[str, Array]],
     key: str = "",
 ) -> dict[str, Array]:
     """What `collect` gives, from the cache where it is there."""
     if cache_dir is None:
-        return collect(_in_memory)
-    found = cache_dir / _key(source, names, key)
-    if found.exists():
-        try:
-            return _opened(found, names)
-        except (OSError, ValueError):
-            # What is there was truncated, or a file is missing.
-            shutil.rmtree(found, ignore_errors=True)
-    _fill_cache(found, lambda folder: collect(_on_disk(folder)))
-    return _opened(found, names)
+        return collect(caching.in_memory)
+    read = partial(caching.opened, count=len(names))
+    found = caching.kept(cache_dir / _key(source, names, key), lambda folder: collect(caching.on_disk(folder)), read)
+    return dict(zip(names, found, strict=True))
 
 
-def _opened(found: Path, names: Sequence[str]) -> dict[str, Array]:
-    return {name: np.load(found / _file_name(i), mmap_mode="c") for i, name in enumerate(names)}
+def _kept_calls(
+    source: _Source, names: Sequence[str], cache_dir: Path | None, progress: Progress | None
+) -> dict[str, Array]:
+    """Values of whole calls, [calls] objects each, from the cache where they are there."""
 
+    def calls() -> Iterator[list[Array]]:
+        total = len(source.data)
+        for index, _, values in _runs(source, np.arange(total)):
+            yield [_numbers(name, values[name]) for name in names]
+            if progress is not None:
+                progress(int(index[-1]) + 1, total)
 
-_Allocate: TypeAlias = Callable[[int, tuple[int, ...], np.dtype[Any]], Array]
-"""Makes the array for the i-th value, given its shape and type."""
-
-
-def _in_memory(_index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    return np.empty(shape, dtype)
-
-
-def _on_disk(folder: Path) -> _Allocate:
-    def allocate(index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return np.lib.format.open_memmap(folder / _file_name(index), mode="w+", dtype=dtype, shape=shape)
-
-    return allocate
-
-
-def _fill_cache(found: Path, write: Callable[[Path], object]) -> None:
-    """Write into a folder of another name, then rename it: what has the right name is whole."""
-    try:
-        found.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=found.parent))
-        try:
-            write(unfinished)
-            unfinished.rename(found)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        # Another process may have put the same results there meanwhile.
-        if not found.exists():
-            raise OutputError(
-                f"The activations cannot be cached in '{found.parent}': {error}. Choose another cache folder, or none."
-            ) from error
+    if cache_dir is None:
+        found = [of_objects(list(value)) for value in zip(*calls(), strict=True)]
+    else:
+        folder = cache_dir / _key(source, names, "calls")
+        found = caching.kept(folder, lambda folder: caching.write_calls(folder, calls()), caching.opened_calls)
+    return dict(zip(names, found, strict=True))
 
 
 def _collect(
-    source: _Source, places: Mapping[str, Place], progress: Progress | None, allocate: _Allocate
+    source: _Source, places: Mapping[str, Place], progress: Progress | None, allocate: caching.Allocate
 ) -> dict[str, Array]:
     results: dict[str, Array] = {}
     total = len(source.data)
@@ -284,7 +263,9 @@ def _collect(
     return results
 
 
-def _collect_rows(source: _Source, name: str, allocate: _Allocate, *, limit: int, flatten: bool) -> dict[str, Array]:
+def _collect_rows(
+    source: _Source, name: str, allocate: caching.Allocate, *, limit: int, flatten: bool
+) -> dict[str, Array]:
     random = np.random.default_rng(0)
     parts: list[Array] = []
     count = 0
@@ -394,10 +375,6 @@ def _key_parts(source: _Source, names: Sequence[str], key: str) -> Iterator[byte
     for name in names:
         yield name.encode()
     yield key.encode()
-
-
-def _file_name(index: int) -> str:
-    return f"{index}.npy"
 
 
 def _name(value: ir.Value) -> str:

@@ -7,6 +7,7 @@ of a sequence were taken for samples, or the mean of a batch is subtracted.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -29,6 +30,9 @@ quantization are those of a whole batch (up to 2 %)."""
 
 OTHER_BUDGET: Final = 0.1
 """The same for integers and text: share of the entries that differ."""
+
+RANDOM: Final = 2.0
+"""So many times as far as two runs of the same batch are from each other a difference is none of chance."""
 
 NOISE: Final = 1e-6
 """Root mean square below which a value counts as rounding noise of float32."""
@@ -56,20 +60,31 @@ def measure(
     found = [run(data.take(index).feeds) for index in indices]
     count = len(indices[0])
     result = _compared(found, count, fixed)
+    if result.mixed:
+        again = run(data.take(indices[0]).feeds)
+        same = {name: distance(found[0][name], again[name], NOISE) for name in result.mixed}
+        # What differs as much from call to call is random, which is no influence of other samples.
+        mixed = {name: gap for name, gap in result.mixed.items() if gap > RANDOM * same[name]}
+        result = replace(result, mixed=mixed)
     return result, result.fronted(found[0], count), count
 
 
 def _indices(order: NDArray[np.intp], fixed: int | None) -> list[NDArray[np.intp]]:
     """The samples of each run."""
     if fixed is None:
-        # A data set of few samples has them several times.
-        index = np.resize(order, max(2 * PART, min(MEASURED, len(order))))
+        index = _repeated(order, max(2 * PART, min(MEASURED, len(order))))
         return [index, index[:PART], index[PART:]]
     if fixed == 1:
         return [order[start : start + 1] for start in range(min(MEASURED, len(order)))]
     half = fixed // 2
-    index = np.resize(order, 2 * fixed - half)
+    index = _repeated(order, 2 * fixed - half)
     return [index[:fixed], np.concatenate([index[fixed:], index[:half]])]
+
+
+def _repeated(order: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """So many samples, of few the same ones side by side: each part of them has another mixture then."""
+    index = np.resize(order, count)
+    return np.sort(index) if count > len(order) else index
 
 
 def _compared(found: Sequence[Values], count: int, fixed: int | None) -> Alignment:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpq import rewriting
-from onnxpq.data import Dataset, fixed_batch, validation_rows
+from onnxpq.data import Dataset, batch_of, validation_rows
 from onnxpq.errors import ConfigError, TargetError
 from onnxpq.graph import Layer, files, opset, tables
 from onnxpq.network import matrices
@@ -228,7 +228,7 @@ def _drop(case: Case, aim: Aim, model: ir.Model, samples: Dataset) -> Drop:
         models,
         samples,
         aligned=case.subject.aligned,
-        fixed_batch=fixed_batch(case.subject.inputs),
+        fixed_batch=batch_of(samples, case.subject.inputs),
         libraries=case.run.libraries,
     )
 

@@ -94,6 +94,7 @@ class Problem:
         places: where the samples lie in the network's inputs and in the output; along axis 0 in what is not named.
         objective: the loss; None for what the settings and the labels ask for.
         originals: initializers of the network that have other values in the original, by name, and those values.
+        whole: whether it takes whole calls, one at a time and as they are.
     """
 
     network: Network
@@ -104,9 +105,15 @@ class Problem:
     places: Mapping[str, Place] = field(default_factory=dict)
     objective: Objective | None = None
     originals: Mapping[str, Array] = field(default_factory=dict)
+    whole: bool = False
 
     def run(self, inputs: Inputs, weights: Mapping[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
-        """What the network gives: inputs and `output` have the samples first, values to `keep` are as they are."""
+        """What the network gives: inputs and `output` have the samples first, values to `keep` are as they are.
+
+        Of a whole call all is as it is.
+        """
+        if self.whole:
+            return dict(self.network(inputs, weights=weights, keep=keep))
         given = {name: self._place(name).to_model(value) for name, value in inputs.items()}
         found: dict[str, Tensor] = dict(self.network(given, weights=weights, keep=keep))
         found[self.output] = self._place(self.output).to_front(found[self.output])
@@ -129,6 +136,7 @@ class Samples:
         rows: which of them.
         taught: what the original is given; None where that is `inputs`. What comes before the network may be compressed
             already.
+        whole: whether they are whole calls: all arrays then are [N] objects, and labels have the form of `teacher`.
     """
 
     inputs: Mapping[str, Array]
@@ -136,16 +144,23 @@ class Samples:
     labels: Array | None
     rows: NDArray[np.intp]
     taught: Mapping[str, Array] | None = None
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, index: NDArray[np.intp]) -> Batch:
-        """The rows at `index`."""
-        rows, device = np.sort(self.rows[index]), devices.best()
+    def batches(self, index: NDArray[np.intp]) -> list[Batch]:
+        """The rows at `index`: together, or whole calls one by one."""
+        rows = np.sort(self.rows[index])
+        return [self._taken(row) for row in rows] if self.whole else [self._taken(rows)]
+
+    def _taken(self, rows: "NDArray[np.intp] | np.intp") -> Batch:
+        device = devices.best()
 
         def taken(array: Array) -> Tensor:
-            return torch.from_numpy(array[rows]).to(device)
+            picked = array[rows]
+            # A call's array is the user's own, and may be read-only.
+            return torch.from_numpy(np.array(picked) if self.whole else picked).to(device)
 
         inputs = {name: taken(array) for name, array in self.inputs.items()}
         taught = inputs if self.taught is None else {name: taken(array) for name, array in self.taught.items()}
@@ -209,7 +224,7 @@ def finetune(  # noqa: PLR0913 -- what a caller may leave out, by keyword
     """
     train, validation = data
     piece = piece or Piece()
-    objective = problem.objective or objectives.choose(settings, train.teacher, train.labels)
+    objective = problem.objective or objectives.choose(settings, *_for_all(train))
     problem.network.to(devices.best())
     student = Student(problem.network, problem.layers, quantized, problem.vectors)
     trainer = _Trainer(problem, student, objective, settings, seed)
@@ -235,9 +250,17 @@ def finetune(  # noqa: PLR0913 -- what a caller may leave out, by keyword
         course.finished = True
         courses.save(piece, trainer.live(), student.kept)
     epochs = tuple(course.epochs)
-    mixed = trainer.compares_mixtures(validation.batch(np.arange(1)))
+    mixed = trainer.compares_mixtures(validation.batches(np.arange(1))[0])
     describe = objective.describe + (", of samples mixed in pairs" if mixed else "")
     return Finetuned(*student.kept, describe, course.before, course.start, course.best, schedule, epochs)
+
+
+def _for_all(samples: Samples) -> tuple[Array, Array | None]:
+    """What the original gives, and the labels, for all samples; of whole calls as rows of one array."""
+    if not samples.whole:
+        return samples.teacher, samples.labels
+    labels = None if samples.labels is None else objectives.rows_of_calls(samples.labels, samples.teacher)
+    return objectives.rows_of_calls(samples.teacher, samples.teacher), labels
 
 
 def _diverged(loss: float, teacher: Tensor, output: str, settings: TrainingConfig) -> TrainingError:
@@ -291,12 +314,13 @@ class _Trainer:
     def plan(self, train: Samples, validation: Samples, share: float) -> Schedule:
         """Batch size and steps (`onnxpq.training.schedule.plan`); nothing is changed by it."""
 
-        def work(batch: Batch) -> None:
+        def work(batches: Sequence[Batch]) -> None:
             other = _Trainer(self.problem, self.student, self.objective, self.settings, 0)
             other.mixing = 1.0  # which takes longest
-            loss, _ = other.loss(batch, REGULARIZED, self.settings.features)
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
+            for batch in batches:
+                loss, _ = other.loss(batch, REGULARIZED, self.settings.features)
+                if loss.requires_grad:
+                    loss.backward()  # type: ignore[no-untyped-call]
             self.student.nearest(0)
 
         sizes = len(train), len(validation)
@@ -304,7 +328,7 @@ class _Trainer:
             self.settings,
             sizes,
             self.problem.fixed_batch,
-            lambda size: schedules.count(partial(work, train.batch(np.arange(size)))),
+            lambda size: schedules.count(partial(work, train.batches(np.arange(size) % len(train)))),
             share,
         )
         self.forget_gradients()
@@ -332,7 +356,7 @@ class _Trainer:
                 if piece.due():
                     courses.save(piece, self.live(), self.student.kept)
                 self._set_rates(step, total)
-                course.losses += self._step(step, train.batch(index), phase)
+                course.losses += self._step(step, train.batches(index), phase)
                 course.step = step + 1
                 if progress is not None:
                     progress(course.step, total)
@@ -374,21 +398,25 @@ class _Trainer:
         is_free = self.objective.supervised is not None and rate > 0
         return max(rate, LABELLED_RATE) if is_free else rate
 
-    def _step(self, step: int, batch: Batch, phase: str) -> float:
+    def _step(self, step: int, batches: Sequence[Batch], phase: str) -> float:
         """One update; the loss of the output alone."""
         alpha, share = self._alpha_at(step), 1 - step / self.schedule.steps
         # Before anything is computed: gradients take as much memory as the weights.
         self.forget_gradients()
         if phase == REGULARIZED:
             self.student.reassign(step)
-        loss, task = self.loss(batch, phase, share * self.settings.features)
-        value = float(task)
-        if not math.isfinite(value):
-            raise _diverged(value, batch.teacher, self.problem.output, self.settings)
-        if loss.requires_grad:  # else the batch took the branch of an If that has none of the layers
-            loss.backward()  # type: ignore[no-untyped-call]
-        elif alpha == 0:
-            return value
+        mean, is_reached = 0.0, False
+        for batch in batches:
+            loss, task = self.loss(batch, phase, share * self.settings.features)
+            value = float(task)
+            if not math.isfinite(value):
+                raise _diverged(value, batch.teacher, self.problem.output, self.settings)
+            mean += value / len(batches)
+            if loss.requires_grad:  # else the batch took the branch of an If that has none of the layers
+                (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
+                is_reached = True
+        if not is_reached and alpha == 0:
+            return mean
         if alpha > 0:
             # A layer at a time: together they would take as much memory as the weights again.
             for term in self.student.terms(self.settings.regularizer):
@@ -396,7 +424,7 @@ class _Trainer:
         self.stored.step()
         if phase == REGULARIZED:
             self.latent.step()
-        return value
+        return mean
 
     def loss(self, batch: Batch, phase: str, features: float) -> tuple[Tensor, Tensor]:
         """The cost of a batch without the term, and the part of it that looks at the output.
@@ -418,6 +446,8 @@ class _Trainer:
         return loss, value
 
     def _can_mix(self, batch: Batch) -> bool:
+        if self.problem.whole:
+            return False
         return self.settings.mixup > 0 and all(value.is_floating_point() for value in batch.inputs.values())
 
     def compares_mixtures(self, batch: Batch) -> bool:
@@ -457,13 +487,16 @@ class _Trainer:
             count = len(index)
             if self.problem.fixed_batch is not None:
                 index = np.pad(index, (0, size - count), mode="edge")
-            batch = samples.batch(index)
-            mixes = self.compares_mixtures(batch)
-            mixture = self._mixture(batch, np.random.default_rng(start)) if mixes else _Mixture(batch)
-            teacher = self._original(mixture)[self.problem.output] if mixture.is_mixed else batch.teacher
-            inputs = mixture.batch.taught if original else mixture.batch.inputs
-            scores = self.problem.run(inputs, weights)[self.problem.output]
-            total += count * float(mixture.loss(self.objective, scores, teacher, count))
+            for batch in samples.batches(index):
+                mixes = self.compares_mixtures(batch)
+                mixture = self._mixture(batch, np.random.default_rng(start)) if mixes else _Mixture(batch)
+                teacher = self._original(mixture)[self.problem.output] if mixture.is_mixed else batch.teacher
+                inputs = mixture.batch.taught if original else mixture.batch.inputs
+                scores = self.problem.run(inputs, weights)[self.problem.output]
+                if samples.whole:
+                    total += float(mixture.loss(self.objective, scores, teacher))
+                else:
+                    total += count * float(mixture.loss(self.objective, scores, teacher, count))
         return total / len(samples)
 
 

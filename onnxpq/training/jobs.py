@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxpq.config import Config
-from onnxpq.data import Dataset, validation_rows
+from onnxpq.data import Dataset, of_objects, validation_rows
 from onnxpq.errors import ModelError, UnalignedError
 from onnxpq.graph import Layer, subgraphs
 from onnxpq.network import CHECKED_SAMPLES, Part, Plan, importing, partition, routing
@@ -21,6 +21,7 @@ from onnxpq.report import END_TO_END, LAYER_WISE, NOT_TRAINED, LayerTraining, Tr
 from onnxpq.runtime import Libraries, activations
 from onnxpq.training import finetuning, objectives
 from onnxpq.training.finetuning import Problem, Samples
+from onnxpq.verification import of_call
 from onnxpq.workspace import Piece, Workspace, checkpoints
 
 LAYER_ROWS = 16384
@@ -125,7 +126,10 @@ def prepare(job: Job) -> Prepared:
         return Prepared(Plan(None, {**plan.layer_wise, **weights}), None)
     rows = validation_rows(len(job.data), job.config.training.validation, job.config.seed)
     target, before = teacher.inputs[job.output], None if taught is None else taught.inputs
-    learn, choose = (Samples(given.inputs, target, job.data.labels, part, before) for part in rows)
+    labels = job.data.labels
+    if job.data.whole and labels is not None:
+        labels = of_objects([of_call(own, output) for own, output in zip(labels, target, strict=True)])
+    learn, choose = (Samples(given.inputs, target, labels, part, before, job.data.whole) for part in rows)
     return Prepared(plan, (learn, choose))
 
 
@@ -171,6 +175,7 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         part.fixed_batch,
         places=part.places,
         originals=_originals(job, part),
+        whole=part.whole,
     )
     tuned = finetuning.finetune(
         problem,
@@ -198,6 +203,7 @@ def _end_to_end(job: Job, part: Part, samples: tuple[Samples, Samples], trained:
         batch=tuned.schedule.batch,
         steps=tuned.schedule.steps,
         epochs=tuned.epochs,
+        of_calls=part.whole,
     )
 
 

@@ -97,6 +97,21 @@ def relative_squared_error(teacher: NDArray[np.generic]) -> Objective:
     return Objective(describe, None, _squared(_variance(teacher)), 1.0)
 
 
+def rows_of_calls(values: NDArray[np.generic], outputs: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Values of whole calls as rows of one array: [rows, C], or [rows] of labels and where C differs.
+
+    Args:
+        values: of each call.
+        outputs: what the original gives in them. Labels of another form have a row for each of its rows.
+    """
+    widths = {output.shape[-1] for output in outputs if is_scores(output)}
+    width = next(iter(widths)) if len(widths) == 1 and all(map(is_scores, outputs)) else None
+    is_wide = width is not None and all(
+        value.shape == output.shape for value, output in zip(values, outputs, strict=True)
+    )
+    return np.concatenate([value.reshape((-1, width) if is_wide else -1) for value in values])
+
+
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
     """Mean squared error of a batch of values [N, ..., features], relative to their features' mean variance in it."""
     rows = wanted.reshape(-1, wanted.shape[-1])

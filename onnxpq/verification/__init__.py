@@ -14,6 +14,8 @@ from onnxpq.verification.metrics import (
     flattened,
     is_one_hot,
     is_scores,
+    name_classes,
+    of_call,
 )
 from onnxpq.verification.proof import check_labels, prove, without_samples
 from onnxpq.verification.scoring import Drop, Metric
@@ -33,6 +35,8 @@ __all__ = [
     "is_one_hot",
     "is_scores",
     "kind_of",
+    "name_classes",
+    "of_call",
     "outputs",
     "prove",
     "scoring",

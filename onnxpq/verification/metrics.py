@@ -152,6 +152,26 @@ def check_classes(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> N
         )
 
 
+def of_call(labels: NDArray[Any], output: NDArray[Any]) -> NDArray[Any]:
+    """The labels of a whole call, with an entry for each answer that its output gives.
+
+    Args:
+        labels: as they were given; dimensions of 1 do not matter.
+        output: what the call gives, as it is.
+
+    Raises:
+        DataError: there are more of them or fewer.
+    """
+    is_number = not np.issubdtype(labels.dtype, np.integer) or not (is_scores(output) or output.dtype.kind in "iu")
+    shape = output.shape if is_number or not is_scores(output) or labels.size == output.size else output.shape[:-1]
+    if [size for size in labels.shape if size != 1] != [size for size in shape if size != 1]:
+        raise DataError(
+            f"Labels of shape {list(labels.shape)} do not fit a call whose output has shape {list(output.shape)}: "
+            f"{list(shape)} is expected."
+        )
+    return labels.reshape(shape)
+
+
 def is_one_hot(labels: NDArray[np.generic]) -> bool:
     """Whether labels [..., C >= 2] hold a 1 for the right class and 0 for all others."""
     if labels.ndim < 2 or labels.shape[-1] < 2 or labels.dtype.kind not in "biuf":

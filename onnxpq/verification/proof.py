@@ -24,7 +24,15 @@ from onnxpq.report import Latency, SquaredError, Verification
 from onnxpq.support import memory
 from onnxpq.verification import layerwise
 from onnxpq.verification.floor import LEAST_FLOOR, Kind, Loss, judge, kind_of
-from onnxpq.verification.metrics import Correct, Difference, check_classes, check_numbers, flattened, name_classes
+from onnxpq.verification.metrics import (
+    Correct,
+    Difference,
+    check_classes,
+    check_numbers,
+    flattened,
+    name_classes,
+    of_call,
+)
 from onnxpq.workspace import Run
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
@@ -227,13 +235,14 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     is_large = file_bytes[0] > files.LARGE_BYTES
     open_sessions = partial(_open, original, compressed, libraries)
     sessions = open_sessions(hold_weights=not is_large, stock=True)
-    fixed = data.fixed_batch(inputs)
+    fixed = data.batch_of(dataset, inputs)
+    aligned = Alignment() if dataset.whole else aligned
     sums = _Sums(kinds or {})
     done = 0
-    if dataset.labels is not None:
+    if dataset.labels is not None and not dataset.whole:
         few = runtime.run(sessions["original"], data.first(dataset, fixed, 1))
         check_labels(dataset.labels, aligned.fronted(few, fixed or 1)[output])
-    compare = _Comparison(sums, sessions, output, aligned, can_split=fixed is None)
+    compare = _Comparison(sums, sessions, output, aligned, can_split=fixed is None and not dataset.whole)
     for part, count in data.batches(dataset, fixed or BATCH, exact=fixed is not None):
         compare.add(part, count)
         done += count
@@ -260,6 +269,7 @@ def verify(  # noqa: PLR0913 -- each is a fact of the run that only the caller k
     return Verification(
         data=description,
         samples=len(dataset),
+        of_calls=dataset.whole,
         held_out=held_out,
         bytes_before=file_bytes[0],
         bytes_after=file_bytes[1],
@@ -374,9 +384,10 @@ class _Comparison:
                 values = {way: value[:count] for way, value in zip(values, fronts, strict=True)}
             _add_values(self.sums, name, values, is_whole=fronts is None)
             if name == self.output and part.labels is not None:
-                if fronts is None:
+                if fronts is None and not part.whole:
                     raise without_samples(name, values["original"], len(part))
-                labels, original = part.labels[:count], values["original"]
+                labels = of_call(part.labels[0], values["original"]) if part.whole else part.labels[:count]
+                original = values["original"]
                 _add_labels(self.sums, labels, original, values.get("library", values["stock"]))
                 if "library" in values and name_classes(labels, original):
                     self.sums.stock_correct = self.sums.stock_correct or Correct()
@@ -399,6 +410,9 @@ def _add_values(sums: _Sums, name: str, values: Outputs, *, is_whole: bool) -> N
 
 
 def _add_labels(sums: _Sums, labels: NDArray[Any], expected: NDArray[Any], found: NDArray[Any]) -> None:
+    if found.shape != expected.shape:
+        # Whole calls only: samples of other shapes are refused before.
+        found = np.full_like(expected, np.nan if expected.dtype.kind == "f" else 0)
     if name_classes(labels, expected):
         sums.correct = sums.correct or Correct()
         sums.correct.add(labels, expected, found)

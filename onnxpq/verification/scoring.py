@@ -25,7 +25,7 @@ from onnxpq import runtime
 from onnxpq.data import Alignment, Dataset, batches, of_objects
 from onnxpq.errors import ConfigError, DataError
 from onnxpq.support.figures import Interval
-from onnxpq.verification.metrics import Z95, counted, flattened, is_scores, name_classes
+from onnxpq.verification.metrics import Z95, counted, flattened, is_scores, is_sequence, name_classes, of_call
 
 Array: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = Mapping[str, Array]
@@ -94,6 +94,8 @@ def choose(wanted: str, output: str, values: Array, labels: Array | None, *, num
         ConfigError: the metric does not fit the output or needs labels; or the function cannot be imported.
     """
     values = flattened(values)
+    if labels is not None and is_sequence(labels):  # of whole calls
+        labels = np.asarray(labels[0])
     classes = labels is not None and name_classes(labels, values)
     countable = is_scores(values) or not np.issubdtype(values.dtype, np.floating)
     squared = Metric("relative mse" if labels is None or classes else "mse", output)
@@ -148,6 +150,8 @@ def measure(
     parts: list[tuple[Outputs, Outputs]] = []
     losses: list[NDArray[np.float64]] = []
     squares = np.zeros(2)
+    if dataset.whole:
+        fixed_batch, aligned = None, Alignment()
     size = fixed_batch or (BATCH if metric.output in aligned.places else 1)
     for part, count in batches(dataset, size, exact=fixed_batch is not None):
         for before, after, labels in _runs(metric.output, (original, compressed), part, count, aligned, fixed_batch):
@@ -202,6 +206,10 @@ def _runs(
             yield from _runs(output, sessions, part.take(slice(index, index + 1)), 1, aligned, fixed)
         return
     before, after = (_by_samples(outputs, aligned, len(part), count) for outputs in pair)
+    if part.whole:
+        labels = None if part.labels is None else of_call(part.labels[0], before[output][0])[None]
+        yield before, after, labels
+        return
     yield before, after, None if part.labels is None else part.labels[:count]
 
 

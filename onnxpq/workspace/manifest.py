@@ -17,7 +17,7 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from onnxpq.config import Config
-from onnxpq.data import Dataset
+from onnxpq.data import Dataset, calls_of
 from onnxpq.graph import files
 from onnxpq.runtime import Libraries
 from onnxpq.support import fingerprint
@@ -26,7 +26,9 @@ FORMAT: Final = 1
 """Version of the manifest and of what lies beside it in a work folder."""
 
 PACKAGES: Final = ("onnxpq", "torch", "onnxruntime", "onnx", "onnx-ir", "numpy")
-INFORMATION: Final = frozenset(f"{source}.{key}" for source in ("model", "data", "test") for key in ("file", "bytes"))
+INFORMATION: Final = frozenset(
+    f"{source}.{key}" for source in ("model", "data", "test") for key in ("file", "bytes", "folder")
+)
 """What says more of a run but does not tell it from another: a file may be moved."""
 
 MACHINE: Final = "machine"
@@ -91,14 +93,18 @@ def of_model(source: files.Source, model: ir.Model) -> dict[str, Any]:
 
 
 def of_data(source: object, *datasets: Dataset) -> dict[str, Any]:
-    """The hash of a data file, or of the arrays where they were passed in memory.
+    """The hash of a data file or of a folder of them, or of the arrays where they were passed in memory.
 
     Args:
         source: as the user gave it.
         datasets: what it was read into, all parts.
     """
     if isinstance(source, str | PathLike):
-        return _of_file(source)
+        if not os.path.isdir(source):
+            return _of_file(source)
+        calls = calls_of(source)
+        hashes = (f"{path.name} {fingerprint.of_file(path)}".encode() for path in calls)
+        return {"folder": os.fspath(source), "files": len(calls), "sha256": fingerprint.digest(hashes)}
     return {"sha256": fingerprint.digest(part for dataset in datasets for part in _dataset_parts(dataset))}
 
 

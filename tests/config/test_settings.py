@@ -51,6 +51,7 @@ OTHERS = {
     (PQConfig, "reorder"),
     (Config, "conv1x1"),
     (Config, "tables"),
+    (Config, "batch_axis"),
     (Config, "pq"),
     (Config, "training"),
     (Config, "target"),

@@ -13,7 +13,7 @@ from onnx import helper
 
 import onnxpq
 from onnxpq.data import sizes
-from onnxpq.data.datasets import input_specs
+from onnxpq.data.inputs import input_specs
 from onnxpq.errors import DataError, ModelError
 
 Inputs = Mapping[str, NDArray[np.generic]]

@@ -47,7 +47,7 @@ REFUSALS = {
     errors.FloorError: "",
     errors.TargetError: "",
     errors.VerificationError: "nothing was gained",
-    errors.DataError: "does not run|too few|no entry for each of them|no random samples",
+    errors.DataError: "does not run|too few|no entry for each of them|no random samples|is not of single samples",
     errors.ConfigError: "has no gradient|can have at most that many codebooks",
 }
 """Errors that are answers, and what they say then."""

@@ -458,6 +458,15 @@ def test_they_are_left_alone() -> None:
     assert [output.is_empty for output in report.verification.outputs] == [True, False]
 
 
+@pytest.mark.parametrize("data", [{"x": tiny.samples(200)}, None], ids=["data", "made up"])
+def test_an_empty_output_that_counts_proves_nothing(data: dict[str, np.ndarray] | None) -> None:
+    config = Config(min_weights=1, output="y", training=TrainingConfig(epochs=0))
+    report = onnxpq.compress(filtered(60.0, 64), data, config=config).report
+    first = report.to_text().splitlines()[0]
+    assert first.startswith("Nothing was proven: ")
+    assert first.endswith("output 'y' was empty in all calls, so that nothing was compared.")
+
+
 def test_a_fixed_batch_counts_each_sample_once_wherever_it_is() -> None:
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),

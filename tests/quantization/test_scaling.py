@@ -17,7 +17,8 @@ import onnxpq
 from onnxpq import rewriting, runtime
 from onnxpq.config.settings import Config, PQConfig, TrainingConfig
 from onnxpq.config.target import TargetConfig
-from onnxpq.data.datasets import Dataset, input_specs, load
+from onnxpq.data import Dataset, input_specs
+from onnxpq.data.reading import Reading, load
 from onnxpq.graph import files
 from onnxpq.graph.layers import Layer
 from onnxpq.graph.normalising import normalise
@@ -194,7 +195,7 @@ def test_a_scale_of_more_bytes_than_it_saves_is_not_taken() -> None:
 
 def test_the_repository_s_models_stay_as_they_are() -> None:
     model = MODELS / "digits_mlp.onnx"
-    assert found(model, dict(load(MODELS / "digits_train.npz", input_specs(files.load(model))).inputs)) == []
+    assert found(model, dict(load(MODELS / "digits_train.npz", Reading(input_specs(files.load(model)))).inputs)) == []
     for path in MODELS.glob("*.onnx"):
         assert found(path, None) == []
 

@@ -10,7 +10,9 @@ from onnx import helper, numpy_helper
 from tiny_models import FEATURES, HIDDEN, build, initializer, mlp, samples
 
 from onnxpq import rewriting, runtime
-from onnxpq.data.datasets import Dataset, first, fixed_batch, input_specs, random_inputs
+from onnxpq.data import Dataset, first, input_specs
+from onnxpq.data.datasets import random_inputs
+from onnxpq.data.inputs import fixed_batch
 from onnxpq.graph import files, preparing
 from onnxpq.graph.layers import Layer
 from onnxpq.graph.normalising import normalise

@@ -4,7 +4,7 @@ import numpy as np
 from tiny_models import CLASSES, FEATURES, HIDDEN, mlp, samples
 
 from onnxpq import rewriting
-from onnxpq.data.datasets import Dataset, input_specs
+from onnxpq.data import Dataset, input_specs
 from onnxpq.data.sampling import Evidence
 from onnxpq.graph import Forms, files
 from onnxpq.quantization.subject import Subject

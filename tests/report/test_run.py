@@ -4,6 +4,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from onnxpq.report.floor import FloorReport
 from onnxpq.report.run import (
     Accuracy,
@@ -202,3 +204,15 @@ def test_a_report_without_proof_says_so_first() -> None:
     first = replace(REPORT, verification=verification).to_text().splitlines()[0]
     assert first == "Nothing was proven: random inputs, as no data was given."
     assert "Nothing was proven" not in REPORT.to_text()
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_an_empty_output_proves_nothing(held_out: bool) -> None:
+    """Boxes that are all filtered out, say; another empty output beside one that counts leaves its proof as it is."""
+    empty = OutputReport("boxes", None, None, None, values=8, is_empty=True)
+    beside = replace(VERIFICATION, outputs=(*VERIFICATION.outputs, empty))
+    assert "Nothing was proven" not in replace(REPORT, verification=beside).to_text()
+    counts = replace(beside, floor=replace(beside.floor, output="boxes"), held_out=held_out, data="random inputs")
+    first = replace(REPORT, verification=counts).to_text().splitlines()[0]
+    reason = "output 'boxes' was empty in all calls, so that nothing was compared."
+    assert first == f"Nothing was proven: {'' if held_out else 'random inputs; '}{reason}"

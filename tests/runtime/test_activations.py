@@ -3,7 +3,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxpq.data import Dataset, Place
+from onnxpq.data import Dataset, Place, of_objects
 from onnxpq.errors import ConfigError, DataError, OutputError
 from onnxpq.runtime import sessions
 from onnxpq.runtime.activations import capture, extract, fixed_batch
@@ -200,5 +200,24 @@ def test_fixed_batch():
     assert fixed_batch(model(4)) == 4
     mixed = model(4)
     mixed.graph.inputs[1].shape = ir.Shape([5, 2])
-    with pytest.raises(DataError, match=r"different fixed first dimensions: \{'x': 4, 'other': 5\}"):
+    with pytest.raises(DataError, match=r"different fixed batch dimensions: \{'x': 4, 'other': 5\}"):
         fixed_batch(mixed)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_whole_calls_are_run_one_by_one_as_they_are(tmp_path, counted, on_disk):
+    calls = Dataset({"x": of_objects([X[:3], X[3:4], X[4:]])}, whole=True)
+    steps = []
+    cache = tmp_path if on_disk else None
+    for _ in range(2):
+        found = capture(
+            model(), ["a", "s", "x"], calls, cache_dir=cache, progress=lambda done, total: steps.append((done, total))
+        )
+        assert found.whole
+        for own, rows in zip(found.inputs["a"], calls.inputs["x"], strict=True):
+            np.testing.assert_allclose(own, rows @ W, rtol=1e-5)
+        assert [value.shape for value in found.inputs["s"]] == [(), (), ()]
+        assert found.inputs["x"] is calls.inputs["x"]
+    runs = 1 if on_disk else 2
+    assert [run["x"] for run in counted] == [(3, 3), (1, 3), (6, 3)] * runs
+    assert steps == [(1, 3), (2, 3), (3, 3)] * runs

@@ -134,6 +134,19 @@ def test_samples_that_influence_each_other(kind: str, fixed: int | None) -> None
     assert found.mixed["y"] > alignment.FLOAT_BUDGET
 
 
+@pytest.mark.parametrize("fixed", [None, 4])
+@pytest.mark.parametrize("samples", [2, 3])
+def test_few_samples_show_it_too(fixed: int | None, samples: int) -> None:
+    """Each of them several times: that makes other company only where the same ones are side by side."""
+    found = measured(model(*MIXING["attention along the samples"], batch=fixed or "N", y=None), fixed, samples)
+    assert found.mixed["y"] > alignment.FLOAT_BUDGET
+
+
+def test_what_is_random_is_no_influence() -> None:
+    nodes = (node("RandomNormalLike", "z", "r"), node("Add", "z r", "y"))
+    assert measured(model(*nodes, y=None)).mixed == {}
+
+
 def test_a_scale_of_the_batch_is_no_influence() -> None:
     """Dynamic quantization rounds by the largest value of a batch."""
     nodes = (

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from four_classes import CLASSES, LAYERS, VECTORS, start
 
 from onnxpq.config.settings import DEFAULT_ALPHA, PQConfig, TrainingConfig
+from onnxpq.data import of_objects
 from onnxpq.errors import DataError, TrainingError
 from onnxpq.network import matrices
 from onnxpq.network.module import Network
@@ -223,7 +225,7 @@ def test_without_labels_only_some_batches_are_mixed(
     network: Network, data: tuple[Samples, Samples], loss: str, share: float
 ) -> None:
     trainer, batches = trainer_of(network, data, loss), 1000
-    batch = data[0].batch(np.arange(25))
+    batch = data[0].batches(np.arange(25))[0]
     mixed = sum(trainer._mixture(batch, trainer.random).is_mixed for _ in range(batches))
     deviation = (batches * share * (1 - share)) ** 0.5
     assert abs(mixed - batches * share) <= 4 * deviation
@@ -265,3 +267,25 @@ def test_what_a_network_learned_that_knows_its_samples_by_heart_is_kept(
     assert tuned.best < 0.9 * tuned.start
     assert tuned.describe.endswith(", of samples mixed in pairs")
     assert not torch.equal(tuned.quantized["w2"].codebooks, exact["w2"].codebooks)
+
+
+def test_calls_of_a_sample_each_are_learned_as_samples_are(network: Network, data: tuple[Samples, Samples]) -> None:
+    """Two ways to the same: batches of samples, and as many calls one after another."""
+
+    def calls(samples: Samples) -> Samples:
+        apart = {
+            name: None if array is None else of_objects([row[None] for row in array])
+            for name, array in (("x", samples.inputs["x"]), ("teacher", samples.teacher), ("labels", samples.labels))
+        }
+        return Samples({"x": apart["x"]}, apart["teacher"], apart["labels"], samples.rows, whole=True)
+
+    chosen = TrainingConfig(steps=12, batch_size=20, mixup=0.0, regularized=0.5)
+    problem = Problem(network, LAYERS, "scores", VECTORS)
+    one = finetuning.finetune(problem, start(network), data, chosen, seed=0)
+    apart = (calls(data[0]), calls(data[1]))
+    other = finetuning.finetune(replace(problem, whole=True), start(network), apart, chosen, seed=0)
+    assert other.schedule == one.schedule
+    figures = [(found.before, found.start, found.best) for found in (one, other)]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+    losses = [[epoch.loss for epoch in found.epochs] for found in (one, other)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

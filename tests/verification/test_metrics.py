@@ -414,3 +414,24 @@ def test_sequences_of_arrays() -> None:
     words = Difference()
     words.add(of_objects([np.array(["a", "b"]), one]), of_objects([np.array(["a", "c"]), one]))
     assert words.report("y").agreement == 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "output", "shape"),
+    [
+        (np.zeros((5, 2), int), np.zeros((5, 2, 7)), (5, 2)),
+        (np.zeros(5, int), np.zeros((1, 5, 7)), (1, 5)),
+        (np.array(3), np.zeros((1, 7)), (1,)),
+        (np.zeros((5, 7)), np.zeros((1, 5, 7)), (1, 5, 7)),
+        (np.zeros(5, int), np.zeros((5, 1), int), (5, 1)),
+        (np.zeros(5), np.zeros(5), (5,)),
+    ],
+)
+def test_labels_of_a_call(labels: np.ndarray, output: np.ndarray, shape: tuple[int, ...]) -> None:
+    assert metrics.of_call(labels, output).shape == shape
+
+
+@pytest.mark.parametrize(("labels", "output"), [((4,), (5, 7)), ((2, 5), (5, 2, 7)), ((), (2, 7))])
+def test_labels_that_do_not_fit_a_call(labels: tuple[int, ...], output: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="do not fit a call whose output has shape"):
+        metrics.of_call(np.zeros(labels, int), np.zeros(output))

@@ -45,7 +45,7 @@ def verify(tmp_path: Path) -> Verify:
         paths = [save_model(tmp_path / f"{i}.onnx", model) for i, model in enumerate((original, compressed))]
         settings = {"output": "logits", "description": "test", "held_out": True, "file_bytes": (100, 50), **options}
         specs = data.input_specs(ir.from_proto(original))
-        known = aligned(original, dataset, data.fixed_batch(specs))
+        known = aligned(original, dataset, data.batch_of(dataset, specs))
         return proof.verify(*paths, dataset, specs, aligned=known, **settings)
 
     return run
