@@ -25,7 +25,7 @@ import cases  # noqa: E402 -- its folder is no package
 import onnxpq  # noqa: E402 -- cases.py makes it importable from a checkout
 from onnxpq.runtime.sessions import MIN_RUNTIME  # noqa: E402
 
-VERSIONS = ["1.16.3", "1.17.3", "1.18.1", "1.20.1", "1.23.2", "newest"]
+VERSIONS = ["1.16.3", "1.17.3", "1.18.1", "1.20.1", "1.23.2", "1.26.0", "1.27.0", "1.28.0", "newest"]
 FIRST_WITH_NUMPY_2 = (1, 19)
 REFUSAL = "the operator library needs 1.17 or newer"
 EXIT_CODES = (0, 1, 2)  # of run_cases.py; a crash has another one
