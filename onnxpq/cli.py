@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from onnxpq.config import (
@@ -195,6 +196,19 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--force", action="store_true", help="write the model even if it misses target or floor")
     compress.set_defaults(run=_compress)
 
+    export = commands.add_parser("export", help="write a compressed model in another form, for other tools")
+    export.add_argument("model", help="a compressed ONNX model")
+    export.add_argument("-o", "--output", dest="target", required=True, metavar="FILE", help="file to write")
+    export.add_argument(
+        "--as",
+        dest="way",
+        required=True,
+        choices=("dense", "inline", "ort-library"),
+        help="dense weights; standard operators without functions, still small; or onnxruntime's own format, for "
+        "runtimes with the operator library",
+    )
+    export.set_defaults(run=_export)
+
     inspect = commands.add_parser("inspect", help="list what can be compressed, and what cannot and why")
     inspect.add_argument("model", help="the ONNX model")
     _add_settings(inspect)
@@ -319,6 +333,18 @@ def _check_paths(options: argparse.Namespace) -> None:
         if path is not None and os.path.realpath(path) in written:
             taken = written[os.path.realpath(path)]
             raise OutputError(f"{taken} would overwrite '{path}', the file of --{flag}. Choose another path.")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from onnxpq import exporting  # noqa: PLC0415 -- onnx takes a while to load
+    from onnxpq.graph import files  # noqa: PLC0415 -- as above
+
+    exporting.export(options.model, options.target, options.way)
+    before, after = files.file_bytes(options.model), Path(options.target).stat().st_size
+    if options.way != exporting.ORT_LIBRARY:
+        after = files.file_bytes(options.target)
+    print(f"Wrote {options.target}: {after:,} bytes; '{options.model}' has {before:,}.")
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

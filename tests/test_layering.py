@@ -23,7 +23,7 @@ FLOORS = (
     ("training",),
     ("quantization",),
     ("targeting",),
-    ("pipeline",),
+    ("exporting", "pipeline"),
     ("cli",),
 )
 """The rooms from the bottom up; a room may import what stands below it."""

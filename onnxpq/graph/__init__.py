@@ -17,6 +17,7 @@ from onnxpq.graph.constants import (
 )
 from onnxpq.graph.finite import check_weights
 from onnxpq.graph.forms import Forms
+from onnxpq.graph.inlining import inline
 from onnxpq.graph.layers import Layer, Skipped, tables
 from onnxpq.graph.normalising import normalise
 from onnxpq.graph.opsets import opset
@@ -37,6 +38,7 @@ __all__ = [
     "files",
     "graph_of",
     "graphs_of",
+    "inline",
     "is_private",
     "is_standard",
     "matrix_base",

@@ -6,7 +6,7 @@ lists (`codec`, ...) are batched torch.
 """
 
 from onnxpq.pq.layout import Layout, codebook_bytes
-from onnxpq.pq.packing import pack_codes
+from onnxpq.pq.packing import pack_codes, unpack_codes
 from onnxpq.pq.reference import decode
 from onnxpq.pq.statistics import ColumnStatistics, InputStatistics
 from onnxpq.pq.tensor import PQTensor, packed_bytes
@@ -24,4 +24,5 @@ __all__ = [
     "pack_codes",
     "packed_bytes",
     "quantized",
+    "unpack_codes",
 ]

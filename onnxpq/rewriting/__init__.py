@@ -4,6 +4,7 @@ In: a model; later the quantized weights by name. Out: layers with reasons for w
 Neither torch nor onnxruntime is needed.
 """
 
+from onnxpq.rewriting.decompressing import decompress
 from onnxpq.rewriting.listing import find, find_layers
 from onnxpq.rewriting.replacing import constant_names, rewrite, update_initializers
 from onnxpq.rewriting.rules.context import describe
@@ -13,6 +14,7 @@ from onnxpq.rewriting.trimming import trimmed
 __all__ = [
     "Editor",
     "constant_names",
+    "decompress",
     "describe",
     "find",
     "find_layers",

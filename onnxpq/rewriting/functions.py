@@ -44,7 +44,7 @@ def settle(model: ir.Model, *, takes_half: bool) -> None:
         ModelError: the opset is too old (`onnxpq.operators.body.function`), or a node's matrix has no known sizes.
     """
     nodes = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in OP_TYPES]
-    sizes = [_sizes(node) for node in nodes]
+    sizes = [sizes_of(node) for node in nodes]
     if any(each.stages > 1 for each in sizes):
         # PQDecode adds stages up in float32 then.
         for node in nodes:
@@ -55,11 +55,11 @@ def settle(model: ir.Model, *, takes_half: bool) -> None:
         sizes,
         lookups=[each for node, each in zip(nodes, sizes, strict=True) if node.op_type == LOOKUP_OP_TYPE],
         has_fast=any(fast),
-        any_float=takes_half or _takes_half(model),
+        any_float=takes_half or gives_back_types(model),
         conv=_conv_attributes(nodes),
     )
     for node, each, is_fast in zip(nodes, sizes, fast, strict=True):
-        weight = _stored(node)
+        weight = stored_of(node)
         kept = [attribute for name, attribute in node.attributes.items() if name in CONV_ATTRIBUTES]
         node.attributes.clear()
         for attribute in (*body.attributes(node.op_type, each, dialect, fast=is_fast, weight=weight), *kept):
@@ -85,7 +85,8 @@ def weight_attributes(rows: int, columns: int, stored: body.Stored | None = None
     return [shape, own, ir.AttrInt64(schema.ATTR_TO, int(stored.dtype))]
 
 
-def _takes_half(model: ir.Model) -> bool:
+def gives_back_types(model: ir.Model) -> bool:
+    """Whether the functions of a model give back the type of X, be it float16."""
     functions = [model.functions.get((DOMAIN, name, "")) for name in MATMUL_OP_TYPES]
     return any(node.op_type == "CastLike" for found in functions if found is not None for node in found)
 
@@ -96,7 +97,12 @@ def _conv_attributes(nodes: list[ir.Node]) -> Iterator[tuple[str, str]]:
             yield from ((name, kind) for name, kind in CONV_ATTRIBUTES.items() if name in node.attributes)
 
 
-def _sizes(node: ir.Node) -> body.Sizes:
+def sizes_of(node: ir.Node) -> body.Sizes:
+    """The sizes of the matrix that an operator of ours holds.
+
+    Raises:
+        ModelError: they are not known.
+    """
     value, shape = node.inputs[INPUTS_OF[node.op_type].index("codebooks")], node.attributes.get(schema.ATTR_SHAPE)
     codebooks = value.shape if value is not None else None
     if codebooks is None or not codebooks.is_static() or len(codebooks) != schema.CODEBOOKS_RANK or shape is None:
@@ -109,7 +115,8 @@ def _sizes(node: ir.Node) -> body.Sizes:
     return body.Sizes(out_features, in_features, stages, groups, codewords, sub_vector)
 
 
-def _stored(node: ir.Node) -> body.Stored | None:
+def stored_of(node: ir.Node) -> body.Stored | None:
+    """What the matrix of a PQConv or PQWeight is to its node; None of other operators."""
     shape = node.attributes.get(schema.ATTR_WEIGHT_SHAPE)
     if shape is None:
         return None

@@ -15,6 +15,7 @@ from onnxpq.runtime.sessions import (
     library_available,
     library_path,
     run,
+    save_ort,
     session,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "library_path",
     "refusal",
     "run",
+    "save_ort",
     "session",
 ]

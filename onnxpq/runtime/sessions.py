@@ -158,6 +158,26 @@ def session(
     raise ModelError(f"onnxruntime {ort.__version__} cannot load the model {name}: {failure}{hint}") from failure
 
 
+def save_ort(model: Model, path: Path) -> None:
+    """Write a model in onnxruntime's own format, for runtimes in which the operator library is registered.
+
+    Args:
+        model: compressed.
+        path: the file to write.
+
+    Raises:
+        ModelError, RuntimeLibraryError: as `session`; the operator library must be there.
+    """
+    library_path()
+    options = _onnxruntime().SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    # Kernels that only this processor has would be in the file otherwise.
+    options.graph_optimization_level = _onnxruntime().GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    session(model, options=options)
+
+
 def frugal(model: Model, *, use_library: bool = False, custom_ops_libraries: Libraries = ()) -> "InferenceSession":
     """A session for what a model computes and not for the time it takes: it holds no weights of a large one.
 
