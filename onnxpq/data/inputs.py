@@ -76,6 +76,12 @@ def input_specs(
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
+        if isinstance(value.type, ir.SequenceType | ir.OptionalType):
+            kind = "a sequence" if isinstance(value.type, ir.SequenceType) else "optional"
+            raise ModelError(
+                f"Input '{value.name}' is {kind} ({value.type}): onnxpq gives models tensors alone, so that it cannot "
+                "run this one. Export it with a tensor there, or compress the part behind that input by itself."
+            )
         rank = None if ranks is None else ranks.get(str(value.name))
         shape = [None] * rank if value.shape is None and rank is not None else value.shape
         if not isinstance(value.type, ir.TensorType) or shape is None:

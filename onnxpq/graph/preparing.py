@@ -1,8 +1,8 @@
 """The user's model, in the form in which its layers are found, trained and rewritten.
 
-What onnxpq works on is the user's own graph, with three things changed that no caller of the model sees: local
-functions with layers or tables in them are inlined, names that several subgraphs use are told apart, and an Einsum that
-is a layer is spelt as MatMul.
+What onnxpq works on is the user's own graph, with a few things changed that no caller of the model sees: local
+functions with layers or tables in them are inlined, names that several subgraphs use are told apart, an Einsum that is
+a layer is spelt as MatMul, and outputs of Scan's bodies have shapes.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpq.errors import ModelError
-from onnxpq.graph import einsum
+from onnxpq.graph import einsum, subgraphs
 from onnxpq.graph.inlining import inline
 from onnxpq.operators import DOMAIN
 
@@ -49,6 +49,7 @@ def prepare(model: ir.Model) -> ir.Model:
     names = _names(copy)
     for node in [node for node in copy.graph.all_nodes() if einsum.is_layer(node)]:
         einsum.spell_as_matmul(node, names)
+    subgraphs.state_shapes(copy)
     return copy
 
 

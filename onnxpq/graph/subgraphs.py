@@ -72,6 +72,26 @@ def can_expose(model: ir.Model, name: str) -> bool:
     return all(is_standard(node, *_HOLDERS) for node in around) and not in_loop and not _batched_scan(model, kinds)
 
 
+def state_shapes(model: ir.Model) -> None:
+    """Change `model`: say the shapes that the outputs of Scan's bodies have, where they can be inferred.
+
+    onnxruntime runs a Scan only where it knows them, and infers none through an operator of a library.
+
+    Args:
+        model: whose values have names of their own.
+    """
+    bodies = [body for node in model.graph.all_nodes() if is_standard(node, "Scan") for body in subgraphs_of(node)]
+    silent = [value for body in bodies for value in body.outputs if value.shape is None]
+    if not silent:
+        return
+    graph = onnx.shape_inference.infer_shapes(structure(model)).graph
+    known = {info.name: info.type.tensor_type for info in _infos(graph) if info.type.tensor_type.HasField("shape")}
+    for value in silent:
+        if value.name in known:
+            dims = known[value.name].shape.dim
+            value.shape = ir.Shape([dim.dim_value if dim.HasField("dim_value") else None for dim in dims])
+
+
 def hoist(graph: ir.Graph, start: ir.Value, end: ir.Value) -> None:
     """Move the nodes between two values of a subgraph to the main graph, in place; the subgraph is left without them.
 

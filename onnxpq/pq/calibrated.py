@@ -30,6 +30,12 @@ SETTLED = 5e-3
 CG_STEPS = 4
 """Conjugate-gradient steps per fit of the codebooks; the next round goes on where one ends."""
 
+MOST_SCALE = 64.0
+"""Largest scale of a row, in units of its root mean square. Usual are 1 to 3.
+
+Near-zero codewords under a huge scale may fit as well. But the operator's tables have 15 bits of the largest codeword:
+times that scale, their rounding is more than what the row gives."""
+
 _BLOCK_COLUMNS = 128
 """Columns whose changes are gathered before they are passed on to all other columns, in one product."""
 
@@ -333,7 +339,7 @@ def fit_codebooks(problem: Problem, state: State) -> State:
 
 
 def fit_scales(problem: Problem, state: State) -> State:
-    """Row scales by least squares under H; a row keeps its scale where that would not be positive."""
+    """Row scales by least squares under H, up to `MOST_SCALE`; a row keeps its own where one would not be positive."""
     products = []
     for rows, codes, own in codec.parts(problem.matrix, state.codes, state.scales):
         unit = codec.decode(state.codebooks, codes, torch.ones_like(own), problem.layout)
@@ -341,6 +347,7 @@ def fit_scales(problem: Problem, state: State) -> State:
         products.append(torch.stack([torch.einsum("oi,oi->o", pulled, part) for part in (rows, unit)]))
     wanted, power = torch.cat(products, 1)
     scales = wanted / power.clamp_min(torch.finfo(power.dtype).tiny)
+    scales = torch.minimum(scales, torch.maximum(MOST_SCALE * codec.row_scales(problem.matrix), state.scales))
     return replace(state, scales=torch.where((power > 0) & (scales > 0), scales, state.scales))
 
 

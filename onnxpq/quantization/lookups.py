@@ -25,6 +25,7 @@ from onnxpq.errors import OnnxpqError
 from onnxpq.graph import Layer, tables
 from onnxpq.network import CHECKED_SAMPLES, Part, partition, routing
 from onnxpq.pq import InputStatistics
+from onnxpq.pq.matrix import to_matrix
 from onnxpq.quantization import calibration
 from onnxpq.runtime import Libraries, activations
 from onnxpq.support import device as devices
@@ -170,8 +171,9 @@ def _moments(
 ) -> dict[str, tuple[InputStatistics, NDArray[np.float64]]]:
     """For each table of a part the second moment of the gradients by its rows, and their squares summed by row."""
     network = part.network.to(devices.best())
-    rows = network.trainable(dict.fromkeys(layer.weight for layer in part.layers))
-    found = {name: (InputStatistics(row.shape[1]), np.zeros(row.shape[0])) for name, row in rows.items()}
+    own = {layer.weight: layer for layer in part.layers}
+    rows = network.trainable(dict.fromkeys(own))
+    found = {name: (InputStatistics(own[name].in_features), np.zeros(own[name].out_features)) for name in rows}
     random = torch.Generator().manual_seed(seed)
     spent, samples = 0.0, 0
     for batch, count in batches(data, part.fixed_batch or BATCH, exact=part.fixed_batch is not None):
@@ -183,7 +185,9 @@ def _moments(
             # Without a gradient the batch took the branch of an If that has none of the tables.
             gradients = _gradients(result, count, rows, random) if result.requires_grad else {}
         for name, gradient in gradients.items():
-            _add(*found[name], gradient)
+            # The constant may be stored with the rows along its second axis, and turned by a node.
+            turned = own[name].weight_is_in_out
+            _add(*found[name], to_matrix(gradient, own[name].in_features, is_in_out=turned))
         spent, samples = spent + work.seconds, samples + count
         if progress is not None:
             progress(samples, len(data))

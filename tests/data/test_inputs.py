@@ -30,13 +30,19 @@ def test_input_specs_leave_initializers_out() -> None:
     assert [spec.describe() for spec in specs] == ["float32 [N, 2]", "int64 [3, ?]"]
 
 
-def test_input_without_shape_or_tensor() -> None:
+def test_input_without_shape() -> None:
     model = model_of("(float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
     model.graph.inputs[0].shape = None
     with pytest.raises(ModelError, match=r"Input 'x' has type FLOAT and shape None: onnxpq needs tensors of known"):
         inputs.input_specs(model)
-    model = model_of("(seq(float[N]) s, float[N] x) => (float[N] y) { y = Relu(x) }")
-    with pytest.raises(ModelError, match="Input 's' has type Sequence"):
+
+
+@pytest.mark.parametrize(("kind", "called"), [("seq", "a sequence"), ("optional", "optional")])
+def test_inputs_that_are_no_tensors(kind: str, called: str) -> None:
+    model = model_of(f"({kind}(float[N,2]) s, float[N,2] x) => (float[N,2] y) {{ y = Identity(x) }}")
+    with pytest.raises(
+        ModelError, match=rf"^Input 's' is {called} \(.*\): onnxpq gives models tensors alone, .*Export"
+    ):
         inputs.input_specs(model)
 
 

@@ -29,6 +29,7 @@ BLOCKS: tuple[tuple[int, Callable[[Builder, Value], Value | None]], ...] = (
     (2, layers.merged_steps),
     (1, layers.with_image),
     (1, layers.ensemble),
+    (1, layers.integer_layer),
     (2, control.branch),
     (1, control.loop),
     (2, control.scan),
@@ -64,7 +65,7 @@ class Case:
         test: samples to verify on, or None.
         labels: key of the labels in both, or None.
         batch: the samples that the model takes at a time; None for any.
-        source: how the model is passed: "proto", "bytes", "file" or "external".
+        source: how the model is passed: "proto", "bytes", "file", "external" or "ir".
     """
 
     seed: int
@@ -84,6 +85,7 @@ def draw(seed: int) -> Case:
     rng = np.random.default_rng([25, 8, seed])
     opset = OPSETS[int(rng.integers(len(OPSETS)))]
     b = Builder(rng, opset)
+    b.prefix = b.pick(["v", "v", "/block.0/out_", "dense:", "été "])
     batch = None if b.chance(0.85) else b.pick([1, 1, 2, 4])
     mode = b.pick(MODES)
     inputs = _inputs(b, "H" if "plain" not in mode or b.chance(0.05) else 8)
@@ -101,7 +103,16 @@ def draw(seed: int) -> Case:
         if b.chance(0.2) and batch is None:
             test = None
     return Case(
-        seed, mode, model, outputs, settings, data, test, labels, batch, b.pick(["proto", "bytes", "file", "external"])
+        seed,
+        mode,
+        model,
+        outputs,
+        settings,
+        data,
+        test,
+        labels,
+        batch,
+        b.pick(["proto", "bytes", "file", "external", "ir"]),
     )
 
 
@@ -159,6 +170,8 @@ def _as_floats(b: Builder, v: Value) -> Value:
 def _grown(b: Builder, inputs: Sequence[Value]) -> tuple[Value, ...]:
     """Blocks upon blocks; what the model gives is of the last ones."""
     pool = [_as_floats(b, v) for v in inputs]
+    if b.chance(0.1) and (found := layers.from_units(b, inputs[0])) is not None:
+        pool = [found]
     wanted = int(b.rng.integers(2, 11))
     tries = 0
     while (wanted > 0 and tries < 60) or (b.weights < LEAST_WEIGHTS and tries < 90):
@@ -253,7 +266,7 @@ def _samples(b: Builder, inputs: Sequence[Value], size: dict[str, int], count: i
     for v in inputs:
         shape = (count, *(size[dim] if isinstance(dim, str) else dim for dim in v.shape[1:]))
         if v.is_float:
-            found[v.name] = b.rng.standard_normal(shape).astype(v.dtype)
+            found[v.name] = (b.rng.standard_normal(shape) * b.units.get(v.name, 1)).astype(v.dtype)
         else:
             most = {"bool": 2, "uint8": 256}.get(v.dtype, 100)
             found[v.name] = b.rng.integers(0, most, shape).astype(v.dtype)
@@ -287,7 +300,7 @@ def _settings(b: Builder, mode: str) -> dict[str, Any]:
         "training": _training(b),
     }
     if "ratio" in mode:
-        target = b.pick([{"ratio": 2.0}, {"ratio": 3.0}, {"fc_ratio": 6.0}, {"fc_ratio": 4.0}])
+        target = b.pick([{"ratio": 2.0}, {"ratio": 3.0}, {"fc_ratio": 6.0}, {"size": 16_000}])
         found["target"] = {**target, "max_codewords": 16}
     else:
         codewords = 16 if found["pq"]["fast"] else b.pick([16, 16, 16, 4, 11, 32, 256])

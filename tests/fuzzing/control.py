@@ -33,14 +33,14 @@ def branch(b: Builder, v: Value, width: int | None = None) -> Value | None:
     width = width or b.pick([8, 16, 32])
     graphs = []
     for _ in range(2):
-        with b.inside() as nodes:
+        with b.inside():
             found = dense(b, v, width)
             if found is None:
                 return None
             if b.depth < DEEPEST and b.chance(0.1):
                 found = branch(b, found, width) or found
             result = b.node("Tanh", [found], found.shape)
-            graphs.append(helper.make_graph(nodes, b.fresh("g"), [], [info(result.name, v.dtype, None)]))
+            graphs.append(b.subgraph([], [info(result.name, v.dtype, None)]))
     if b.chance(0.2):
         condition = b.constant(b.chance(0.5), "bool")
     else:
@@ -57,7 +57,7 @@ def loop(b: Builder, v: Value) -> Value | None:
         return None
     turns = int(b.rng.integers(1, 4))
     step, goes, state = Value(b.fresh("i"), (), "int64"), Value(b.fresh("q"), (), "bool"), _like(b, v)
-    with b.inside() as nodes:
+    with b.inside():
         found = _step(b, state)
         if found is None:
             return None
@@ -65,7 +65,7 @@ def loop(b: Builder, v: Value) -> Value | None:
         along = b.node("Identity", [found], found.shape)
         inputs = [info(step.name, "int64", []), info(goes.name, "bool", []), info(state.name, v.dtype, None)]
         outputs = [info(again.name, "bool", []), info(found.name, v.dtype, None), info(along.name, v.dtype, None)]
-        body = helper.make_graph(nodes, b.fresh("g"), inputs, outputs)
+        body = b.subgraph(inputs, outputs)
     given = [b.constant(turns, "int64"), b.constant(True, "bool"), v]
     last, every = b.node("Loop", given, v.shape, (turns, *v.shape), dtype=v.dtype, body=body)
     return every if v.rank < 4 and b.chance(0.25) else last
@@ -77,7 +77,7 @@ def scan(b: Builder, v: Value) -> Value | None:
         return None
     start = reduce(b, "ReduceMean", v, [1])
     state, entry = _like(b, start), _like(b, start)
-    with b.inside() as nodes:
+    with b.inside():
         moved = dense(b, state, int(v.last))
         if moved is None:
             return None
@@ -86,7 +86,7 @@ def scan(b: Builder, v: Value) -> Value | None:
         shown = None if b.chance(0.5) else start.shape
         inputs = [info(x.name, v.dtype, shown) for x in (state, entry)]
         outputs = [info(x.name, v.dtype, shown) for x in (found, along)]
-        body = helper.make_graph(nodes, b.fresh("g"), inputs, outputs)
+        body = b.subgraph(inputs, outputs)
     attributes: dict[str, Any] = {"body": body, "num_scan_inputs": 1, "scan_input_axes": [1], "scan_output_axes": [1]}
     last, every = b.node("Scan", [start, v], start.shape, v.shape, dtype=v.dtype, **attributes)
     return every if b.chance(0.5) else last

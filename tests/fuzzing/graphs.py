@@ -57,6 +57,9 @@ class Builder:
         functions: local ones by name.
         exposed: initializers that are graph inputs as well.
         weights: numbers in what was drawn as a weight so far.
+        own: initializers of the subgraph that is being built.
+        units: by input, what its columns are multiplied by.
+        prefix: of the values' names.
         depth: of subgraphs around the present one.
     """
 
@@ -67,6 +70,9 @@ class Builder:
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
     exposed: list[str] = field(default_factory=list)
     weights: int = 0
+    own: dict[str, NDArray[Any]] = field(default_factory=dict)
+    units: dict[str, NDArray[Any]] = field(default_factory=dict)
+    prefix: str = "v"
     depth: int = 0
     count: int = 0
 
@@ -76,9 +82,9 @@ class Builder:
     def pick(self, options: Sequence[Choice]) -> Choice:
         return options[int(self.rng.integers(len(options)))]
 
-    def fresh(self, prefix: str = "v") -> str:
+    def fresh(self, prefix: str | None = None) -> str:
         self.count += 1
-        return f"{prefix}{self.count}"
+        return f"{self.prefix if prefix is None else prefix}{self.count}"
 
     def node(
         self,
@@ -102,12 +108,20 @@ class Builder:
     def inside(self) -> Iterator[list[onnx.NodeProto]]:
         """Nodes that are added meanwhile are those of a subgraph."""
         outer, self.nodes = self.nodes, []
+        tensors, self.own = self.own, {}
         self.depth += 1
         try:
             yield self.nodes
         finally:
-            self.nodes = outer
+            self.nodes, self.own = outer, tensors
             self.depth -= 1
+
+    def subgraph(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.GraphProto:
+        """The graph that is being built inside."""
+        tensors = [numpy_helper.from_array(array, name) for name, array in self.own.items()]
+        return helper.make_graph(self.nodes, self.fresh("g"), inputs, outputs, tensors)
 
     def constant(self, array: Any, dtype: str | None = None) -> str:
         """A constant that is no weight, in a node or an initializer."""
@@ -139,7 +153,10 @@ class Builder:
 
     def store(self, array: NDArray[Any]) -> str:
         name = self.fresh("w")
-        self.tensors[name] = array
+        if self.depth and self.chance(0.25):
+            self.own[name] = array
+        else:
+            self.tensors[name] = array
         return name
 
 
@@ -185,7 +202,7 @@ def _identity(b: Builder, array: NDArray[Any]) -> str:
 
 def _exposed(b: Builder, array: NDArray[Any]) -> str:
     name = b.store(array)
-    if b.chance(0.3):
+    if name in b.tensors and b.chance(0.3):
         b.exposed.append(name)
     return name
 

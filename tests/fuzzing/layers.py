@@ -303,3 +303,28 @@ def ensemble(b: Builder, v: Value) -> Value | None:
     if one is None or other is None or not isinstance(one.last, int) or not isinstance(other.last, int):
         return None
     return concat(b, [one, other], one.rank - 1)
+
+
+def integer_layer(b: Builder, v: Value) -> Value | None:
+    """A layer that is quantized already, as dynamic quantization writes it: onnxpq leaves it alone."""
+    if v.dtype != "float32" or v.rank < 2 or not isinstance(v.last, int) or v.last < 1 or 0 in v.shape:
+        return None
+    out = b.pick(WIDTHS)
+    codes, scale, zero = b.node("DynamicQuantizeLinear", [v], v.shape, (), ())
+    weight = b.constant(b.rng.integers(0, 255, (v.last, out)), "uint8")
+    inputs = [codes, weight, zero, b.constant(128, "uint8")]
+    sums = b.node("MatMulInteger", inputs, _to(v, out), dtype="int32")
+    floats = b.node("Cast", [sums], sums.shape, dtype="float32", to=1)
+    both = b.node("Mul", [scale, b.constant(0.003, "float32")], (), dtype="float32")
+    return b.node("Mul", [floats, both], floats.shape, dtype="float32")
+
+
+def from_units(b: Builder, v: Value) -> Value | None:
+    """The first layer of a model whose scaler is folded into it: inputs in different units."""
+    if v.dtype != "float32" or v.rank != 2 or v.shape[0] != "N" or not isinstance(v.last, int):
+        return None
+    b.units[v.name] = units = 10.0 ** b.rng.uniform(-2, 3, v.last)
+    out = b.pick(WIDTHS)
+    b.weights += v.last * out
+    weight = b.store((b.numbers((v.last, out), fan_in=v.last) / units[:, None]).astype(np.float32))
+    return b.node("Gemm", [v, weight, _bias(b, (out,), v.dtype)], _to(v, out))

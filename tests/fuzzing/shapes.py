@@ -187,7 +187,7 @@ def output(b: Builder, v: Value) -> list[Value]:
     if not v.is_float:
         return [v]
     kinds: list[Any] = [_itself] * 10 + [_typed, _typed, _largest, _top, _above, _mean, _filtered, _places]
-    kinds += [_time_major, _time_major, _rows, _batch_mean, _empty, _shape, _sequence, _probability]
+    kinds += [_time_major, _time_major, _rows, _batch_mean, _empty, _shape, _sequence, _probability, _constant]
     found: list[Value] | None = None
     while found is None:
         found = b.pick(kinds)(b, v)
@@ -293,6 +293,15 @@ def _sequence(b: Builder, v: Value) -> list[Value] | None:
         return None
     found = b.node("SplitToSequence", [v], [], axis=v.rank - 1, keepdims=1)
     return [Value(found.name, (*v.shape[:-1], 1), "sequence")]
+
+
+def _constant(b: Builder, v: Value) -> list[Value] | None:
+    """Beside the value a weight."""
+    names = [name for name in b.tensors if name[0] == "w"]
+    if not names or not b.chance(0.3):
+        return None
+    name = b.pick(names)
+    return [v, Value(name, b.tensors[name].shape, str(b.tensors[name].dtype))]
 
 
 def _probability(b: Builder, v: Value) -> list[Value] | None:

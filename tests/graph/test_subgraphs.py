@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+import onnxpq
 from onnxpq import runtime
 from onnxpq.graph import subgraphs
 from onnxpq.graph.normalising import normalise
@@ -135,3 +136,24 @@ def test_hoisting_moves_what_computes_a_value() -> None:
     subgraphs.hoist(model.graph, values["h"], values["p"])
     assert [node.op_type for node in model.graph] == ["Tanh", "If", "Relu", "MatMul"]
     assert [value.name for value in model.graph.inputs] == ["x", "c"]
+
+
+def test_outputs_of_a_scan_get_shapes_where_they_say_none() -> None:
+    """onnxruntime runs no Scan without, and infers none through the operator library."""
+    rng = np.random.default_rng(0)
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    main (float[N,5,64] x, float[N,64] start) => (float[N,64] last, float[N,5,64] all) {
+        last, all = Scan<num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],
+            body = step (float[N,64] h, float[N,64] e) => (float k, float o) {
+                [fc] p = MatMul(h, w) a = Add(p, e) k = Tanh(a) o = Identity(k)
+            }>(start, x)
+    }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal((64, 64), np.float32) / 8, "w"))
+    body = model.graph.node[0].attribute[3].g
+    for output in body.output:
+        output.type.tensor_type.ClearField("shape")
+    result = onnxpq.compress(model, config=onnxpq.Config(floor=1e6))
+    inputs = {"x": rng.standard_normal((3, 5, 64), np.float32), "start": rng.standard_normal((3, 64), np.float32)}
+    before, after = (onnxpq.session(source).run(None, inputs) for source in (model, result.model))
+    assert [array.shape for array in after] == [array.shape for array in before]

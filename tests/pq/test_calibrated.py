@@ -117,6 +117,20 @@ def test_scales_are_least_squares() -> None:
         assert float(fitted[row]) == pytest.approx(exact if exact > 0 else float(state.scales[row]), rel=1e-4)
 
 
+def test_no_row_is_a_near_zero_codeword_under_a_huge_scale() -> None:
+    """The operator's tables round by a share of the largest codeword: times such a scale, that is more than the row."""
+    problem = problem_of(6, 3, 2, 4, 1)
+    state = some_state(problem)
+    codebooks = state.codebooks.clone()
+    codebooks[:, 0] = 1e-5 * problem.matrix[0, :2]
+    codes = state.codes.clone()
+    codes[0] = 0
+    fitted = calibrated.fit_scales(problem, State(codebooks, codes, codec.row_scales(problem.matrix))).scales
+    assert float(fitted[0]) == pytest.approx(float(calibrated.MOST_SCALE * codec.row_scales(problem.matrix)[0]))
+    unit = codec.decode(codebooks, codes, torch.ones(6), problem.layout)
+    assert float(unit[0] @ problem.moment @ problem.matrix[0]) > 0
+
+
 def test_feedback_is_brute_force() -> None:
     """Each code is the best if all later columns may take any value, given the codes before it."""
     problem = problem_of(5, 3, 2, 4, 3)

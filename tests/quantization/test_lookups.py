@@ -305,6 +305,23 @@ def test_gradients_are_those_of_the_output_by_the_rows() -> None:
 
 
 @pytest.mark.rounding
+@pytest.mark.rounding
+def test_a_table_may_be_stored_turned() -> None:
+    model, ids = linear_model(), np.random.default_rng(0).integers(0, 30, (100, LENGTH))
+    turned = linear_model()
+    (words,) = [tensor for tensor in turned.graph.initializer if tensor.name == "words"]
+    words.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(words).T.copy(), "stored"))
+    turned.graph.node.insert(0, onnx.helper.make_node("Transpose", ["stored"], ["words"], "turn", perm=[1, 0]))
+    (one,), (other,) = (observed(given, ids).values() for given in (model, turned))
+    assert one.importance is not None
+    assert one.statistics is not None
+    assert other.importance is not None
+    assert other.statistics is not None
+    np.testing.assert_allclose(other.importance, one.importance, rtol=ROUNDING)
+    expected = one.statistics.second_moment
+    np.testing.assert_allclose(other.statistics.second_moment, expected, atol=ROUNDING * np.abs(expected).max())
+
+
 def test_their_mean_is_what_errors_cost() -> None:
     """Without random directions: in a linear model an error e of a row costs ``|e W|^2``."""
     model, ids = linear_model(), np.random.default_rng(0).integers(0, 40, (2000, LENGTH))
