@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from onnxpq.config import Config, LayerConfig, PQConfig, TargetConfig, TrainingConfig
     from onnxpq.data import Dataset
     from onnxpq.errors import OnnxpqError
+    from onnxpq.library import decompress, inline, rewrite, update_weights
     from onnxpq.network.ops import register_op
     from onnxpq.pipeline import Result, compress
+    from onnxpq.pq import Layout, PQTensor
     from onnxpq.report import Report
     from onnxpq.runtime import library_available, library_path, session
 
@@ -19,34 +21,46 @@ _HOMES = {
     "Config": "onnxpq.config.settings",
     "Dataset": "onnxpq.data.datasets",
     "LayerConfig": "onnxpq.config.settings",
+    "Layout": "onnxpq.pq.layout",
     "OnnxpqError": "onnxpq.errors",
     "PQConfig": "onnxpq.config.settings",
+    "PQTensor": "onnxpq.pq.tensor",
     "Report": "onnxpq.report.run",
     "Result": "onnxpq.pipeline",
     "TargetConfig": "onnxpq.config.target",
     "TrainingConfig": "onnxpq.config.settings",
     "compress": "onnxpq.pipeline",
+    "decompress": "onnxpq.library",
+    "inline": "onnxpq.library",
     "library_available": "onnxpq.runtime.sessions",
     "library_path": "onnxpq.runtime.sessions",
     "register_op": "onnxpq.network.ops",
+    "rewrite": "onnxpq.library",
     "session": "onnxpq.runtime.sessions",
+    "update_weights": "onnxpq.library",
 }
 
 __all__ = [
     "Config",
     "Dataset",
     "LayerConfig",
+    "Layout",
     "OnnxpqError",
     "PQConfig",
+    "PQTensor",
     "Report",
     "Result",
     "TargetConfig",
     "TrainingConfig",
     "compress",
+    "decompress",
+    "inline",
     "library_available",
     "library_path",
     "register_op",
+    "rewrite",
     "session",
+    "update_weights",
 ]
 
 

@@ -24,6 +24,7 @@ FLOORS = (
     ("quantization",),
     ("targeting",),
     ("exporting", "pipeline"),
+    ("library",),
     ("cli",),
 )
 """The rooms from the bottom up; a room may import what stands below it."""

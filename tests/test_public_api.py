@@ -10,17 +10,23 @@ PUBLIC = [
     "Config",
     "Dataset",
     "LayerConfig",
+    "Layout",
     "OnnxpqError",
     "PQConfig",
+    "PQTensor",
     "Report",
     "Result",
     "TargetConfig",
     "TrainingConfig",
     "compress",
+    "decompress",
+    "inline",
     "library_available",
     "library_path",
     "register_op",
+    "rewrite",
     "session",
+    "update_weights",
 ]
 
 

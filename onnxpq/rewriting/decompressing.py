@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxpq.errors import ModelError
 from onnxpq.graph import opset, values_of
 from onnxpq.operators import CONV_OP_TYPE, DOMAIN, INPUTS_OF, LOOKUP_OP_TYPE, OP_TYPES, WEIGHT_OP_TYPE
-from onnxpq.pq import unpack_codes
+from onnxpq.pq import PQTensor, unpack_codes
 from onnxpq.rewriting import functions, pruning
 from onnxpq.rewriting.rules.editor import Editor, names_of
 
@@ -57,13 +57,9 @@ def matrix_of(node: ir.Node) -> NDArray[np.float32]:
     codebooks, packed, scales = (_constant(node, name) for name in ("codebooks", "codes", "scales"))
     sizes = functions.sizes_of(node)
     codes = unpack_codes(packed, sizes.out_features, sizes.stages, sizes.codewords)
-    width = -(-sizes.sub_vectors // sizes.groups)
-    group = np.arange(sizes.sub_vectors) // width
-    units = np.zeros((sizes.out_features, sizes.sub_vectors, sizes.sub_vector), np.float32)
-    for stage in range(sizes.stages):
-        units += codebooks[stage, group, codes[:, stage]].astype(np.float32)
-    matrix = units.reshape(sizes.out_features, -1)[:, : sizes.in_features]
-    return np.ascontiguousarray(matrix * scales.astype(np.float32)[:, None])
+    tensor = PQTensor(codebooks, codes, scales.astype(np.float32), sizes.in_features)
+    tensor.check()
+    return tensor.decode()
 
 
 def _constant(node: ir.Node, name: str) -> NDArray[Any]:
