@@ -367,13 +367,13 @@ def _bytes(case: Case, weight: str, layout: Layout) -> int:
 
 
 def _weigh(case: Case, input_errors: Mapping[str, float | None], layouts: Layouts) -> int:
-    """Bytes of the file with given layouts, by writing it with zeros; the functions depend on how layers multiply."""
+    """Bytes of the file with given layouts, by writing it; its functions depend on how layers multiply."""
     body, version = case.run.config.pq.body, opset(case.subject.forms.prepared)
     has_data = case.subject.train is not None
     tensors = {}
-    for name, layout in layouts.items():
+    for number, (name, layout) in enumerate(layouts.items(), 1):
         may_int8 = bodies.multiplies_int8(layout, input_errors.get(name), body, has_data=has_data, opset=version)
-        tensors[name] = _zeros(layout, multiplies_int8=may_int8)
+        tensors[name] = _placeholder(layout, number, multiplies_int8=may_int8)
     rewritten = rewriting.rewrite(case.subject.forms.prepared, case.subject.layers, tensors)
     config = case.run.config
     model = rewriting.trimmed(rewritten, rest=config.rest, keep_metadata=config.keep_metadata)
@@ -383,12 +383,14 @@ def _weigh(case: Case, input_errors: Mapping[str, float | None], layouts: Layout
         return files.file_bytes(path)
 
 
-def _zeros(layout: Layout, *, multiplies_int8: bool) -> PQTensor:
+def _placeholder(layout: Layout, number: int, *, multiplies_int8: bool) -> PQTensor:
+    """A tensor of the right sizes with random content: constants of equal content are stored once."""
+    rng = np.random.default_rng(number)
     shape = (1, layout.groups, layout.codewords, layout.sub_vector)
     return PQTensor(
-        codebooks=np.zeros(shape, np.int8 if layout.codebook_bytes == 1 else np.float16),
-        codes=np.zeros((layout.out_features, 1, layout.sub_vectors), np.uint8),
-        scales=np.zeros(layout.out_features, np.float32),
+        codebooks=rng.integers(-9, 9, shape).astype(np.int8 if layout.codebook_bytes == 1 else np.float16),
+        codes=rng.integers(0, 2, (layout.out_features, 1, layout.sub_vectors), np.uint8),
+        scales=rng.uniform(1, 2, layout.out_features).astype(np.float32),
         in_features=layout.in_features,
         multiplies_int8=multiplies_int8,
     )

@@ -31,7 +31,7 @@ def run_cases(folder: Path, library: bool) -> subprocess.CompletedProcess[str]:
     return run("run_cases.py", folder, *(["--library", onnxpq.library_path()] if library else []))
 
 
-@pytest.mark.parametrize(("library", "count"), [(False, 12), (True, 13)], ids=["body", "library"])
+@pytest.mark.parametrize(("library", "count"), [(False, 16), (True, 17)], ids=["body", "library"])
 def test_all_cases_pass_here(folder: Path, library: bool, count: int) -> None:
     result = run_cases(folder, library)
     assert result.returncode == 0, result.stdout

@@ -62,7 +62,9 @@ def test_every_form_of_layer_has_an_influence(name: str) -> None:
     model = files.load(form.model())
     if preparing.has_bfloat16(model) and not form.runs:
         model = preparing.widened(model)
-    layers, _ = rewriting.find(model, min_weights=1, conv1x1=True, tables=True)
+    layers, _ = rewriting.find(
+        model, min_weights=1, conv1x1=True, tables=True, kinds=form.settings.get("only", ("fc",))
+    )
     inputs = input_specs(model)
     data = random_inputs(inputs, 4, 0)
     outputs = runtime.run(runtime.session(model, use_library=False), first(data, fixed_batch(inputs), 4))

@@ -36,7 +36,6 @@ TRAINED = (
     "float16",
     "double",
     "weight -> Transpose",
-    "inside If branches",
     "inside a Loop",
     "inside a Scan",
     "3-D weight (batched MatMul)",

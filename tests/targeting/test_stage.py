@@ -92,7 +92,8 @@ def test_a_size_is_reached_and_used_up(digits: tuple[Arrays, Arrays], target: Ta
     used = (target.ratio or 0) / result.report.ratio + (target.fc_ratio or 0) / result.report.layer_ratio
     assert 0.95 < used + (size / target.size if target.size else 0) <= 1
     result.save(tmp_path / "o.onnx")
-    assert (tmp_path / "o.onnx").stat().st_size == size == found.trials[0].file_bytes
+    assert (tmp_path / "o.onnx").stat().st_size == size
+    assert size in {trial.file_bytes for trial in found.trials}
 
 
 def test_chosen_layouts_beat_equal_ones_at_their_bytes(digits: tuple[Arrays, Arrays]) -> None:
