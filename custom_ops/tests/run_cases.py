@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-
 FIRST_THAT_FOLDS = (1, 17)
 """Older ones run the bodies of functions that call functions, but compute their constants at every call."""
 
