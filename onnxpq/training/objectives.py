@@ -186,7 +186,9 @@ def _sum(*losses: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tenso
 
 def _variance(teacher: NDArray[np.generic]) -> float:
     """Mean over the output's entries of their variance over the samples."""
-    return max(float(teacher[:_SAMPLE].astype(np.float64).var(axis=0).mean()), 1e-12)
+    some = teacher[:_SAMPLE].astype(np.float64)
+    # Outputs may be empty in all samples.
+    return max(float(some.var(axis=0).mean()), 1e-12) if some.size else 1e-12
 
 
 def _squared(variance: float) -> Callable[[Tensor, Tensor], Tensor]:
