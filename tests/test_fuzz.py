@@ -1,8 +1,8 @@
 """Random whole models through inspect and compress: the report's figures against whole outputs, compared by themselves.
 
-The models are the same in every session, unless ``ONNXPQ_FUZZ_SEED`` is another number, or "fresh" for others each time:
-fresh ones still find a fault in one run of a hundred. What fails names its seed; ``python -m benchmarks fuzz --seed N``
-repeats it alone.
+The models are the same in every session, unless ``ONNXPQ_FUZZ_SEED`` is another number, or "fresh" for others each
+time: fresh ones still find a fault in one run of a hundred. What fails names its seed;
+``python -m benchmarks fuzz --seed N`` repeats it alone.
 """
 
 import os
