@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxpq import rewriting, runtime
 from onnxpq.errors import ConfigError
 from onnxpq.graph import files, inline
-from onnxpq.operators import DOMAIN, LOOKUP_OP_TYPE, MATMUL_OP_TYPES
+from onnxpq.operators import DOMAIN, KERNEL_OP_TYPES
 from onnxpq.support.writing import scratch_folder
 
 DENSE: Final = "dense"
@@ -63,8 +63,7 @@ def export(source: files.Source, path: str | PathLike[str], way: str) -> None:
 
 def _save_ort(model: ir.Model, target: str) -> None:
     """Onnxruntime's format: graph optimizations are done, and operators of the library stay."""
-    kernels = (*MATMUL_OP_TYPES, LOOKUP_OP_TYPE)
-    if not any(node.domain == DOMAIN and node.op_type in kernels for node in model.graph.all_nodes()):
+    if not any(node.domain == DOMAIN and node.op_type in KERNEL_OP_TYPES for node in model.graph.all_nodes()):
         raise ConfigError(
             "The model has no operator that the library has a kernel for, so onnxruntime's format would hold dense "
             f"weights. Export it as '{INLINE}', or convert it with onnxruntime's own tool."

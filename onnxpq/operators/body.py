@@ -154,6 +154,11 @@ class Dialect:
         )
 
     @property
+    def row_axes(self) -> int:
+        """How many axes of ``by_output`` (`_digits`) are those of the rows."""
+        return 2 if self.places == {1} else 3
+
+    @property
     def decoding(self) -> tuple[str, ...]:
         """The attributes that `PQDecode` reads."""
         mixed = (ATTR_PLACE, ATTR_RADIX) if len(self.places) > 1 else ()
@@ -331,7 +336,7 @@ def _matrix(dialect: Dialect) -> Iterator[str]:
         yield "by_stage = Reshape (pieces, stages)"
         yield from _sum_of_stages(dialect, "padded")
     else:
-        yield f"padded = Flatten <axis = {2 if dialect.places == {1} else 3}> (pieces)"
+        yield f"padded = Flatten <axis = {dialect.row_axes}> (pieces)"
     yield from _crop(dialect, "padded", OUTPUTS[0])
 
 
@@ -364,13 +369,18 @@ def _weight(dialect: Dialect) -> Iterator[str]:
     """The weight in its shape and type."""
     yield f"units = {_call(DECODE_OP_TYPE, dialect)} (codebooks, codes)"
     yield f"units_float = Cast <to = {_FLOAT}> (units)"
-    yield f"scales_float = Cast <to = {_FLOAT}> (scales)"
-    yield "column = Constant <value = int64[2] {-1, 1}> ()"
-    yield "scale_column = Reshape (scales_float, column)"
+    yield from _scale_column()
     yield "matrix = Mul (units_float, scale_column)"
     yield f"shape = Constant <value: tensor = @{ATTR_WEIGHT_SHAPE}> ()"
     yield "weight = Reshape (matrix, shape)"
     yield f"Y = Cast <to: int = @{ATTR_TO}> (weight)"
+
+
+def _scale_column() -> Iterator[str]:
+    """``scale_column``: the scales of the rows, [out, 1]."""
+    yield f"scales_float = Cast <to = {_FLOAT}> (scales)"
+    yield "column = Constant <value = int64[2] {-1, 1}> ()"
+    yield "scale_column = Reshape (scales_float, column)"
 
 
 def _convolution(dialect: Dialect) -> Iterator[str]:
@@ -389,11 +399,9 @@ def _call(op_type: str, dialect: Dialect) -> str:
 def _lookup(dialect: Dialect) -> Iterator[str]:
     """Rows of the table. What is known without ``rows`` is constant: one byte for each code."""
     yield from _digits(dialect)
-    yield f"padded_codes = Flatten <axis = {2 if dialect.places == {1} else 3}> (by_output)"
+    yield f"padded_codes = Flatten <axis = {dialect.row_axes}> (by_output)"
     yield f"padded_bytes = Cast <to = {_UINT8}> (padded_codes)"  # [B*places*16, S]
-    yield f"scales_float = Cast <to = {_FLOAT}> (scales)"
-    yield "column = Constant <value = int64[2] {-1, 1}> ()"
-    yield "scale_column = Reshape (scales_float, column)"
+    yield from _scale_column()
     yield from _chosen_codes(dialect)
     yield f"chosen = Cast <to = {_INT32}> (chosen_bytes)"
     yield from _pieces(dialect, "chosen")

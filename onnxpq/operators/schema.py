@@ -61,7 +61,10 @@ WEIGHT_OP_TYPE: Final = "PQWeight"
 DECODE_OP_TYPE: Final = "PQDecode"
 
 MATMUL_OP_TYPES: Final = (OP_TYPE, INTEGER_OP_TYPE)
-OP_TYPES: Final = (*MATMUL_OP_TYPES, LOOKUP_OP_TYPE, CONV_OP_TYPE, WEIGHT_OP_TYPE)
+KERNEL_OP_TYPES: Final = (*MATMUL_OP_TYPES, LOOKUP_OP_TYPE)
+"""Those that the operator library has."""
+
+OP_TYPES: Final = (*KERNEL_OP_TYPES, CONV_OP_TYPE, WEIGHT_OP_TYPE)
 """Those that a model's graphs may have."""
 
 INPUTS: Final = ("X", "codebooks", "codes", "scales", "bias")

@@ -38,7 +38,8 @@ class Quantized:
         """The codebooks [G, K, d] as they are stored; gradients pass to `codebooks` as if nothing was rounded."""
         if self.layout.codebook_bytes > 1:
             return self.codebooks
-        return self.codebooks + (self._whole() * self._unit() - self.codebooks).detach()
+        unit = self._unit()
+        return self.codebooks + (self._whole(unit) * unit - self.codebooks).detach()
 
     def matrix(self) -> Tensor:
         """The weight [out, in] that it stands for; differentiable in codebooks and scales."""
@@ -55,7 +56,8 @@ class Quantized:
             unit = size if size > 0 else 1.0
             books = (self.codebooks.detach() / unit).to(torch.float16)
         else:
-            unit, books = float(self._unit()), self._whole().to(torch.int8)
+            step = self._unit()
+            unit, books = float(step), self._whole(step).to(torch.int8)
         return PQTensor(
             codebooks=books.unsqueeze(0).cpu().numpy(),
             codes=self.codes.unsqueeze(1).cpu().numpy(),
@@ -68,6 +70,6 @@ class Quantized:
         largest = self.codebooks.detach().abs().max()
         return torch.where(largest > 0, largest, torch.ones_like(largest)) / self.magnitude
 
-    def _whole(self) -> Tensor:
-        """The codebooks [G, K, d] in these steps, whole numbers."""
-        return (self.codebooks.detach() / self._unit()).round()
+    def _whole(self, unit: Tensor) -> Tensor:
+        """The codebooks [G, K, d] in steps of `unit`, whole numbers."""
+        return (self.codebooks.detach() / unit).round()

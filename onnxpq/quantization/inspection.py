@@ -15,15 +15,7 @@ def describe(model: files.Source, config: Config) -> str:
         ConfigError: a setting does not fit the model.
     """
     loaded, notes, _ = files.read(model, runtime.refusal)
-    layers, skipped = rewriting.find(
-        loaded,
-        min_weights=config.min_weights,
-        include=config.include,
-        exclude=config.exclude,
-        conv1x1=config.conv1x1,
-        tables=config.takes_tables,
-        kinds=config.kinds,
-    )
+    layers, skipped = rewriting.find_by(loaded, config)
     total = files.tensor_bytes(loaded)
     lines = [f"{total:,} bytes of constants, opset {opset(loaded)}, IR version {loaded.ir_version}", ""]
     if layers:

@@ -5,7 +5,7 @@ Neither torch nor onnxruntime is needed.
 """
 
 from onnxpq.rewriting.decompressing import decompress
-from onnxpq.rewriting.listing import find, find_layers
+from onnxpq.rewriting.listing import find, find_by, find_layers
 from onnxpq.rewriting.replacing import constant_names, rewrite, update_initializers
 from onnxpq.rewriting.rules.context import describe
 from onnxpq.rewriting.rules.editor import Editor
@@ -17,6 +17,7 @@ __all__ = [
     "decompress",
     "describe",
     "find",
+    "find_by",
     "find_layers",
     "rescaling",
     "rewrite",

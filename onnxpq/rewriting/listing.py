@@ -142,14 +142,13 @@ def _counted(chosen: Sequence[Layer | Skipped], nodes: Sequence[ir.Node], contex
                 yield replace(entry, nbytes=sum(own.values()))
 
 
-def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skipped]]:
-    """The layers that the settings let be compressed, and the other nodes with large constants.
+def find_by(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skipped]]:
+    """What `find` lists with the settings.
 
     Raises:
-        NothingToCompressError: there is no such layer; the message gives the reason for each node.
         ConfigError: a glob matches no node.
     """
-    layers, skipped = find(
+    return find(
         model,
         min_weights=config.min_weights,
         include=config.include,
@@ -158,6 +157,16 @@ def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skip
         tables=config.takes_tables,
         kinds=config.kinds,
     )
+
+
+def find_layers(model: ir.Model, config: Config) -> tuple[list[Layer], list[Skipped]]:
+    """The layers that the settings let be compressed, and the other nodes with large constants.
+
+    Raises:
+        NothingToCompressError: there is no such layer; the message gives the reason for each node.
+        ConfigError: a glob matches no node.
+    """
+    layers, skipped = find_by(model, config)
     if not layers:
         reasons = "".join(f"\n  {entry.node} ({entry.op_type}): {entry.reason}" for entry in skipped)
         raise NothingToCompressError(

@@ -18,7 +18,7 @@ from onnxpq import runtime
 from onnxpq.data import Dataset
 from onnxpq.errors import ModelError, OnnxpqError
 from onnxpq.graph import files, node_label, subgraphs
-from onnxpq.operators import DOMAIN, LOOKUP_OP_TYPE, MATMUL_OP_TYPES
+from onnxpq.operators import DOMAIN, KERNEL_OP_TYPES, LOOKUP_OP_TYPE, MATMUL_OP_TYPES
 from onnxpq.runtime import activations
 
 ROWS: Final = 256
@@ -46,8 +46,7 @@ def worst(compressed: str | PathLike[str], data: Dataset, libraries: runtime.Lib
     """
     model = files.load(compressed)
     # The others are functions in any case.
-    kernels = (*MATMUL_OP_TYPES, LOOKUP_OP_TYPE)
-    nodes = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in kernels]
+    nodes = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in KERNEL_OP_TYPES]
     gaps = [Gap(node_label(node), _relative(model, node, data, libraries)) for node in nodes]
     return max(gaps, key=lambda gap: gap.relative, default=None)
 

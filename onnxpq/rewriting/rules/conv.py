@@ -13,7 +13,7 @@ from onnxpq.graph import Layer, Skipped
 from onnxpq.operators.body import Stored
 from onnxpq.pq import PQTensor
 from onnxpq.rewriting.rules.base import Context, Editor, Rule
-from onnxpq.rewriting.rules.weights import is_operator, required_input, weight_of
+from onnxpq.rewriting.rules.weights import is_operator, required_input, rows_layer, weight_of
 from onnxpq.support.kinds import CONVOLUTION
 
 LEAST_COLUMNS: Final = 16
@@ -39,18 +39,7 @@ class ConvRule(Rule):
                 f"need {LEAST_COLUMNS} to share a scale."
             )
             return Skipped(context.labels[node], node.op_type, weight.name, reason)
-        return Layer(
-            node=context.labels[node],
-            op_type=node.op_type,
-            weight=weight.name,
-            out_features=weight.shape[0],
-            in_features=columns,
-            weight_is_in_out=False,
-            bias=None,
-            weight_bytes=weight.nbytes,
-            place=context.place(node),
-            kind=CONVOLUTION,
-        )
+        return rows_layer(node, context, weight.name, weight.shape[0], columns, weight.nbytes, kind=CONVOLUTION)
 
     def rewrite(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
         """PQConv in the place of Conv."""

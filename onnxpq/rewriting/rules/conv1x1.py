@@ -3,6 +3,7 @@
 ``X [N, C, *sizes]`` -> (Pad) -> (Slice, for strides) -> Transpose to [N, *sizes, C] -> PQMatMul -> Transpose back.
 """
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from onnxpq.graph import Layer, Skipped
 from onnxpq.pq import PQTensor
 from onnxpq.rewriting.rules.base import Context, Editor, Rule
-from onnxpq.rewriting.rules.weights import constant_bias, is_operator, required_input, weight_of
+from onnxpq.rewriting.rules.weights import constant_bias, is_operator, required_input, rows_layer, weight_of
 
 SLICE_WITH_STEPS_OPSET: Final = 10
 PAD_BY_INPUT_OPSET: Final = 11
@@ -37,17 +38,8 @@ class Conv1x1Rule(Rule):
         if _bias(node) is not None and bias is None:
             reason = "The bias of the 1x1 convolution is not constant: not supported."
             return Skipped(context.labels[node], node.op_type, weight.name, reason)
-        return Layer(
-            node=context.labels[node],
-            op_type=node.op_type,
-            weight=weight.name,
-            out_features=weight.shape[0],
-            in_features=weight.shape[1],
-            weight_is_in_out=False,
-            bias=None if bias is None else bias.source.name,
-            weight_bytes=weight.nbytes,
-            place=context.place(node),
-        )
+        layer = rows_layer(node, context, weight.name, weight.shape[0], weight.shape[1], weight.nbytes)
+        return replace(layer, bias=None if bias is None else bias.source.name)
 
     def rewrite(self, node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:
         """[Pad ->] [Slice ->] Transpose -> PQMatMul -> Transpose."""

@@ -17,6 +17,7 @@ from onnxpq.pq import PQTensor
 from onnxpq.rewriting.rules.context import Context
 from onnxpq.rewriting.rules.conv import LEAST_COLUMNS
 from onnxpq.rewriting.rules.editor import Editor
+from onnxpq.rewriting.rules.weights import rows_layer
 from onnxpq.support.kinds import CONVOLUTION, OTHER, RECURRENT
 
 _KINDS: Final = {"LSTM": RECURRENT, "GRU": RECURRENT, "RNN": RECURRENT, "ConvTranspose": CONVOLUTION}
@@ -40,18 +41,7 @@ def stored_weights(node: ir.Node, context: Context) -> Iterator[Layer]:
         if columns < LEAST_COLUMNS or 0 in shape:
             continue
         seen.add(value.name or "")
-        yield Layer(
-            node=context.labels[node],
-            op_type=node.op_type,
-            weight=value.name or "",
-            out_features=prod(shape) // columns,
-            in_features=columns,
-            weight_is_in_out=False,
-            bias=None,
-            weight_bytes=tensor.nbytes,
-            place=context.place(node),
-            kind=kind,
-        )
+        yield rows_layer(node, context, value.name or "", prod(shape) // columns, columns, tensor.nbytes, kind=kind)
 
 
 def store(node: ir.Node, layer: Layer, tensor: PQTensor, context: Context, editor: Editor) -> None:

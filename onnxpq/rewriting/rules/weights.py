@@ -1,6 +1,6 @@
 """Which constants can be a compressed weight or its bias: the questions that all rules ask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Final
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxpq.errors import ModelError
 from onnxpq.graph import FLOATS, Layer, Skipped, element_type, is_standard, matrix_base, shape_of
 from onnxpq.rewriting.rules.context import Context, Origin
+from onnxpq.support.kinds import FULLY_CONNECTED
 
 _DEQUANTIZERS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 
@@ -133,16 +134,35 @@ def matrix_layer(node: ir.Node, context: Context, weight: Weight, *, is_in_out: 
     """
     *stack, rows, columns = weight.shape
     out_features, in_features = (columns, rows) if is_in_out else (rows, columns)
+    layer = rows_layer(node, context, weight.name, prod(stack) * out_features, in_features, weight.nbytes)
+    return replace(layer, weight_is_in_out=is_in_out != weight.is_transposed, bias=bias)
+
+
+def rows_layer(
+    node: ir.Node, context: Context, weight: str, rows: int, columns: int, nbytes: int, *, kind: str = FULLY_CONNECTED
+) -> Layer:
+    """The layer of a node whose constant has its rows, the outputs, along the first axes.
+
+    Args:
+        node: the node.
+        context: of the model.
+        weight: name of the constant.
+        rows: `out`.
+        columns: `in`.
+        nbytes: of the constant in the model's type.
+        kind: of the weight (`onnxpq.support.kinds`).
+    """
     return Layer(
         node=context.labels[node],
         op_type=node.op_type,
-        weight=weight.name,
-        out_features=prod(stack) * out_features,
-        in_features=in_features,
-        weight_is_in_out=is_in_out != weight.is_transposed,
-        bias=bias,
-        weight_bytes=weight.nbytes,
+        weight=weight,
+        out_features=rows,
+        in_features=columns,
+        weight_is_in_out=False,
+        bias=None,
+        weight_bytes=nbytes,
         place=context.place(node),
+        kind=kind,
     )
 
 
